@@ -1,0 +1,38 @@
+"""What the images of a data set are: their shape, their levels, and the scale on which networks see them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ImageSpec(NamedTuple):
+    """The images that a model is for. `levels` is the number L of values that a channel of a pixel can take."""
+
+    channels: int
+    height: int
+    width: int
+    levels: int = 256  # 256 for 8 bit, 17 for the digit scans, 2 for binary images
+    classes: int = 0  # 0: the images have no labels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return self.channels, self.height, self.width
+
+    @property
+    def dimensions(self) -> int:
+        """D, the number of values in an image: what bits per dimension are divided by."""
+        return self.channels * self.height * self.width
+
+    def scaled(self, levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Levels v in 0..L-1 to x = 2 (v + 1/2) / L - 1 in (-1, 1); but x = -1, +1 where L = 2. Any shape."""
+        v = levels.to(dtype)
+        return 2 * v - 1 if self.levels == 2 else (2 * v + 1) / self.levels - 1
+
+    def nearest_level(self, x: Tensor) -> Tensor:
+        """The inverse of `scaled`, rounded to the nearest level and clamped: uint8, any shape."""
+        v = (x + 1) / 2 if self.levels == 2 else ((x + 1) * self.levels - 1) / 2
+        return v.round().clamp(0, self.levels - 1).to(torch.uint8)
