@@ -1,0 +1,1 @@
+"""What a person runs or submits; the only folder that puts the others together."""
