@@ -170,7 +170,7 @@ class Storage:
                 plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
                 client = CLIENT | ({"allow_http": True} if plain or self.url.startswith("http://") else {})
                 with self._told(""):
-                    self._opened = from_url(self.url, client_options=client, retry_config=RETRIES)  # type: ignore[arg-type]
+                    self._opened = from_url(self.url, client_options=client, retry_config=RETRIES)  # type: ignore[call-overload]
         return self._opened
 
     @contextlib.contextmanager

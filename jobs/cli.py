@@ -1,4 +1,4 @@
-"""The door of every command: errors that a person can mend are one line, everything else is a bug with its traceback."""
+"""The door of every command: what a person can mend is one line, everything else is a bug with its traceback."""
 
 from __future__ import annotations
 

@@ -36,3 +36,11 @@ class ImageSpec(NamedTuple):
         """The inverse of `scaled`, rounded to the nearest level and clamped: uint8, any shape."""
         v = (x + 1) / 2 if self.levels == 2 else ((x + 1) * self.levels - 1) / 2
         return v.round().clamp(0, self.levels - 1).to(torch.uint8)
+
+    def cell_centre(self, levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The centre 2 (v + 1/2) / L - 1 of a level's cell of width 2 / L, for any L. Any shape."""
+        return (2 * levels.to(dtype) + 1) / self.levels - 1
+
+    def nearest_cell(self, x: Tensor) -> Tensor:
+        """The level in whose cell x lies: uint8, any shape."""
+        return ((x + 1) * self.levels / 2).floor().clamp(0, self.levels - 1).to(torch.uint8)

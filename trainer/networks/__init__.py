@@ -1,0 +1,12 @@
+"""Encoders and decoders, one file each; the configuration chooses by `kind`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from trainer.networks.conv import ConvConfig
+from trainer.networks.mlp import MlpConfig
+
+NetworkConfig = Annotated[MlpConfig | ConvConfig, Field(discriminator="kind")]
+
+__all__ = ["ConvConfig", "MlpConfig", "NetworkConfig"]

@@ -1,0 +1,1 @@
+"""The unified trainer: torch and accelerate. Never imports ray, webdataset or our datasets/."""

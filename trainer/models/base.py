@@ -1,0 +1,38 @@
+"""The interface that the loop, evaluation and sampling know."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from trainer.elbo import Elbo
+from trainer.images import ImageSpec
+from trainer.noise import Noise
+
+Condition = dict[str, Tensor] | None  # {"label": int64 [B]}, later captions
+
+
+class Model(nn.Module):
+    """A model that maximises an evidence lower bound.
+
+    `forward` is the one entry in training, so that DDP and FSDP see every parameter. Nothing in it may depend on how
+    the batch is split (no BatchNorm).
+    """
+
+    spec: ImageSpec
+    is_density = False  # True: the bound is that of a density, in nats, and never bits per dimension
+
+    def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
+        """The bound of `images` (uint8 levels [B, C, H, W]); `progress` is the number of images seen, a scalar."""
+        raise NotImplementedError
+
+    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0) -> Tensor:
+        """New images, uint8 levels [B, C, H, W], one for each position of `noise`."""
+        raise NotImplementedError
+
+    def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
+        """What the decoder makes of the images' own latents, uint8 levels [B, C, H, W]."""
+        raise NotImplementedError
+
+    def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
+        """[B, k] nats: log p(x, z) - log q(z | x) for k draws of z (Burda et al. 2016, equation 8)."""
+        raise NotImplementedError

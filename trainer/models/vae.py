@@ -1,0 +1,82 @@
+"""The variational autoencoder (Kingma and Welling 2014; source text, equations 16-21)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from trainer.config import Config
+from trainer.elbo import Elbo
+from trainer.images import ImageSpec
+from trainer.likelihoods import LikelihoodConfig
+from trainer.likelihoods.discretised import DiscretisedLogisticConfig
+from trainer.models.base import Condition, Model
+from trainer.networks import MlpConfig, NetworkConfig
+from trainer.noise import Noise
+from trainer.normal import Normal, bounded
+
+
+class VaeConfig(Config):
+    """One layer of latents under a standard normal prior."""
+
+    kind: Literal["vae"]
+    latent: PositiveInt = 32
+    """Dimensions of z."""
+    encoder: NetworkConfig = MlpConfig()
+    decoder: NetworkConfig = MlpConfig()
+    likelihood: LikelihoodConfig = DiscretisedLogisticConfig()
+    kl_warmup: NonNegativeInt = 0
+    """Images over which the weight of the rate in the objective rises from 0 to 1; the bound reported has weight 1."""
+
+    def build(self, spec: ImageSpec) -> Vae:
+        return Vae(self, spec)
+
+
+class Vae(Model):
+    """q(z | x) = N(m(x), s(x)^2 I), p(z) = N(0, I), p(x | z) any likelihood."""
+
+    def __init__(self, config: VaeConfig, spec: ImageSpec):
+        super().__init__()
+        self.spec, self.latent, self.kl_warmup = spec, config.latent, config.kl_warmup
+        self.likelihood = config.likelihood.build(spec)
+        self.is_density = self.likelihood.is_density
+        self.encoder = config.encoder.encoder(spec, 2 * config.latent)
+        self.decoder = config.decoder.decoder(spec, config.latent, self.likelihood.outputs_per_channel * spec.channels)
+
+    def encode(self, images: Tensor, noise: Noise) -> Normal:
+        """q(z | x) (equation 19)."""
+        mean, log_scale = self.encoder(self.spec.scaled(images, noise.dtype)).to(noise.dtype).chunk(2, dim=1)
+        return Normal(mean, bounded(log_scale))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The parameters of p(x | z), in the type of z whatever the networks compute in."""
+        return self.decoder(z).to(z.dtype)
+
+    def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
+        q = self.encode(images, noise)
+        z = q.sample(noise.normal("z1", (self.latent,)))  # (21)
+        distortion = -self.likelihood.log_prob(self.decode(z), images)  # [B]
+        rate = q.kl(Normal.standard(q.mean))  # [B]  (18)
+        objective = None
+        if self.kl_warmup:
+            objective = distortion + (progress / self.kl_warmup).clamp(max=1).to(rate.dtype) * rate
+        return Elbo(distortion, {"z1": rate}, objective)
+
+    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0) -> Tensor:
+        return self.likelihood.mean(self.decode(temperature * noise.normal("z1", (self.latent,))))
+
+    def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
+        q = self.encode(images, noise)
+        return self.likelihood.mean(self.decode(q.sample(noise.normal("z1", (self.latent,)))))
+
+    def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
+        q = self.encode(images, noise)
+        p = Normal.standard(q.mean)
+        weights = []
+        for draw in range(k):
+            z = q.sample(noise.with_draw(draw, k).normal("z1", (self.latent,)))
+            weights.append(self.likelihood.log_prob(self.decode(z), images) + p.log_prob(z) - q.log_prob(z))
+        return torch.stack(weights, dim=1)

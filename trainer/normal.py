@@ -1,0 +1,44 @@
+"""The diagonal normal distribution of the latents."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Normal:
+    """N(mean, exp(log_scale)^2), diagonal. Both [B, ...], of one shape; sums run over all but the first dimension."""
+
+    def __init__(self, mean: Tensor, log_scale: Tensor):
+        self.mean, self.log_scale = mean, log_scale
+
+    @classmethod
+    def standard(cls, like: Tensor) -> Normal:
+        """N(0, I) of the shape, device and type of `like` (equation 20)."""
+        return cls(torch.zeros_like(like), torch.zeros_like(like))
+
+    def sample(self, eps: Tensor) -> Tensor:
+        """z = mean + scale * eps (equation 21; Kingma and Welling 2014), eps ~ N(0, I) of the same shape."""
+        return self.mean + torch.exp(self.log_scale) * eps
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """[B] nats: log density of z."""
+        squares = ((z - self.mean) * torch.exp(-self.log_scale)) ** 2
+        return -(0.5 * squares + self.log_scale + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def kl_elements(self, p: Normal) -> Tensor:
+        """KL(self || p) of every element, [B, ...] nats."""
+        ratio = self.log_scale - p.log_scale
+        shift = (self.mean - p.mean) * torch.exp(-p.log_scale)
+        return 0.5 * (torch.exp(2 * ratio) + shift**2 - 1) - ratio
+
+    def kl(self, p: Normal) -> Tensor:
+        """[B] nats: KL(self || p); for p = N(0, I) it is -1/2 sum(1 + log s^2 - m^2 - s^2) (equation 18)."""
+        return self.kl_elements(p).flatten(1).sum(1)
+
+
+def bounded(log_scale: Tensor, limit: float = 5.0) -> Tensor:
+    """A log-scale kept smoothly inside (-limit, limit), so that no exponential overflows (NVAE, Vahdat 2020)."""
+    return limit * torch.tanh(log_scale / limit)
