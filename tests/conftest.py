@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 
 import pytest
 
+from tests.testbed.processes import REPOSITORY
 from tests.testbed.s3 import S3Server
 
-_FOREIGN = re.compile(r"(AWS|WANDB|RAY|GOOGLE|AZURE)_|(HTTPS?|ALL)_PROXY$", re.IGNORECASE)
+# What would let a developer's own accounts, clusters or proxies take part in a test.
+_PERSONAL = re.compile(r"(AWS|AZURE|GOOGLE|RAY|WANDB)_|(HTTPS?|ALL)_PROXY$", re.IGNORECASE)
+
+# Sums of one thread are the same sums every time. Set before torch is imported; children inherit it.
+os.environ.update(
+    OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", NO_PROXY="127.0.0.1,localhost", no_proxy="127.0.0.1,localhost"
+)
+
+
+def _personal(environment: MutableMapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if _PERSONAL.match(name)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobodys_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No credentials, addresses or settings of the person who runs the tests, nor keys from the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _personal(os.environ):
+            patch.delenv(name)
+        patch.setenv("NETRC", os.devnull)  # where wandb looks for a key
+        patch.setenv("WANDB_CONFIG_DIR", str(tmp_path_factory.mktemp("wandb-settings")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nobodys_test(nobodys_session: None) -> Iterator[None]:
+    """Variables of accounts and clusters that a test sets end with that test."""
+    before = _personal(os.environ)
+    yield
+    for name in _personal(os.environ).keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of published data sets beside the repository (idx and CIFAR-10 files); skips where it is absent."""
+    folder = (REPOSITORY / ".." / "shared" / "data").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"{folder}: the published data sets are not on this machine")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""The real parts that tests run against: an S3 server, a W&B server, a proxy that fails on purpose, jobs in processes."""
+"""The real parts that tests run against: S3 and W&B servers, a proxy that fails on purpose, jobs in processes."""

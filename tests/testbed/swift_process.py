@@ -36,4 +36,7 @@ def serve(folder: str, role: str) -> int:
 if __name__ == "__main__":
     leave_with_parent()
     folder, role, *rest = sys.argv[1:]
-    sys.exit(write_rings(folder, [int(port) for port in rest]) if role == "rings" else serve(folder, role))
+    if role == "rings":
+        write_rings(folder, [int(port) for port in rest])
+    else:
+        sys.exit(serve(folder, role))
