@@ -1,0 +1,150 @@
+"""From the bytes of a member to an image or a label, by an allow-list of formats: nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from datasets.errors import DataError
+
+Pixels = NDArray[np.uint8]
+
+IMAGE_FORMATS = {"png": ["PNG"], "jpg": ["JPEG"], "jpeg": ["JPEG"], "webp": ["WEBP"], "npy": []}
+LABEL = "cls"
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_LARGEST_HEADER = 1 << 12  # bytes of an .npy header
+MAX_PIXELS = 1 << 26  # of one image: 8192 x 8192, against decompression bombs
+
+
+class Format(NamedTuple):
+    """What every image of a set is: its shape, its number of levels L (values 0..L-1) and of classes (0: no labels)."""
+
+    channels: int
+    height: int
+    width: int
+    levels: int = 256
+    classes: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels), as images are decoded."""
+        return self.height, self.width, self.channels
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one decoded image."""
+        return self.channels * self.height * self.width
+
+
+def decode_image(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
+    """The image, uint8 [H, W, C], with values below `format.levels`.
+
+    Raises `DataError` (a line without the place, which the caller knows) if it is not an image of the format.
+    """
+    image = _decode_npy(data) if extension == "npy" else _decode_picture(data, extension, format)
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.shape != format.shape:
+        raise DataError(f"the image is {describe(*image.shape)}, not {describe(*format.shape)}")
+    if format.levels < 256 and image.max() >= format.levels:
+        raise DataError(f"a pixel has the value {image.max()}; with {format.levels} levels it must be below that")
+    return image
+
+
+def image_size(data: bytes | memoryview, extension: str) -> tuple[int, int, int]:
+    """(height, width, channels) of an image from its header alone. Raises `DataError`."""
+    if extension == "npy":
+        shape = _npy_header(io.BytesIO(data))[0]
+        if len(shape) not in (2, 3):
+            raise DataError(f"the array has {len(shape)} axes, not [height, width] or [height, width, channels]")
+        return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
+    with _told(), _open(data, extension) as picture:
+        return picture.height, picture.width, 1 if picture.mode in ("1", "L", "I;16") else 3
+
+
+def decode_label(data: bytes | memoryview, classes: int | None = None) -> int:
+    """The class of an image from the ASCII digits of a .cls member, below `classes` if told. Raises `DataError`."""
+    text = bytes(data[:32]).strip()
+    if not text.isdigit() or len(text) > 18:
+        raise DataError(f"the label {text.decode('ascii', 'replace')!r} is not a whole number")
+    label = int(text)
+    if classes is not None and label >= classes:
+        raise DataError(f"the label {label} is outside the {classes} classes 0..{classes - 1}")
+    return label
+
+
+def describe(height: int, width: int, channels: int = 1, *more: int) -> str:
+    """A shape in words."""
+    return f"{width} x {height} with {channels} channel{'s' * (channels != 1)}"
+
+
+def _decode_picture(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
+    with _told(), _open(data, extension) as picture:
+        if picture.size != (format.width, format.height):  # before a pixel is decoded
+            raise DataError(
+                f"the image is {picture.width} x {picture.height}, not {format.width} x {format.height} (width x height)"
+            )
+        if picture.mode == "1" and format.levels == 2:
+            return np.asarray(picture).astype(np.uint8)
+        if picture.mode != _MODES[format.channels]:
+            picture = _converted(picture, format)
+        return np.asarray(picture)
+
+
+def _converted(picture: Image.Image, format: Format) -> Image.Image:
+    """The picture with the format's channels, where nothing is lost by that."""
+    grey = picture.mode in ("1", "L")
+    if format.channels == 1 and not grey:
+        raise DataError(f"the image is in colour ({picture.mode}), but the set is grey: 1 channel")
+    if format.levels < 256 and picture.mode != "L":
+        raise DataError(f"the image is {picture.mode}; levels below 256 are stored as grey PNG values")
+    return picture.convert(_MODES[format.channels])
+
+
+def _open(data: bytes | memoryview, extension: str) -> Image.Image:
+    try:
+        formats = IMAGE_FORMATS[extension]
+    except KeyError:
+        raise DataError(f"{extension!r} is no image format; known are {', '.join(IMAGE_FORMATS)}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is ours
+        picture = Image.open(io.BytesIO(data), formats=formats)
+    if picture.width * picture.height > MAX_PIXELS:
+        raise DataError(f"the image is {picture.width} x {picture.height}; more than {MAX_PIXELS} pixels are refused")
+    return picture
+
+
+class _told:
+    """Turns whatever a decoder raises on hostile bytes into a `DataError`."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, DataError):
+            reason = " ".join(str(error).split()).replace("<_io.BytesIO object", "<bytes")[:120]
+            raise DataError(f"the image does not decode ({reason or type(error).__name__})") from error
+
+
+def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
+    with _told():
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise DataError(f"the array is of .npy version {version}, not 1.0")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_LARGEST_HEADER)
+    return shape, dtype
+
+
+def _decode_npy(data: bytes | memoryview) -> Pixels:
+    stream = io.BytesIO(data)
+    shape, dtype = _npy_header(stream)
+    if dtype != np.uint8 or len(shape) not in (2, 3):
+        raise DataError(f"the array is {dtype} with shape {shape}, not uint8 [height, width, channels]")
+    stream.seek(0)
+    with _told():
+        return np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_LARGEST_HEADER)
