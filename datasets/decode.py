@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import warnings
+import math
+import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -86,9 +89,7 @@ def describe(height: int, width: int, channels: int = 1, *more: int) -> str:
 def _decode_picture(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
     with _told(), _open(data, extension) as picture:
         if picture.size != (format.width, format.height):  # before a pixel is decoded
-            raise DataError(
-                f"the image is {picture.width} x {picture.height}, not {format.width} x {format.height} (width x height)"
-            )
+            raise DataError(f"the image is {picture.width} x {picture.height}, not {format.width} x {format.height}")
         if picture.mode == "1" and format.levels == 2:
             return np.asarray(picture).astype(np.uint8)
         if picture.mode != _MODES[format.channels]:
@@ -111,24 +112,22 @@ def _open(data: bytes | memoryview, extension: str) -> Image.Image:
         formats = IMAGE_FORMATS[extension]
     except KeyError:
         raise DataError(f"{extension!r} is no image format; known are {', '.join(IMAGE_FORMATS)}") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is ours
-        picture = Image.open(io.BytesIO(data), formats=formats)
+    picture = Image.open(io.BytesIO(data), formats=formats)
     if picture.width * picture.height > MAX_PIXELS:
         raise DataError(f"the image is {picture.width} x {picture.height}; more than {MAX_PIXELS} pixels are refused")
     return picture
 
 
-class _told:
-    """Turns whatever a decoder raises on hostile bytes into a `DataError`."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError):
-            reason = " ".join(str(error).split()).replace("<_io.BytesIO object", "<bytes")[:120]
-            raise DataError(f"the image does not decode ({reason or type(error).__name__})") from error
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Turn whatever a decoder raises on hostile bytes into a `DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = re.sub(r"\s+|<.*>", " ", str(error)).strip()[:120]
+        raise DataError(f"the image does not decode ({reason or type(error).__name__})") from error
 
 
 def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
@@ -145,6 +144,8 @@ def _decode_npy(data: bytes | memoryview) -> Pixels:
     shape, dtype = _npy_header(stream)
     if dtype != np.uint8 or len(shape) not in (2, 3):
         raise DataError(f"the array is {dtype} with shape {shape}, not uint8 [height, width, channels]")
+    if math.prod(shape) != len(data) - stream.tell():  # before memory is taken for it
+        raise DataError(f"the array of shape {shape} has {len(data) - stream.tell()} bytes")
     stream.seek(0)
     with _told():
         return np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_LARGEST_HEADER)

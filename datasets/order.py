@@ -28,7 +28,7 @@ class Located(NamedTuple):
 
     epoch: Integers
     shard: Integers
-    index: Integers  # in the shard
+    index: Integers  # type: ignore[assignment]  # in the shard
 
 
 class Places(NamedTuple):
