@@ -9,7 +9,7 @@ from trainer.noise import Noise
 
 
 class Likelihood(nn.Module):
-    """p(x | output): `output` is what the decoder gives, [B, outputs_per_channel * C, H, W] in float32."""
+    """p(x | output): `output` is what the decoder gives, [B, outputs, H, W] in float32."""
 
     outputs_per_channel: int
     is_density = False  # a density over x in [-1, 1]^D, not a probability of levels: never bits per dimension
@@ -17,6 +17,11 @@ class Likelihood(nn.Module):
     def __init__(self, spec: ImageSpec):
         super().__init__()
         self.spec = spec
+
+    @property
+    def outputs(self) -> int:
+        """Channels of what the decoder gives."""
+        return self.outputs_per_channel * self.spec.channels
 
     def log_prob(self, output: Tensor, levels: Tensor) -> Tensor:
         """[B] nats: log p(levels | output), levels uint8 [B, C, H, W]."""

@@ -1,9 +1,13 @@
 """Models, one file each; the configuration chooses by `kind`."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from trainer.models.base import Condition, Model
+from trainer.models.hvae import HvaeConfig
 from trainer.models.vae import VaeConfig
 
-# With more than one model: Annotated[VaeConfig | ..., Field(discriminator="kind")]
-ModelConfig = VaeConfig
+ModelConfig = Annotated[VaeConfig | HvaeConfig, Field(discriminator="kind")]
 
-__all__ = ["Condition", "Model", "ModelConfig", "VaeConfig"]
+__all__ = ["Condition", "HvaeConfig", "Model", "ModelConfig", "VaeConfig"]

@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
-from trainer.config import Config
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
 from trainer.models.base import Condition, Model
+from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
 from trainer.noise import Noise
 from trainer.normal import Normal, bounded
 
 
-class VaeConfig(Config):
+class VaeConfig(WeightedRates):
     """One layer of latents under a standard normal prior."""
 
     kind: Literal["vae"]
@@ -28,8 +28,6 @@ class VaeConfig(Config):
     encoder: NetworkConfig = MlpConfig()
     decoder: NetworkConfig = MlpConfig()
     likelihood: LikelihoodConfig = DiscretisedLogisticConfig()
-    kl_warmup: NonNegativeInt = 0
-    """Images over which the weight of the rate in the objective rises from 0 to 1; the bound reported has weight 1."""
 
     def build(self, spec: ImageSpec) -> Vae:
         return Vae(self, spec)
@@ -40,11 +38,11 @@ class Vae(Model):
 
     def __init__(self, config: VaeConfig, spec: ImageSpec):
         super().__init__()
-        self.spec, self.latent, self.kl_warmup = spec, config.latent, config.kl_warmup
+        self.spec, self.config, self.latent = spec, config, config.latent
         self.likelihood = config.likelihood.build(spec)
         self.is_density = self.likelihood.is_density
         self.encoder = config.encoder.encoder(spec, 2 * config.latent)
-        self.decoder = config.decoder.decoder(spec, config.latent, self.likelihood.outputs_per_channel * spec.channels)
+        self.decoder = config.decoder.decoder(spec, config.latent, self.likelihood.outputs)
 
     def encode(self, images: Tensor, noise: Noise) -> Normal:
         """q(z | x) (equation 19)."""
@@ -59,11 +57,8 @@ class Vae(Model):
         q = self.encode(images, noise)
         z = q.sample(noise.normal("z1", (self.latent,)))  # (21)
         distortion = -self.likelihood.log_prob(self.decode(z), images)  # [B]
-        rate = q.kl(Normal.standard(q.mean))  # [B]  (18)
-        objective = None
-        if self.kl_warmup:
-            objective = distortion + (progress / self.kl_warmup).clamp(max=1).to(rate.dtype) * rate
-        return Elbo(distortion, {"z1": rate}, objective)
+        rates = {"z1": q.kl(Normal.standard(q.mean))}  # [B]  (18)
+        return Elbo(distortion, rates, self.config.objective(distortion, rates, progress))
 
     def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0) -> Tensor:
         return self.likelihood.mean(self.decode(temperature * noise.normal("z1", (self.latent,))))

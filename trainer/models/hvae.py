@@ -1,0 +1,135 @@
+"""The Markovian hierarchical variational autoencoder (source text, equations 22 and 23; Luo 2022, section 2.3)."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Len
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from trainer.elbo import Elbo
+from trainer.images import ImageSpec
+from trainer.likelihoods import LikelihoodConfig
+from trainer.likelihoods.discretised import DiscretisedLogisticConfig
+from trainer.models.base import Condition, Model
+from trainer.models.hierarchy import held
+from trainer.models.rates import WeightedRates
+from trainer.networks import MlpConfig, NetworkConfig
+from trainer.networks.mlp import Activation, mlp
+from trainer.noise import Noise
+from trainer.normal import Normal, bounded
+
+
+class HvaeConfig(WeightedRates):
+    """T layers of latents, each a normal distribution given the one next to it."""
+
+    kind: Literal["hvae"]
+    latents: Annotated[tuple[PositiveInt, ...], Len(1)] = (64, 32)
+    """Dimensions of z_1 .. z_T, from the image up; their number is T."""
+    encoder: NetworkConfig = MlpConfig()
+    """Of q(z_1 | x)."""
+    decoder: NetworkConfig = MlpConfig()
+    """Of p(x | z_1)."""
+    hidden: tuple[PositiveInt, ...] = (256, 256)
+    """Hidden widths of q(z_t | z_t-1) and p(z_t-1 | z_t), beside which a linear map runs; none is that map alone."""
+    activation: Activation = "silu"
+    """Of the networks between latents."""
+    likelihood: LikelihoodConfig = DiscretisedLogisticConfig()
+
+    def build(self, spec: ImageSpec) -> Hvae:
+        return Hvae(self, spec)
+
+
+class Hvae(Model):
+    """q(z_1 | x) prod_t q(z_t | z_t-1) and p(z_T) prod_t p(z_t-1 | z_t) p(x | z_1), with p(z_T) = N(0, I)."""
+
+    def __init__(self, config: HvaeConfig, spec: ImageSpec):
+        super().__init__()
+        self.spec, self.config, self.latents = spec, config, config.latents
+        self.likelihood = config.likelihood.build(spec)
+        self.is_density = self.likelihood.is_density
+        self.encoder = config.encoder.encoder(spec, 2 * self.latents[0])
+        self.decoder = config.decoder.decoder(spec, self.latents[0], self.likelihood.outputs)
+        pairs = list(itertools.pairwise(self.latents))
+        self.up = nn.ModuleList(Transition(low, high, config) for low, high in pairs)  # [t - 2] is q(z_t | z_t-1)
+        self.down = nn.ModuleList(Transition(high, low, config) for low, high in pairs)  # [t - 2] is p(z_t-1 | z_t)
+
+    def encode(self, images: Tensor, noise: Noise) -> tuple[list[Normal], list[Tensor]]:
+        """The factors of q and a draw of z_1 .. z_T from them (equation 22)."""
+        mean, log_scale = self.encoder(self.spec.scaled(images, noise.dtype)).to(noise.dtype).chunk(2, dim=1)
+        q = [Normal(mean, bounded(log_scale))]
+        z = [q[0].sample(self._eps(noise, 1))]
+        for level, up in enumerate(self.up, start=2):
+            q.append(up(z[-1]))
+            z.append(q[-1].sample(self._eps(noise, level)))
+        return q, z
+
+    def priors(self, z: list[Tensor]) -> list[Normal]:
+        """p(z_1 | z_2) .. p(z_T-1 | z_T), p(z_T) (equation 23)."""
+        return [*(down(above) for down, above in zip(self.down, z[1:], strict=True)), Normal.standard(z[-1])]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The parameters of p(x | z_1), in the type of z whatever the networks compute in."""
+        return self.decoder(z).to(z.dtype)
+
+    def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
+        q, z = self.encode(images, noise)
+        p = self.priors(z)
+        distortion = -self.likelihood.log_prob(self.decode(z[0]), images)  # [B]
+        # p(z_t | z_t+1) depends on z_t's own child, so its term has no closed form: log-ratios of the draws [B]
+        rates = {f"z{t}": q[t - 1].log_prob(z[t - 1]) - p[t - 1].log_prob(z[t - 1]) for t in range(1, len(z))}
+        rates[f"z{len(z)}"] = q[-1].kl(p[-1])  # [B] closed
+        return Elbo(distortion, rates, self.config.objective(distortion, rates, progress))
+
+    def sample(
+        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, shared_levels: int = 0
+    ) -> Tensor:
+        """New images; the upper `shared_levels` levels are the same for all, those of position 0."""
+        z = temperature * self._eps(held(noise, shared_levels > 0), len(self.latents))
+        for level in range(len(self.latents) - 1, 0, -1):
+            shared = len(self.latents) - level < shared_levels
+            z = self.down[level - 1](z).sample(temperature * self._eps(held(noise, shared), level))
+        return self.likelihood.mean(self.decode(z))
+
+    def reconstruct(self, images: Tensor, condition: Condition, noise: Noise, levels: int | None = None) -> Tensor:
+        """What the decoder makes of the images' own latents; of the upper `levels` alone (1 .. T) if given.
+
+        The levels below are then the means of p: what the upper ones have decided.
+        """
+        lowest = 0 if levels is None else len(self.latents) - levels
+        z = self.encode(images, noise)[1][lowest]
+        for down in self.down[:lowest][::-1]:
+            z = down(z).mean
+        return self.likelihood.mean(self.decode(z))
+
+    def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
+        weights = []
+        for draw in range(k):
+            q, z = self.encode(images, noise.with_draw(draw, k))
+            weight = self.likelihood.log_prob(self.decode(z[0]), images)
+            for q_t, p_t, z_t in zip(q, self.priors(z), z, strict=True):
+                weight = weight + p_t.log_prob(z_t) - q_t.log_prob(z_t)
+            weights.append(weight)
+        return torch.stack(weights, dim=1)
+
+    def _eps(self, noise: Noise, level: int) -> Tensor:
+        return noise.normal(f"z{level}", (self.latents[level - 1],))
+
+
+class Transition(nn.Module):
+    """A normal distribution given a neighbouring latent: [B, inputs] to N(mean, scale^2) of [B, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int, config: HvaeConfig):
+        super().__init__()
+        self.linear = nn.Linear(inputs, 2 * outputs)
+        self.residual = mlp([inputs, *config.hidden, 2 * outputs], config.activation) if config.hidden else None
+
+    def forward(self, z: Tensor) -> Normal:
+        out = self.linear(z)
+        if self.residual is not None:
+            out = out + self.residual(z)
+        mean, log_scale = out.to(z.dtype).chunk(2, dim=1)
+        return Normal(mean, bounded(log_scale))

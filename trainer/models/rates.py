@@ -1,0 +1,48 @@
+"""What to descend in place of the bound while a model learns to use its latents.
+
+The bound that is reported stays the honest one; everything here is a function of one image's own rates, so that it
+does not matter how a batch is split.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt
+from torch import Tensor
+
+from trainer.config import Config
+
+
+class WeightedRates(Config):
+    """The part of a model's configuration that weighs its rates in the objective."""
+
+    kl_warmup: NonNegativeInt = 0
+    """Images over which the weight of the rates in the objective rises from 0 to 1; the bound reported has weight 1."""
+    free_bits: NonNegativeFloat = 0.0
+    """Nats an image that each level may spend at no cost in the objective (Kingma et al. 2016, IAF, section 5)."""
+
+    def objective(self, distortion: Tensor, rates: dict[str, Tensor], progress: Tensor) -> Tensor | None:
+        """[B] nats, or None where the bound itself is descended; `progress` is the number of images seen."""
+        if not self.kl_warmup and not self.free_bits:
+            return None
+        spent = torch.stack(list(rates.values()), dim=1)  # [B, T]
+        return distortion + self.warmth(progress, spent) * self.charged(spent).sum(dim=1)
+
+    def charged(self, rates: Tensor) -> Tensor:
+        """The rates [B, T] with what is free left without a gradient."""
+        return rates.clamp(min=self.free_bits) if self.free_bits else rates
+
+    def warmth(self, progress: Tensor, like: Tensor) -> Tensor | float:
+        """The weight of the rates, from 0 to 1, of the type of `like` (Sonderby et al. 2016, ladder VAE)."""
+        return (progress / self.kl_warmup).clamp(max=1).to(like.dtype) if self.kl_warmup else 1.0
+
+
+def balance(rates: Tensor, sizes: Tensor) -> Tensor:
+    """[B, T]: weights of mean 1 over the levels that push them to spend alike for every latent dimension.
+
+    A level that spends more than others for its size (`sizes` [T], latent dimensions) weighs more. No gradient flows
+    through the weights (Vahdat and Kautz 2020, NVAE, appendix A, with the rates [B, T] of the image itself where the
+    paper averages over the batch).
+    """
+    weights = (rates.detach().clamp(min=0) + 0.01) / sizes
+    return weights / weights.mean(dim=1, keepdim=True)
