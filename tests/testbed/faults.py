@@ -25,17 +25,18 @@ from urllib.parse import urlsplit
 PIECE = 1 << 16  # bytes passed on at a time
 NO_BODY = (204, 304)
 
-Kind = Literal["status", "refuse", "reset", "truncate", "stall", "slow", "corrupt", "cut upload"]
+Kind = Literal["status", "refuse", "reset", "truncate", "stall", "slow", "corrupt", "cut upload", "lose answer"]
 
 
 @dataclass
 class Fault:
     """What happens to the requests that it matches.
 
-    kind: "status" (answered with `status`, the server never asked), "refuse" (reset before any answer), and to the
-    body of the answer "reset" (RST after `after` bytes), "truncate" (FIN after `after` bytes, the announced length left
-    as it was), "stall" (nothing more for `seconds` after `after` bytes, then FIN), "slow" (`rate` bytes/s), "corrupt" (byte
-    `after` flipped); "cut upload" (the request's body is passed on for `after` bytes, then RST).
+    Kinds that spoil the answer: "status" (it is `status`, and the server is never asked), "refuse" (RST before the
+    server is asked), "lose answer" (RST after the server has done what was asked). Those that spoil its body: "reset"
+    (RST after `after` bytes), "truncate" (FIN there, the announced length left as it was), "stall" (nothing more for
+    `seconds`, then FIN), "corrupt" (the byte there is flipped), "slow" (`rate` bytes/s). "cut upload" passes on `after`
+    bytes of the request's own body, then RST.
     """
 
     kind: Kind
@@ -227,6 +228,9 @@ class FaultProxy:
         self, request: _Head, fault: Fault | None, server: asyncio.StreamReader, to_client: asyncio.StreamWriter
     ) -> bool:
         answer = _Head(await server.readuntil(b"\r\n\r\n"))
+        if fault and fault.kind == "lose answer":
+            _reset(to_client)
+            return False
         to_client.write(answer.raw)
         if request.words[0] != "HEAD" and int(answer.words[1]) not in NO_BODY:
             try:

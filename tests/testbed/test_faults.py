@@ -38,10 +38,14 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *_):
+        """Clients that leave are what this is about."""
+
+
 @pytest.fixture(scope="module")
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.handle_error = lambda *_: None  # clients that leave are what this is about
+    with _QuietServer(("127.0.0.1", 0), _Handler) as server:
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -134,6 +138,13 @@ def test_a_cut_upload_does_not_reach_the_server_whole(proxy):
         ask(proxy, "PUT", body=b"x" * 5_000_000)
     assert proxy.received == 50_000
     assert 5_000_000 not in _Handler.uploads
+
+
+def test_a_lost_answer_is_that_of_a_request_that_was_carried_out(proxy):
+    proxy.add(Fault("lose answer"))
+    with pytest.raises(ConnectionError):
+        ask(proxy, "PUT", body=b"x" * 1000)
+    assert _Handler.uploads == [1000]
 
 
 def test_status_is_answered_without_asking_the_server(proxy):
