@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 from trainer.elbo import Elbo
@@ -9,6 +13,13 @@ from trainer.images import ImageSpec
 from trainer.noise import Noise
 
 Condition = dict[str, Tensor] | None  # {"label": int64 [B]}, later captions
+
+
+class Picture(NamedTuple):
+    """Images to be shown as a grid."""
+
+    images: Tensor  # uint8 levels [N, C, H, W]
+    columns: int | None = None  # None: about a square
 
 
 class Model(nn.Module):
@@ -36,3 +47,14 @@ class Model(nn.Module):
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
         """[B, k] nats: log p(x, z) - log q(z | x) for k draws of z (Burda et al. 2016, equation 8)."""
         raise NotImplementedError
+
+    def pictures(self, images: Tensor, condition: Condition, noise: Noise) -> dict[str, Picture]:
+        """What a person should see: samples, one for each position of `noise`, and reconstructions of `images`.
+
+        A model with more to show (levels of a hierarchy, steps of a diffusion) adds to it.
+        """
+        reconstructions = self.reconstruct(images, condition, replace(noise, positions=noise.positions[: len(images)]))
+        return {
+            "samples": Picture(self.sample(noise, None)),
+            "reconstructions": Picture(torch.stack([images, reconstructions], dim=1).flatten(0, 1)),
+        }

@@ -1,0 +1,50 @@
+"""What a person sees of a running job: a progress bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0  # in a log, at most one progress line in so many seconds
+
+
+class Display:
+    """Progress in images, with images/s, the bound and the time left; silent on all ranks but one."""
+
+    def __init__(self, total: int, start: int, shown: bool):
+        self.total, self.start, self.shown = total, start, shown
+        self.began = time.monotonic()
+        self.last_line = self.began - LINE_SECONDS
+        on_terminal = shown and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True, disable=not on_terminal, leave=False)
+
+    def update(self, images: int, figures: str) -> None:
+        """`images` have been seen; `figures` is the text to show beside that."""
+        self.bar.update(images - self.bar.n)
+        self.bar.set_postfix_str(figures)
+        now = time.monotonic()
+        if self.shown and self.bar.disable and now - self.last_line >= LINE_SECONDS:
+            self.last_line = now
+            pace = (images - self.start) / max(now - self.began, 1e-9)
+            left = (self.total - images) / max(pace, 1e-9)
+            print(f"{images:,}/{self.total:,} images  {figures}  {pace:,.0f} images/s  {_clock(left)} left", flush=True)
+
+    def say(self, line: str) -> None:
+        """A line for the log, above the bar."""
+        if self.shown:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

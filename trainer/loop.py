@@ -1,0 +1,202 @@
+"""The training loop: the same for every model, on one process or many.
+
+It knows `Elbo` and nothing else of a model. Progress is counted in images: step k takes the positions [kB, (k+1)B) of
+the global order, B being the global batch, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from trainer.checkpoints import CheckpointConfig, Checkpoints, State
+from trainer.config import Config
+from trainer.device import Precision
+from trainer.display import Display
+from trainer.ema import Ema
+from trainer.evaluation import Evaluation, condition, evaluate
+from trainer.export import FINAL, write_model
+from trainer.guard import Guard, GuardConfig
+from trainer.journal import Row
+from trainer.lineage import Commit
+from trainer.models.base import Model
+from trainer.noise import Noise
+from trainer.optimizer import OptimConfig, adamw, learning_rate, load_optimizer_state, optimizer_state
+from trainer.pictures import draw
+from trainer.ranks import Agreement, on_rank_zero, world_size
+from trainer.sums import Clock, Sums
+from trainer.tracking import Tracker
+
+
+class TrainerConfig(Config):
+    """The loop; every count is in images."""
+
+    images: PositiveInt = 200_000
+    """The budget: training ends when so many images have been seen. May be raised later to extend a finished run."""
+    batch: PositiveInt = 128
+    """The GLOBAL batch, which never changes with the number of ranks."""
+    micro_batch: PositiveInt | None = None
+    """Most images that one rank takes through the model at once; smaller ones accumulate to the global batch."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast on GPU, fp32 on CPU."""
+    compile: bool = False
+    """torch.compile the model."""
+    log_every: PositiveInt = 5_000
+    evaluate_every: PositiveInt = 50_000
+    checkpoint_every: PositiveInt = 50_000
+    pictures: NonNegativeInt = 64
+    """Samples in the picture of an evaluation; half as many reconstructions."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+
+
+@dataclass
+class Job:
+    """All that a training run is made of."""
+
+    model: Model
+    config: TrainerConfig
+    optim: OptimConfig
+    seed: int
+    training: Callable[[int], contextlib.AbstractContextManager[Any]]
+    """Opens this rank's endless batches from an image count on; they have .images, .labels, .positions, .weights."""
+    validation: Callable[[], Iterable[Any]]
+    """This rank's part of the held-out set, as such batches."""
+    checkpoints: Checkpoints
+    description: dict[str, Any]
+    """What rebuilds the model (export.describe)."""
+    fingerprint: dict[str, Any]
+    """What must not change when the run goes on; saved with the state."""
+    check: Callable[[dict[str, Any]], None] = lambda fingerprint: None
+    """Raises if a saved fingerprint is not that of this job."""
+    trackers: tuple[Tracker, ...] = ()
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked once a step, on every rank: whether to commit and leave."""
+    on_commit: Callable[[Commit], None] = lambda commit: None
+    """Told of every commit, on every rank."""
+
+
+class Outcome(NamedTuple):
+    """How a call of `fit` ended."""
+
+    images: int
+    finished: bool  # False: stopped on request, and committed
+    evaluation: Evaluation | None  # of the averaged weights on the held-out set, the last one made
+
+
+def fit(job: Job, accelerator: Accelerator) -> Outcome:
+    """Train until the image budget is used up or a stop is asked for; go on from the run's newest commit."""
+    model, config, device = job.model.to(accelerator.device), job.config, accelerator.device
+    wrapped = accelerator.prepare(model)
+    optimizer, ema, guard = adamw(model, job.optim), Ema(model, job.optim.ema), Guard(config.guard, device)
+    sums, agreement, rows = Sums(device), Agreement(device), list[Row]()
+    images = 0
+
+    def state() -> State:
+        return {
+            "model": model.state_dict(),
+            "ema": ema.state_dict(),
+            "optimizer": optimizer_state(optimizer, model),
+            "progress": {"images": images, "guard": guard.state.tolist(), "sums": sums.state_dict()},
+            "fingerprint": job.fingerprint,
+        }
+
+    if restored := job.checkpoints.begin(lambda saved: job.check(saved["fingerprint"])):
+        model.load_state_dict(restored["model"])
+        ema.load_state_dict(restored["ema"])
+        load_optimizer_state(optimizer, model, restored["optimizer"])
+        images = restored["progress"]["images"]
+        guard.state = torch.tensor(restored["progress"]["guard"], device=device)
+        sums.load_state_dict(restored["progress"]["sums"])
+
+    started, committed, stopping = images, images, False
+    evaluation: Evaluation | None = None
+    seen = torch.tensor(float(images), dtype=torch.float64, device=device)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    with Display(config.images, images, accelerator.is_main_process) as display, job.training(images) as batches:
+        if images:
+            display.say(f"going on after {images:,} images")
+        clock = Clock(images)
+        while images < config.images and not stopping:
+            # ---- one step: the positions [images, images + B) of the order
+            batch = next(batches)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(job.optim, images, config.images)
+            optimizer.zero_grad(set_to_none=True)
+            parts = split(batch, config.micro_batch)
+            for part in parts:
+                # the ranks exchange gradients once a step, in the backward pass of the last part
+                with contextlib.nullcontext() if part is parts[-1] else accelerator.no_sync(wrapped):
+                    noise = Noise(job.seed, "train", part.positions, config.batch)
+                    elbo = wrapped(part.images, condition(model, part.labels), noise, seen)
+                    # DDP takes the mean over the ranks, so their number comes back in; B is always the divisor
+                    loss = world_size() * (part.weights * elbo.descended).sum() / config.batch
+                    accelerator.backward(loss)
+                sums.add(elbo, part.weights)
+            sums.add_norm(guard.step(optimizer, parameters, job.optim.clip))
+            before, images = images, images + config.batch
+            seen += config.batch
+            ema.update(images, config.batch)
+
+            # ---- once in a while
+            stopping = agreement.reached(job.should_stop())
+            row: Row = {}
+            pictures: dict[str, bytes] = {}
+            if due(config.log_every, before, images, config.images):
+                row |= sums.row(model) | clock.row(images, batches.waited)
+                row |= {"train/lr": optimizer.param_groups[0]["lr"], "train/skipped": guard.check()}
+                display.update(images, f"train {row.get('train/bpd', row['train/nats']):.4f}")
+            if due(config.evaluate_every, before, images, config.images):
+                with ema.applied():
+                    evaluation = evaluate(model, job.validation(), accelerator, job.seed)
+                    pictures = draw(model, job.validation, config.pictures, job.seed, accelerator)
+                row |= evaluation.row("validation")
+                display.say(f"{images:,} images: validation {evaluation}, averaged weights")
+            if row:
+                row = {"images": images} | row
+                rows.append(row)
+                for tracker in job.trackers:
+                    tracker.log(row, pictures)
+            if due(config.checkpoint_every, before, images, config.images) or stopping:
+                for tracker in job.trackers:
+                    tracker.commit()
+                job.on_commit(job.checkpoints.save(images, state(), rows))
+                committed, rows = images, []
+            if pictures or committed == images:
+                clock.restart(images, batches.waited)  # the pace shown is that of training
+
+        finished = images >= config.images
+        if finished and images > started:
+            tensors: dict[str, Tensor] = model.state_dict() | ema.state_dict()
+            facts = {"images_seen": images, "weights": "ema", "fingerprint": job.fingerprint}
+            on_rank_zero(lambda: write_model(job.checkpoints.run.folder(FINAL), job.description | facts, tensors))
+    return Outcome(images, finished, evaluation)
+
+
+def due(every: int, before: int, now: int, budget: int) -> bool:
+    """Whether a multiple of `every` images was reached in the step from `before` to `now`, or the end of the budget."""
+    return now // every > before // every or now >= budget
+
+
+class Part(NamedTuple):
+    """A micro-batch."""
+
+    images: Tensor  # uint8 [n, C, H, W]
+    labels: Tensor  # int64 [n]
+    positions: Tensor  # int64 [n]
+    weights: Tensor  # float32 [n], 0 for padding
+
+
+def split(batch: Any, micro_batch: int | None) -> list[Part]:
+    """The micro-batches of a rank's share: all of one shape, as the loader pads shares to a multiple of it."""
+    size = micro_batch or len(batch.images)
+    columns = [column.split(size) for column in (batch.images, batch.labels, batch.positions, batch.weights)]
+    return [Part(*columns) for columns in zip(*columns, strict=True)]

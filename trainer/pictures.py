@@ -1,0 +1,60 @@
+"""Grids of images as PNG files."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from trainer.evaluation import condition
+from trainer.images import ImageSpec
+from trainer.models.base import Model
+from trainer.noise import Noise
+
+SIDE = 48  # smaller images are enlarged by a whole factor to about this many pixels
+
+
+def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
+    """A PNG of images (uint8 levels [N, C, H, W]) in rows of `columns` (about a square if None)."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    scaled = (images.float() * (255 / (spec.levels - 1))).round().to(torch.uint8).cpu()
+    factor = max(1, SIDE // max(spec.height, spec.width))
+    scaled = scaled.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    rows = math.ceil(len(images) / columns)
+    height, width = scaled.shape[2] + 2, scaled.shape[3] + 2  # a gap of two pixels
+    canvas = torch.full((spec.channels, rows * height + 2, columns * width + 2), 96, dtype=torch.uint8)
+    for i, image in enumerate(scaled):
+        y, x = (i // columns) * height + 2, (i % columns) * width + 2
+        canvas[:, y : y + image.shape[1], x : x + image.shape[2]] = image
+    array = canvas.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if spec.channels == 1 else array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@torch.no_grad()
+def draw(
+    model: Model, validation: Callable[[], Iterable[Any]], count: int, seed: int, accelerator: Accelerator
+) -> dict[str, bytes]:
+    """The model's pictures as PNG files by name: `count` samples, half as many reconstructions of held-out images.
+
+    Every rank draws, so that none has to wait in a collective for another; rank 0's are the ones that are kept.
+    """
+    if count == 0:
+        return {}
+    batch = next(iter(validation()))
+    real = batch.weights > 0
+    shown = batch.images[real][: max(count // 2, 1)]
+    labels = batch.labels[real][: len(shown)]
+    noise = Noise(seed, "sample", torch.arange(count, device=accelerator.device))
+    model.eval()
+    with accelerator.autocast():
+        pictures = model.pictures(shown, condition(model, labels), noise)
+    model.train()
+    return {name: grid(picture.images, model.spec, picture.columns) for name, picture in pictures.items()}
