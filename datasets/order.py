@@ -61,6 +61,9 @@ class Range(NamedTuple):
 class Plan(Protocol):
     """What a reader needs to know of an order."""
 
+    def locate(self, positions: Integers) -> Located:
+        """Epoch, shard and index in the shard of each position."""
+
     def places(self, positions: Integers) -> Places:
         """The windows of the positions, and their slots there."""
 

@@ -1,0 +1,52 @@
+"""Threads that never keep a process from ending."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Background:
+    """Runs calls in daemon threads. concurrent.futures would join its threads at exit, in the middle of a slow read."""
+
+    def __init__(self, threads: int):
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._threads = threads
+        self._started: list[threading.Thread] = []
+
+    def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Call it soon; its result or exception is the future's."""
+        future: Future[T] = Future()
+        if len(self._started) < self._threads:
+            thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
+            self._started.append(thread)
+            thread.start()
+        self._calls.put((future, lambda: call(*arguments)))
+        return future
+
+    def close(self) -> None:
+        """Drop what has not begun, and wait a moment for what has."""
+        with contextlib.suppress(queue.Empty):
+            while (item := self._calls.get_nowait()) is not None:
+                item[0].cancel()
+        for _ in self._started:
+            self._calls.put(None)
+        deadline = time.monotonic() + 1
+        for thread in self._started:
+            thread.join(timeout=max(deadline - time.monotonic(), 0))
+        self._started.clear()
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)

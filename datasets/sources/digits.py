@@ -1,0 +1,47 @@
+"""The 1,797 scans of digits, 8 x 8 pixels in 17 grey levels, that scikit-learn carries (Alpaydin, Kaynak 1998)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+
+from datasets.index import Meta
+from datasets.sources.source import Example, shuffled
+
+_IMAGES = 1797
+_HELD_OUT = 270  # images: 15%
+
+
+class Digits:
+    """Real scans, small enough to come with the program. 15% of them, drawn once and for all, are held out."""
+
+    meta = Meta(
+        channels=1,
+        height=8,
+        width=8,
+        levels=17,
+        classes=10,
+        class_names=tuple("0123456789"),
+        source="handwritten digits 8x8 (UCI, carried by scikit-learn)",
+    )
+
+    def count(self, split: str) -> int:
+        return _IMAGES - _HELD_OUT if split == "train" else _HELD_OUT
+
+    def examples(self, split: str) -> Iterator[Example]:
+        images, labels = self._arrays
+        for row in self._rows(split):
+            yield Example(images[row], int(labels[row]))
+
+    def _rows(self, split: str) -> np.ndarray:
+        order = shuffled(_IMAGES, "digits")
+        return order[:-_HELD_OUT] if split == "train" else order[-_HELD_OUT:]
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        from sklearn.datasets import load_digits
+
+        scans = load_digits()
+        return scans.images.astype(np.uint8)[:, :, :, None], scans.target

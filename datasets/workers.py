@@ -1,0 +1,106 @@
+"""The parent's side of the loader processes."""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from datasets.decode import Pixels
+from datasets.index import Index
+from datasets.order import Integers
+from datasets.schedule import Schedule
+from datasets.worker import Piece, Task, slot_views
+
+_SLOTS = 3  # pieces that a worker may be ahead
+_MAIN = "from datasets.worker import main; main()"
+
+
+class Worker:
+    """One loader process."""
+
+    def __init__(self, index: Index, schedule: Schedule, capacity: int):
+        self.schedule = schedule
+        self._task = Task(index, schedule, _SLOTS, capacity)
+        size = max(_SLOTS * capacity * index.format.bytes, 1)
+        file = _shared_file(size)
+        self._memory = mmap.mmap(file, size)
+        self._views = slot_views(self._memory, self._task)
+        self._connection, theirs = multiprocessing.Pipe()
+        root = str(Path(__file__).parent.parent)
+        paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), str(file)],
+                pass_fds=(theirs.fileno(), file),
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        finally:
+            theirs.close()
+            os.close(file)
+        self._connection.send(self._task)
+
+    def fill(self, images: Pixels, labels: Integers, rows: Integers) -> None:
+        """Wait for the next piece and copy it to `rows` of a batch. Raises what the process raised."""
+        try:
+            piece = self._connection.recv()
+        except (EOFError, OSError):
+            raise RuntimeError(f"a loader process ended unasked, with status {self._process.wait()}") from None
+        if not isinstance(piece, Piece):
+            raise piece
+        if piece.slot >= 0:
+            images[rows] = self._views[piece.slot, : len(rows)]
+            labels[rows] = piece.labels
+            self._connection.send(piece.slot)
+
+    def close(self) -> None:
+        """End the process, which holds nothing that could be lost."""
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+
+class WorkerPool:
+    """The loader processes of a rank: each has some of its streams, and all answer for every step."""
+
+    def __init__(self, index: Index, schedule: Schedule, workers: int):
+        self._schedule = schedule
+        parts = schedule.split(workers)
+        self._workers: list[Worker] = []
+        try:
+            for part in parts:
+                self._workers.append(Worker(index, part, part.largest))
+        except BaseException:
+            self.close()
+            raise
+
+    def fill(self, step: int, images: Pixels, labels: Integers) -> None:
+        """The images and labels of the positions of a step, in their order. Steps are asked for one after another."""
+        positions = self._schedule.positions(step)
+        for worker in self._workers:
+            worker.fill(images, labels, np.searchsorted(positions, worker.schedule.positions(step)))
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
+
+
+def _shared_file(size: int) -> int:
+    """A file descriptor of memory without a name: nothing is left behind, whatever dies."""
+    if hasattr(os, "memfd_create"):  # not bound by the size of /dev/shm, which containers keep small
+        file = os.memfd_create("loader")
+    else:
+        with tempfile.TemporaryFile() as temporary:
+            file = os.dup(temporary.fileno())
+    os.ftruncate(file, size)
+    os.set_inheritable(file, True)
+    return file
