@@ -6,8 +6,9 @@ from pydantic import Field
 
 from trainer.models.base import Condition, Model
 from trainer.models.hvae import HvaeConfig
+from trainer.models.ladder import LadderConfig
 from trainer.models.vae import VaeConfig
 
-ModelConfig = Annotated[VaeConfig | HvaeConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[VaeConfig | HvaeConfig | LadderConfig, Field(discriminator="kind")]
 
-__all__ = ["Condition", "HvaeConfig", "Model", "ModelConfig", "VaeConfig"]
+__all__ = ["Condition", "HvaeConfig", "LadderConfig", "Model", "ModelConfig", "VaeConfig"]

@@ -14,8 +14,8 @@ from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
-from trainer.models.base import Condition, Model
-from trainer.models.hierarchy import held
+from trainer.models.base import Condition
+from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
 from trainer.networks.mlp import Activation, mlp
@@ -43,12 +43,13 @@ class HvaeConfig(WeightedRates):
         return Hvae(self, spec)
 
 
-class Hvae(Model):
+class Hvae(Hierarchy):
     """q(z_1 | x) prod_t q(z_t | z_t-1) and p(z_T) prod_t p(z_t-1 | z_t) p(x | z_1), with p(z_T) = N(0, I)."""
 
     def __init__(self, config: HvaeConfig, spec: ImageSpec):
         super().__init__()
         self.spec, self.config, self.latents = spec, config, config.latents
+        self.levels = len(self.latents)
         self.likelihood = config.likelihood.build(spec)
         self.is_density = self.likelihood.is_density
         self.encoder = config.encoder.encoder(spec, 2 * self.latents[0])
@@ -57,11 +58,14 @@ class Hvae(Model):
         self.up = nn.ModuleList(Transition(low, high, config) for low, high in pairs)  # [t - 2] is q(z_t | z_t-1)
         self.down = nn.ModuleList(Transition(high, low, config) for low, high in pairs)  # [t - 2] is p(z_t-1 | z_t)
 
-    def encode(self, images: Tensor, noise: Noise) -> tuple[list[Normal], list[Tensor]]:
-        """The factors of q and a draw of z_1 .. z_T from them (equation 22)."""
+    def encode(self, images: Tensor, noise: Noise) -> Normal:
+        """q(z_1 | x)."""
         mean, log_scale = self.encoder(self.spec.scaled(images, noise.dtype)).to(noise.dtype).chunk(2, dim=1)
-        q = [Normal(mean, bounded(log_scale))]
-        z = [q[0].sample(self._eps(noise, 1))]
+        return Normal(mean, bounded(log_scale))
+
+    def ascend(self, first: Normal, noise: Noise) -> tuple[list[Normal], list[Tensor]]:
+        """From q(z_1 | x): the factors of q and a draw of z_1 .. z_T from them (equation 22)."""
+        q, z = [first], [first.sample(self._eps(noise, 1))]
         for level, up in enumerate(self.up, start=2):
             q.append(up(z[-1]))
             z.append(q[-1].sample(self._eps(noise, level)))
@@ -76,7 +80,7 @@ class Hvae(Model):
         return self.decoder(z).to(z.dtype)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
-        q, z = self.encode(images, noise)
+        q, z = self.ascend(self.encode(images, noise), noise)
         p = self.priors(z)
         distortion = -self.likelihood.log_prob(self.decode(z[0]), images)  # [B]
         # p(z_t | z_t+1) depends on z_t's own child, so its term has no closed form: log-ratios of the draws [B]
@@ -87,28 +91,23 @@ class Hvae(Model):
     def sample(
         self, noise: Noise, condition: Condition = None, temperature: float = 1.0, shared_levels: int = 0
     ) -> Tensor:
-        """New images; the upper `shared_levels` levels are the same for all, those of position 0."""
-        z = temperature * self._eps(held(noise, shared_levels > 0), len(self.latents))
-        for level in range(len(self.latents) - 1, 0, -1):
-            shared = len(self.latents) - level < shared_levels
+        z = temperature * self._eps(held(noise, shared_levels > 0), self.levels)
+        for level in range(self.levels - 1, 0, -1):
+            shared = self.levels - level < shared_levels
             z = self.down[level - 1](z).sample(temperature * self._eps(held(noise, shared), level))
         return self.likelihood.mean(self.decode(z))
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise, levels: int | None = None) -> Tensor:
-        """What the decoder makes of the images' own latents; of the upper `levels` alone (1 .. T) if given.
-
-        The levels below are then the means of p: what the upper ones have decided.
-        """
-        lowest = 0 if levels is None else len(self.latents) - levels
-        z = self.encode(images, noise)[1][lowest]
+        lowest = 0 if levels is None else self.levels - levels
+        z = self.ascend(self.encode(images, noise), noise)[1][lowest]
         for down in self.down[:lowest][::-1]:
             z = down(z).mean
         return self.likelihood.mean(self.decode(z))
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
-        weights = []
+        first, weights = self.encode(images, noise), []
         for draw in range(k):
-            q, z = self.encode(images, noise.with_draw(draw, k))
+            q, z = self.ascend(first, noise.with_draw(draw, k))
             weight = self.likelihood.log_prob(self.decode(z[0]), images)
             for q_t, p_t, z_t in zip(q, self.priors(z), z, strict=True):
                 weight = weight + p_t.log_prob(z_t) - q_t.log_prob(z_t)

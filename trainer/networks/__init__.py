@@ -6,7 +6,8 @@ from pydantic import Field
 
 from trainer.networks.conv import ConvConfig
 from trainer.networks.mlp import MlpConfig
+from trainer.networks.resnet import ResnetConfig
 
-NetworkConfig = Annotated[MlpConfig | ConvConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[MlpConfig | ConvConfig | ResnetConfig, Field(discriminator="kind")]
 
-__all__ = ["ConvConfig", "MlpConfig", "NetworkConfig"]
+__all__ = ["ConvConfig", "MlpConfig", "NetworkConfig", "ResnetConfig"]

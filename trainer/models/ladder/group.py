@@ -1,0 +1,65 @@
+"""One group of latents of the walk down: its prior, its posterior, and what its draw adds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.ladder.config import StageConfig
+from trainer.networks.cells import Cells
+from trainer.networks.residual import scale_down
+from trainer.normal import Normal, bounded
+
+
+class Draw(NamedTuple):
+    """A group's latents [B, ...], their prior, and their posterior where the image had a say."""
+
+    z: Tensor
+    p: Normal
+    q: Normal | None
+
+
+class Group(nn.Module):
+    """p(z | above), N(0, I) if `standard`; q(z | above, x); and the features below a draw of z from one of them."""
+
+    def __init__(self, cells: Cells, stage: StageConfig, side: int, depth: int, standard: bool):
+        super().__init__()
+        width, latent = stage.width, stage.latent
+        self.latent = latent
+        adds = width if cells.prior_adds else 0
+        self.prior_head = None if standard else cells.head(width, 2 * latent + adds, side)
+        self.posterior_head = cells.head(2 * width, 2 * latent, side)
+        self.merge = cells.project(latent, width)
+        scale_down(self.merge, depth)
+        self.cells = nn.Sequential(*(cells.top_down(width, side, depth) for _ in range(stage.cells_down)))
+
+    def forward(self, h: Tensor, eps: Tensor, features: Tensor | None = None) -> tuple[Tensor, Draw]:
+        """From features `h` and, for a posterior, those of the image: the features below, and the draw.
+
+        eps ~ N(0, I) [B, latent, ...] also decides the type of the latents and their distributions.
+        """
+        p, h = self.prior(h, eps)
+        q = None if features is None else self.posterior(h, features, p)
+        z = (q or p).sample(eps)
+        return self.cells(h + self.merge(z)), Draw(z, p, q)
+
+    def prior(self, h: Tensor, eps: Tensor) -> tuple[Normal, Tensor]:
+        """p(z | above), and the features with what its head adds."""
+        if self.prior_head is None:
+            return Normal.standard(eps), h
+        out = self.prior_head(h)
+        mean, log_scale = out[:, : 2 * self.latent].to(eps.dtype).chunk(2, dim=1)
+        added = out[:, 2 * self.latent :]
+        return Normal(mean, bounded(log_scale)), h + added if added.shape[1] else h
+
+    def posterior(self, h: Tensor, features: Tensor, p: Normal) -> Normal:
+        """q(z | above, x), relative to the prior."""
+        out = self.posterior_head(torch.cat([h, features], dim=1))
+        return residual_normal(p, *out.to(p.mean.dtype).chunk(2, dim=1))
+
+
+def residual_normal(p: Normal, shift: Tensor, log_ratio: Tensor) -> Normal:
+    """N(mu + shift, (sigma * ratio)^2) for p = N(mu, sigma^2), the ratio bounded (NVAE, Vahdat 2020, section 3.2)."""
+    return Normal(p.mean + shift, p.log_scale + bounded(log_ratio))

@@ -1,0 +1,154 @@
+"""The ladder: a pass up over the image, and one walk down that prior and posterior share.
+
+q(z | x) = prod_t q(z_t | z_>t, x) and p(z) = prod_t p(z_t | z_>t), z_T the top: equation 3 of the source text with
+both chains running down (Sonderby et al. 2016, ladder VAE; Vahdat and Kautz 2020, NVAE; Child 2021, VDVAE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainer.elbo import Elbo
+from trainer.images import ImageSpec
+from trainer.models.base import Condition
+from trainer.models.hierarchy import Hierarchy, held
+from trainer.models.ladder.config import LadderConfig, StageConfig
+from trainer.models.ladder.group import Draw
+from trainer.models.ladder.stages import Side, StageDown, StageUp
+from trainer.models.rates import balance
+from trainer.noise import Noise
+
+Features = list[Tensor | None]  # of the image, for every stage from the top down
+
+
+class Ladder(Hierarchy):
+    """p(x | z_1 .. z_T) is read off the features at the end of the walk down."""
+
+    sizes: Tensor
+
+    def __init__(self, config: LadderConfig, spec: ImageSpec):
+        super().__init__()
+        self.spec, self.config = spec, config
+        self.likelihood = config.likelihood.build(spec)
+        self.is_density = self.likelihood.is_density
+        placed = _placed(config, spec)
+        cells, first, last = config.cells, placed[0][0].width, placed[-1][0].width
+
+        depth = max(1, sum(stage.cells_up for stage, _ in placed))
+        self.stem, self.up, before = cells.stem(spec, first), nn.ModuleList(), first
+        for stage, side in placed:
+            self.up.append(StageUp(cells, stage, before, side, depth))
+            before = stage.width
+
+        depth = max(1, sum(max(1, stage.groups) * stage.cells_down for stage, _ in placed))
+        self.top = nn.Parameter(0.02 * torch.randn(last, *(placed[-1][1] if cells.maps else ())))
+        self.down, above, standard = nn.ModuleList(), last, config.top_prior == "standard"
+        for stage, side in reversed(placed):
+            self.down.append(StageDown(cells, stage, above, side, depth, standard))
+            above, standard = stage.width, False
+        self.output = cells.output(spec, first, self.likelihood.outputs)
+
+        # Shapes of the latents of levels 1 .. T, and their dimensions
+        self.shapes = [
+            (stage.latent, *side) if cells.maps else (stage.latent,)
+            for stage, side in placed
+            for _ in range(stage.groups)
+        ]
+        self.levels = len(self.shapes)
+        self.register_buffer("sizes", torch.tensor([float(torch.Size(shape).numel()) for shape in self.shapes]), False)
+
+    def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
+        output, draws = self.walk(self._eps(noise), noise, self.encode(images, noise))
+        distortion = -self.likelihood.log_prob(output, images)  # [B]
+        rates = {}  # [B] each: KL(q(z_t | z_>t, x) || p(z_t | z_>t)), closed given the draw above
+        for level, (_, p, q) in enumerate(reversed(draws), start=1):
+            assert q is not None
+            rates[f"z{level}"] = q.kl(p)
+        return Elbo(distortion, rates, self._objective(distortion, rates, progress))
+
+    def encode(self, images: Tensor, noise: Noise) -> Features:
+        """The pass up: the features of every stage, from the top down."""
+        h = self.stem(self.spec.scaled(images, noise.dtype))
+        features: Features = []
+        for stage in self.up:
+            h = stage(h, self._run)
+            features.insert(0, h)
+        return features
+
+    def walk(
+        self, eps: Callable[[int], Tensor], noise: Noise, features: Features | None = None, informed: int | None = None
+    ) -> tuple[Tensor, list[Draw]]:
+        """The walk down: the parameters of p(x | z) and the draws of z_T .. z_1.
+
+        Levels come from the prior; with `features` of images the upper `informed` (all if None) from the posterior.
+        eps(level) ~ N(0, I) of the level's shape.
+        """
+        h = self.top.expand(len(noise.positions), *self.top.shape)
+        draws: list[Draw] = []
+        stages = cast(list[StageDown], self.down)
+        for stage, seen in zip(stages, features or [None] * len(self.down), strict=True):
+            h = stage.enter(h)
+            for group in stage.groups:
+                told = seen if informed is None or len(draws) < informed else None
+                h, draw = self._run(group, h, eps(self.levels - len(draws)), told)
+                draws.append(draw)
+            for cell in stage.cells:
+                h = self._run(cell, h)
+        return self.output(h).to(noise.dtype), draws
+
+    def sample(
+        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, shared_levels: int = 0
+    ) -> Tensor:
+        def eps(level: int) -> Tensor:
+            return temperature * self._eps(held(noise, self.levels - level < shared_levels))(level)
+
+        return self.likelihood.mean(self.walk(eps, noise)[0])
+
+    def reconstruct(self, images: Tensor, condition: Condition, noise: Noise, levels: int | None = None) -> Tensor:
+        draw = self._eps(noise)
+
+        def eps(level: int) -> Tensor:
+            return draw(level) if levels is None or self.levels - level < levels else 0 * draw(level)
+
+        return self.likelihood.mean(self.walk(eps, noise, self.encode(images, noise), levels)[0])
+
+    def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
+        features, weights = self.encode(images, noise), []
+        for draw in range(k):
+            output, draws = self.walk(self._eps(noise.with_draw(draw, k)), noise, features)
+            weight = self.likelihood.log_prob(output, images)
+            for z, p, q in draws:
+                assert q is not None
+                weight = weight + p.log_prob(z) - q.log_prob(z)
+            weights.append(weight)
+        return torch.stack(weights, dim=1)
+
+    def _objective(self, distortion: Tensor, rates: dict[str, Tensor], progress: Tensor) -> Tensor | None:
+        if not self.config.balance:
+            return self.config.objective(distortion, rates, progress)
+        spent = torch.stack(list(rates.values()), dim=1)  # [B, T]
+        warmth = self.config.warmth(progress, spent)
+        weights = torch.where(progress < self.config.kl_warmup, balance(spent, self.sizes.to(spent.dtype)), 1.0)
+        return distortion + warmth * (weights * self.config.charged(spent)).sum(dim=1)
+
+    def _eps(self, noise: Noise) -> Callable[[int], Tensor]:
+        return lambda level: noise.normal(f"z{level}", self.shapes[level - 1])
+
+    def _run(self, part: nn.Module, *inputs: Any) -> Any:
+        if self.config.checkpoint_gradients and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return part(*inputs)
+
+
+def _placed(config: LadderConfig, spec: ImageSpec) -> list[tuple[StageConfig, Side]]:
+    """The stages from the image up, repetitions by themselves, with the sides of their maps."""
+    placed, side = [], (spec.height, spec.width) if config.cells.maps else (1, 1)
+    for stage in config.unrolled():
+        side = (-(-side[0] // stage.shrink), -(-side[1] // stage.shrink))
+        placed.append((stage, side))
+    return placed

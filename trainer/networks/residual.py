@@ -1,0 +1,34 @@
+"""What residual networks share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+Layer = nn.Conv2d | nn.Linear
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Normalisation over groups of channels within one image (Wu and He 2018), whatever else is in the batch."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+@torch.no_grad()
+def scale_down(layer: Layer, depth: int) -> None:
+    """The last layer of one of `depth` residual branches: weights times sqrt(1 / depth), no bias.
+
+    The sum of all branches then starts with a variance that does not grow with depth (Child 2021, VDVAE, section 3).
+    """
+    layer.weight.mul_(depth**-0.5)
+    if layer.bias is not None:
+        layer.bias.zero_()
+
+
+@torch.no_grad()
+def zero(layer: Layer) -> None:
+    """Start a layer from the map to zero."""
+    layer.weight.zero_()
+    if layer.bias is not None:
+        layer.bias.zero_()

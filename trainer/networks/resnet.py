@@ -1,0 +1,79 @@
+"""Residual convolutional encoder and decoder, normalised within each image."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Literal
+
+import torch.nn.functional as F
+from annotated_types import Len
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from trainer.config import Config
+from trainer.images import ImageSpec
+from trainer.networks.residual import group_norm, scale_down
+
+
+class ResnetConfig(Config):
+    """Residual blocks of two 3x3 convolutions (He et al. 2016, pre-activation) at halving resolutions."""
+
+    kind: Literal["resnet"] = "resnet"
+    channels: Annotated[tuple[PositiveInt, ...], Len(1)] = (64, 128, 256)
+    """Channels at each resolution, the image's own first; between entries the sides halve (rounding up)."""
+    blocks: PositiveInt = 2
+    """Residual blocks at each resolution."""
+    hidden: PositiveInt = 512
+    """Width of the one dense layer between the smallest map and the latent."""
+
+    def encoder(self, spec: ImageSpec, outputs: int) -> nn.Module:
+        """[B, C, H, W] to [B, outputs]."""
+        layers: list[nn.Module] = [nn.Conv2d(spec.channels, self.channels[0], 3, padding=1)]
+        layers += self._blocks(self.channels[0])
+        for before, after in itertools.pairwise(self.channels):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *self._blocks(after)]
+        height, width = self._sides(spec)[-1]
+        layers += [group_norm(self.channels[-1]), nn.SiLU(), nn.Flatten()]
+        layers += [nn.Linear(self.channels[-1] * height * width, self.hidden), nn.SiLU()]
+        return nn.Sequential(*layers, nn.Linear(self.hidden, outputs))
+
+    def decoder(self, spec: ImageSpec, inputs: int, channels: int) -> nn.Module:
+        """[B, inputs] to [B, channels, H, W]."""
+        sides = self._sides(spec)
+        height, width = sides[-1]
+        deepest = self.channels[-1]
+        layers: list[nn.Module] = [nn.Linear(inputs, self.hidden), nn.SiLU()]
+        layers += [nn.Linear(self.hidden, deepest * height * width), nn.Unflatten(1, (deepest, height, width))]
+        layers += self._blocks(deepest)
+        for side, (before, after) in zip(sides[-2::-1], itertools.pairwise(self.channels[::-1]), strict=True):
+            layers += [nn.Upsample(size=side, mode="nearest"), nn.Conv2d(before, after, 3, padding=1)]
+            layers += self._blocks(after)
+        return nn.Sequential(
+            *layers, group_norm(self.channels[0]), nn.SiLU(), nn.Conv2d(self.channels[0], channels, 3, padding=1)
+        )
+
+    def _blocks(self, channels: int) -> list[nn.Module]:
+        depth = 2 * self.blocks * len(self.channels)  # of encoder and decoder together
+        return [ResidualBlock(channels, depth) for _ in range(self.blocks)]
+
+    def _sides(self, spec: ImageSpec) -> list[tuple[int, int]]:
+        """(height, width) at every resolution, the image's own first."""
+        sides = [(spec.height, spec.width)]
+        for _ in self.channels[1:]:
+            sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
+        return sides
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x), [B, channels, H, W]; the last convolution starts smaller by sqrt(1 / depth)."""
+
+    def __init__(self, channels: int, depth: int):
+        super().__init__()
+        self.first_norm, self.second_norm = group_norm(channels), group_norm(channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        scale_down(self.second, depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(F.silu(self.first_norm(x)))
+        return x + self.second(F.silu(self.second_norm(h)))
