@@ -3,17 +3,24 @@
 Shards, indexes, runs and checkpoints are all reached through `Storage`: a plain path, file://, s3://, gs://, az:// or
 (read only, no listing) http(s)://. The client is obstore; credentials and endpoints come from the environment, as the
 providers' own tools read them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_...).
+
+A store that is away for a while is asked again, with a warning each time, for LOWERBOUND_PATIENCE seconds (180 if the
+environment does not say). The client's own retries alone end after about two seconds, whatever their time limit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote
+
+from cluster.errors import MissingError, StorageError, UnavailableError, told
 
 if TYPE_CHECKING:  # importing obstore is put off until a folder is opened
     from obstore.store import ObjectStore
@@ -22,13 +29,8 @@ RETRIES: dict[str, Any] = {"max_retries": 8, "retry_timeout": timedelta(minutes=
 # `timeout` covers a whole body and would cut long downloads; `read_timeout` notices a connection that has gone quiet.
 CLIENT: dict[str, Any] = {"timeout": "30m", "connect_timeout": "10s", "read_timeout": "30s"}
 
-
-class StorageError(OSError):
-    """The store refused or failed; the message is one line for a person and names the URL."""
-
-
-class MissingError(StorageError, FileNotFoundError):
-    """There is no such object."""
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
@@ -45,10 +47,18 @@ def is_local(url: str) -> bool:
 
 
 def absolute(url: str) -> str:
-    """The URL with a relative local path made absolute, so that it means the same in every process of a job."""
-    if not is_local(url):
-        return url.rstrip("/")
-    return str(Path(url.removeprefix("file://")).absolute())
+    """The URL with a relative local path made absolute, so that it means the same in every process of a job.
+
+    Raises `StorageError` for a URL without a bucket or host.
+    """
+    if url.startswith("file://"):
+        url = unquote(url.removeprefix("file://"))
+    if is_local(url):
+        return str(Path(url).absolute())
+    scheme, _, rest = url.partition("://")
+    if not rest.strip("/"):
+        raise StorageError(f"{url}: names no bucket or host; write {scheme}://bucket or {scheme}://bucket/folder")
+    return f"{scheme}://{rest.rstrip('/')}"
 
 
 def join(url: str, *parts: str) -> str:
@@ -87,23 +97,34 @@ class Storage:
         """All bytes of an object."""
         import obstore
 
-        with self._told(path):
-            return obstore.get(self._store(), path).bytes().to_bytes()
+        def get() -> bytes:
+            answer = obstore.get(self._store(), path)
+            data = answer.bytes().to_bytes()
+            if len(data) != answer.meta["size"]:
+                raise UnavailableError(f"{join(self.url, path)}: {len(data)} of {answer.meta['size']} bytes came")
+            return data
+
+        return self._ask(path, get)
 
     def read_range(self, path: str, start: int, stop: int) -> memoryview:
-        """The bytes [start, stop) of an object; fewer if it ends before."""
+        """The bytes [start, stop) of an object; fewer only if it ends before `stop`, an error if before `start`."""
         import obstore
 
-        with self._told(path):
-            return memoryview(obstore.get_range(self._store(), path, start=start, end=stop))
+        if start == stop:
+            return memoryview(b"")
+        data = self._ask(path, lambda: memoryview(obstore.get_range(self._store(), path, start=start, end=stop)))
+        if len(data) != stop - start:
+            entry = self.stat(path)
+            if entry is None or entry.size != start + len(data):
+                raise UnavailableError(f"{join(self.url, path)}: {len(data)} bytes of [{start}, {stop}) came")
+        return data
 
     def stat(self, path: str) -> Entry | None:
-        """Size and etag of an object, or None if there is none."""
+        """Size and etag of an object, or None if there is none (or no bucket: the answer does not tell)."""
         import obstore
 
         try:
-            with self._told(path):
-                meta = obstore.head(self._store(), path)
+            meta = self._ask(path, lambda: obstore.head(self._store(), path))
         except MissingError:
             return None
         return Entry(path, meta["size"], meta.get("e_tag") or "")
@@ -118,9 +139,8 @@ class Storage:
 
         if is_local(self.url) and not (Path(self.url) / folder).is_dir():
             return
-        with self._told(folder):
-            prefix = folder.strip("/") + "/" if folder else None
-            metas = [meta for chunk in obstore.list(self._store(), prefix) for meta in chunk]
+        prefix = folder.strip("/") + "/" if folder else None
+        metas = self._ask(folder, lambda: [meta for chunk in obstore.list(self._store(), prefix) for meta in chunk])
         for meta in sorted(metas, key=lambda meta: meta["path"]):
             yield Entry(meta["path"], meta["size"], meta.get("e_tag") or "")
 
@@ -128,74 +148,100 @@ class Storage:
 
     def write(self, path: str, data: bytes | memoryview | Path) -> None:
         """Put an object in one piece (a reader sees the old one or the new one), from bytes or from a local file."""
-        self._put(path, data, "overwrite")
+        import obstore
+
+        # A file goes up in parts, so that it is never in memory as a whole.
+        parts = isinstance(data, Path) or None
+        self._ask(path, lambda: obstore.put(self._store(make=True), path, data, use_multipart=parts))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put an object only if there is none (If-None-Match: *). False if there is one already: somebody was first."""
-        from obstore.exceptions import AlreadyExistsError
+        """Put an object only if there is none (If-None-Match: *). False if there is one already: somebody was first.
 
-        try:
-            self._put(path, data, "create")
-        except StorageError as error:
-            if isinstance(error.__cause__, AlreadyExistsError):
-                return False
-            raise
-        return True
+        Where the answer to a first try was lost, an object of exactly these bytes counts as ours: let them name who
+        wrote them.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
+        unsure = False
+
+        def put() -> bool:
+            nonlocal unsure
+            try:
+                # One request, not parts: only that is atomic under If-None-Match.
+                obstore.put(self._store(make=True), path, data, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return unsure and self.read(path) == data
+            except BaseError:
+                unsure = True
+                raise
+            return True
+
+        return self._ask(path, put)
 
     def delete(self, path: str) -> None:
         """Remove an object; nothing happens if there is none."""
         import obstore
 
-        with contextlib.suppress(MissingError), self._told(path):
-            obstore.delete(self._store(), path)
-
-    def _put(self, path: str, data: bytes | memoryview | Path, mode: Any) -> None:
-        import obstore
-
-        with self._told(path):
-            # A small object is one request: only that is atomic under If-None-Match. A file goes up in parts.
-            obstore.put(self._store(make=True), path, data, mode=mode, use_multipart=isinstance(data, Path) or None)
+        with contextlib.suppress(MissingError):
+            self._ask(path, lambda: obstore.delete(self._store(), path))
 
     # ---- the client
 
     def _store(self, make: bool = False) -> ObjectStore:
+        _refuse_after_fork()
         if self._opened is None:
-            from obstore.store import LocalStore, from_url
-
-            if is_local(self.url):
-                if not make and not Path(self.url).is_dir():
-                    raise MissingError(f"{self.url}: there is no such folder")
-                self._opened = LocalStore(self.url, mkdir=make)
-            else:
-                plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
-                client = CLIENT | ({"allow_http": True} if plain or self.url.startswith("http://") else {})
-                with self._told(""):
-                    self._opened = from_url(self.url, client_options=client, retry_config=RETRIES)  # type: ignore[call-overload]
+            self._opened = _open_local(Path(self.url), make) if is_local(self.url) else _open_remote(self.url)
         return self._opened
 
-    @contextlib.contextmanager
-    def _told(self, path: str) -> Iterator[None]:
-        """Turn the client's errors into one line that names the URL."""
-        from obstore import exceptions
-
-        where = join(self.url, path) if path else self.url
-        try:
-            yield
-        except StorageError:
-            raise
-        except (exceptions.NotFoundError, FileNotFoundError) as error:
-            reason = "there is no such bucket" if "NoSuchBucket" in str(error) else "there is no such object"
-            raise MissingError(f"{where}: {reason}") from error
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
-            raise StorageError(f"{where}: access denied; check the credentials in the environment") from error
-        except (exceptions.BaseError, OSError, ValueError) as error:
-            raise StorageError(f"{where}: {_reason(error)}") from error
+    def _ask(self, path: str, request: Callable[[], T]) -> T:
+        """Carry out a request, again and again while the store is away; its errors in one line that names the URL."""
+        pause, give_up = 1.0, 0.0
+        while True:
+            try:
+                with told(join(self.url, path) if path else self.url):
+                    return request()
+            except UnavailableError as error:
+                now = time.monotonic()
+                give_up = give_up or now + float(os.environ.get("LOWERBOUND_PATIENCE", "180"))
+                if now + pause > give_up:
+                    raise
+                logger.warning("%s; asking again, for %.0f s more", error, give_up - now)
+                time.sleep(pause)
+                pause = min(2 * pause, 15.0)
 
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT")
 
 
-def _reason(error: BaseException) -> str:
-    """The client's message in one line, without its nested debug print."""
-    text = str(error).split("Debug source:")[0].strip()
-    return re.sub(r"\s+", " ", text)[:300] or type(error).__name__
+def _open_local(folder: Path, make: bool) -> ObjectStore:
+    from obstore.store import LocalStore
+
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder}: this is a file, not a folder")
+    if not make and not folder.exists():
+        raise MissingError(f"{folder}: there is no such folder")
+    return LocalStore(folder, mkdir=make)
+
+
+def _open_remote(url: str) -> ObjectStore:
+    from obstore.store import from_url
+
+    scheme, _, rest = url.partition("://")
+    plain = scheme == "http" or any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
+    client = CLIENT | ({"allow_http": True} if plain else {})
+    if scheme not in ("http", "https"):  # a name in a store is no URL yet: "50% #1" means itself
+        bucket, _, folder = rest.partition("/")
+        url = f"{scheme}://{bucket}/{quote(folder)}"
+    return from_url(url, client_options=client, retry_config=RETRIES)  # type: ignore[call-overload]
+
+
+_process: int | None = None  # the one whose threads serve the client
+
+
+def _refuse_after_fork() -> None:
+    """The client's threads do not live on in a fork of a process that has used it: a request would wait for ever."""
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise RuntimeError("storage was used before this process was forked: start it by spawn or forkserver")

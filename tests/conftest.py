@@ -31,6 +31,7 @@ def nobodys_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in _personal(os.environ):
             patch.delenv(name)
+        patch.setenv("LOWERBOUND_PATIENCE", "20")  # seconds for a store that is away: an outage is over sooner
         patch.setenv("NETRC", os.devnull)  # where wandb looks for a key
         patch.setenv("WANDB_CONFIG_DIR", str(tmp_path_factory.mktemp("wandb-settings")))
         yield

@@ -1,0 +1,72 @@
+"""What goes wrong with a store, in one line that names the URL."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+
+class StorageError(OSError):
+    """The store refused or failed; the message is one line for a person and names the URL."""
+
+
+class MissingError(StorageError, FileNotFoundError):
+    """There is no such object."""
+
+
+class UnavailableError(StorageError):
+    """The store could not be reached or did not answer to the end; it may later."""
+
+
+@contextlib.contextmanager
+def told(where: str) -> Iterator[None]:
+    """Turn the client's errors into one line that names the URL."""
+    from obstore import exceptions
+
+    try:
+        yield
+    except StorageError:
+        raise
+    except (exceptions.BaseError, OSError, ValueError) as error:
+        kind, reason = _explain(where, error)
+        raise kind(f"{where}: {reason}") from error
+
+
+# The client has classes for some of these errors only, and not when listing: for the others its text tells.
+_MISSING = re.compile(r"status code: 404")
+_DENIED = re.compile(r"status code: 40[13]")
+# Without credentials the client asks the service that a cloud has for its own machines.
+_NO_CREDENTIALS = re.compile(r"/latest/(api/token|meta-data)|computeMetadata|metadata/identity")
+_SHORT = re.compile(r"status code: 416|Requested range was invalid")
+_AWAY = re.compile(r"status code: (408|429|50[0234])|HTTP error|timed out")
+
+
+def _explain(where: str, error: Exception) -> tuple[type[StorageError], str]:
+    from obstore import exceptions
+
+    text = str(error).split("Debug source:")[0]
+    local = "://" not in where
+    if isinstance(error, exceptions.NotFoundError | FileNotFoundError) or _MISSING.search(text):
+        return MissingError, f"there is no such {'bucket' if 'NoSuchBucket' in text else 'object'}"
+    if _NO_CREDENTIALS.search(text):
+        return StorageError, "no credentials in the environment (S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+    denials = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
+    if isinstance(error, denials) or _DENIED.search(text):
+        mend = "the permissions of the folder" if local else "the credentials in the environment"
+        return StorageError, f"access denied; check {mend}"
+    if _SHORT.search(text):
+        return StorageError, "the object ends before the bytes asked for"
+    if _AWAY.search(text) and not local:
+        server = re.search(r"performing \w+ (\w+://[^/ ]+)", text)
+        return UnavailableError, f"no answer from {server[1] if server else 'the store'} ({_reason(text)})"
+    return StorageError, _reason(text) or type(error).__name__
+
+
+def _reason(text: str) -> str:
+    """The end of the client's message in one line: what the store said, or what went wrong on the way."""
+    if code := re.search(r"<Code>(.*?)</Code>", text):
+        message = re.search(r"<Message>(.*?)</Message>", text)
+        return f"{code[1]}: {message[1]}" if message else code[1]
+    text = re.sub(r"^Generic \w+ error: |\s*\(os error \d+\)", "", text.strip())
+    return re.sub(r"\s+", " ", text.rpartition(" - ")[2])[:300]
