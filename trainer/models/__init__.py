@@ -5,10 +5,11 @@ from typing import Annotated
 from pydantic import Field
 
 from trainer.models.base import Condition, Model
+from trainer.models.diffusion import DiffusionConfig
 from trainer.models.hvae import HvaeConfig
 from trainer.models.ladder import LadderConfig
 from trainer.models.vae import VaeConfig
 
-ModelConfig = Annotated[VaeConfig | HvaeConfig | LadderConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[VaeConfig | HvaeConfig | LadderConfig | DiffusionConfig, Field(discriminator="kind")]
 
-__all__ = ["Condition", "HvaeConfig", "LadderConfig", "Model", "ModelConfig", "VaeConfig"]
+__all__ = ["Condition", "DiffusionConfig", "HvaeConfig", "LadderConfig", "Model", "ModelConfig", "VaeConfig"]

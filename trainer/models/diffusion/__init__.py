@@ -1,0 +1,5 @@
+"""Diffusion models, one concept a file."""
+
+from trainer.models.diffusion.model import Diffusion, DiffusionConfig
+
+__all__ = ["Diffusion", "DiffusionConfig"]

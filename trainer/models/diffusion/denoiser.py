@@ -1,0 +1,59 @@
+"""The learned part of a diffusion model: from z and its noise level to estimates of x and eps."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from trainer.config import Config
+from trainer.images import ImageSpec
+from trainer.models.base import Condition
+from trainer.models.diffusion.conditioning import ConditionConfig, Conditioning
+from trainer.models.diffusion.predictions import LevelsConfig, PredictionConfig
+from trainer.networks.denoiser_mlp import DenoiserMlpConfig
+from trainer.noise import Noise
+from trainer.samplers.base import Denoised
+
+DenoiserNetworkConfig = Annotated[DenoiserMlpConfig, Field(discriminator="kind")]
+
+
+class DenoiserConfig(Config):
+    network: DenoiserMlpConfig = DenoiserMlpConfig()
+    prediction: PredictionConfig = LevelsConfig(kind="levels")
+    """What the network's output means."""
+    fourier: tuple[NonNegativeInt, ...] = ()
+    """Exponents n of the features sin(2^n pi z), cos(2^n pi z) that the network sees beside z (VDM: 7 and 8)."""
+    embedding: PositiveInt = 128
+    """Width of the vector that holds the noise level and the conditions."""
+    conditions: dict[str, ConditionConfig] = {}
+    """What images are conditioned on, by name: `label: {kind: class, classes: 10}`."""
+
+    def build(self, shape: tuple[int, int, int], spec: ImageSpec | None) -> Denoiser:
+        """For latents z of shape (C, H, W); `spec` where they are noisy images."""
+        return Denoiser(self, shape, spec)
+
+
+class Denoiser(nn.Module):
+    """The networks may run in half precision; what is made of their output has the type of z."""
+
+    def __init__(self, config: DenoiserConfig, shape: tuple[int, int, int], spec: ImageSpec | None):
+        super().__init__()
+        self.fourier = config.fourier
+        self.prediction = config.prediction.build(spec)
+        self.conditioning = Conditioning(config.embedding, config.conditions)
+        inputs = shape[0] * (1 + 2 * len(config.fourier))
+        outputs = shape[0] * self.prediction.outputs_per_channel
+        self.network = config.network.build(shape, inputs, outputs, config.embedding)
+
+    def forward(self, z: Tensor, gamma: Tensor, condition: Condition, noise: Noise) -> Denoised:
+        """Estimates of x and eps [B, C, H, W] from z [B, C, H, W] at gamma [B]."""
+        features = [z]
+        for exponent in self.fourier:  # VDM, appendix C: they tell apart what differs by less than a level
+            angle = 2**exponent * math.pi * z
+            features += [angle.sin(), angle.cos()]
+        output = self.network(torch.cat(features, 1), self.conditioning(gamma, condition), noise)
+        return self.prediction(output.to(z.dtype), z, gamma)

@@ -1,0 +1,144 @@
+"""A diffusion over any x, pixels or another model's latents: its terms of the bound, and its samples.
+
+Kingma et al. 2021 (VDM, arXiv 2107.00630): the hierarchy of the source text, equations 22-23, with q fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Self
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from trainer.config import Config
+from trainer.gaussian_process import alpha, diffuse, posterior, prior_rate, sigma
+from trainer.images import ImageSpec
+from trainer.models.base import Condition
+from trainer.models.diffusion.conditioning import dropped
+from trainer.models.diffusion.denoiser import DenoiserConfig
+from trainer.models.diffusion.weightings import BoundConfig, WeightingConfig
+from trainer.noise import Noise
+from trainer.normal import Normal
+from trainer.samplers import SAMPLERS, SamplingConfig, Step, noise_levels
+from trainer.samplers.base import Denoise, Denoised
+from trainer.schedules import LinearConfig, ScheduleConfig
+
+CHAIN = 128  # steps of the importance-weighted bound of a model in continuous time
+
+
+class DiffuserConfig(Config):
+    schedule: ScheduleConfig = LinearConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+    steps: PositiveInt | None = None
+    """T, the number of latents of a discrete-time model; none: continuous time, the limit of many."""
+    weighting: WeightingConfig = BoundConfig()
+    """Of the loss that is descended; the bound reported has none."""
+    condition_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training images whose conditions are hidden, for guidance and for samples without a condition."""
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _ends_descend_the_bound(self) -> Self:
+        if self.schedule.learn_ends and self.weighting.kind != "bound":
+            raise ValueError(
+                f"schedule.learn_ends needs weighting.kind: bound, not {self.weighting.kind}: "
+                "the ends of the schedule would learn to avoid the loss"
+            )
+        return self
+
+
+class Rates(NamedTuple):
+    """The diffusion's part of the bound, nats, [B] each."""
+
+    prior: Tensor  # KL(q(z_1 | x) || N(0, I))
+    diffusion: Tensor  # of all steps between z_1 and z_0, from one time an image
+    objective: Tensor | None  # what to descend in place of their sum
+
+
+class Diffuser(nn.Module):
+    """Adds x = z_0's limit, [B, *shape], to p(z_0) as a hierarchy of latents."""
+
+    def __init__(self, config: DiffuserConfig, shape: tuple[int, int, int], spec: ImageSpec | None = None):
+        super().__init__()
+        self.shape, self.steps, self.weighting = shape, config.steps, config.weighting
+        self.sampling, self.condition_dropout = config.sampling, config.condition_dropout
+        self.schedule = config.schedule.build()
+        self.denoiser = config.denoiser.build(shape, spec)
+
+    def forward(self, x: Tensor, condition: Condition, noise: Noise) -> Rates:
+        if noise.purpose == "train" and self.condition_dropout:
+            condition = dropped(condition, noise.uniform("condition") < self.condition_dropout)
+        eps = noise.normal("eps", self.shape)
+        gamma, slope = self.level(noise.stratified("t"))
+        denoised = self.denoiser(diffuse(x, eps, gamma), gamma, condition, noise)
+        error = (eps - denoised.eps).square().flatten(1).sum(1)
+        prior, diffusion = prior_rate(x, self.schedule.ends.to(x.dtype)[1]), 0.5 * slope * error
+        return Rates(
+            prior, diffusion, self._objective(prior, diffusion, gamma, slope) if noise.purpose == "train" else None
+        )
+
+    def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """gamma at random times t in [0, 1), [B], and what the squared error of eps there counts twice.
+
+        Continuous time: the slope (VDM, equation 17). T steps: T (SNR(s) / SNR(t) - 1) (equation 14).
+        """
+        if self.steps is None:
+            return self.schedule(t)
+        later = (torch.floor(t * self.steps) + 1) / self.steps
+        gamma = self.schedule(later)[0]
+        return gamma, self.steps * torch.expm1(gamma - self.schedule(later - 1 / self.steps)[0])
+
+    def _objective(self, prior: Tensor, diffusion: Tensor, gamma: Tensor, slope: Tensor) -> Tensor | None:
+        weight = self.weighting.weight(gamma, slope)
+        descended = diffusion if weight is None else weight * diffusion
+        dimensions = self.shape[0] * self.shape[1] * self.shape[2]
+        variance = self.schedule.variance_objective(gamma, descended / dimensions)
+        if weight is None and variance is None:
+            return None
+        return prior + descended + (0 if variance is None else dimensions * variance)
+
+    def denoise(self, condition: Condition, noise: Noise, guidance: float = 1.0) -> Denoise:
+        """The denoiser as samplers call it, with classifier-free guidance (Ho and Salimans 2022, equation 6)."""
+
+        def estimate(z: Tensor, gamma: Tensor) -> Denoised:
+            gamma = gamma.expand(len(z))
+            if guidance == 0:
+                return self.denoiser(z, gamma, None, noise)
+            with_condition = self.denoiser(z, gamma, condition, noise)
+            if guidance == 1:
+                return with_condition
+            without = self.denoiser(z, gamma, None, noise)
+            return Denoised(*(w + guidance * (c - w) for c, w in zip(with_condition, without, strict=True)))
+
+        return estimate
+
+    def trajectory(
+        self, noise: Noise, condition: Condition, temperature: float, sampling: SamplingConfig
+    ) -> Iterator[Step]:
+        """From z_1 ~ N(0, temperature^2 I) to z_0, one step at a time."""
+        gammas = noise_levels(self.schedule, sampling.steps, sampling.spacing, noise.dtype)
+        z = temperature * noise.normal("z1", self.shape)
+        denoise = self.denoise(condition, noise, sampling.guidance)
+        return SAMPLERS[sampling.sampler](denoise, z, gammas, noise, temperature)
+
+    def log_ratio(self, x: Tensor, condition: Condition, noise: Noise) -> tuple[Tensor, Tensor]:
+        """z_0 [B, ...] of a whole chain drawn from q, and [B] nats: log p(z_0..z_1) - log q(z_0..z_1 | x).
+
+        The chain has T steps; a model in continuous time is taken at T = 128, which bounds log p(x) too.
+        """
+        steps = self.steps or CHAIN
+        gammas = self.schedule(torch.linspace(1, 0, steps + 1, dtype=x.dtype, device=x.device))[0]
+        z = diffuse(x, noise.normal("z1", self.shape), gammas[0])
+        q = Normal(alpha(gammas[0]) * x, torch.log(sigma(gammas[0])).expand_as(x))
+        ratio = Normal.standard(z).log_prob(z) - q.log_prob(z)
+        denoise = self.denoise(condition, noise)
+        for i in range(steps):
+            p_mean, scale = posterior(z, denoise(z, gammas[i]).x, gammas[i], gammas[i + 1])
+            q_mean, _ = posterior(z, x, gammas[i], gammas[i + 1])
+            eps = noise.normal(f"chain{i}", self.shape)
+            z = q_mean + scale * eps
+            shift = (q_mean - p_mean) / scale
+            ratio = ratio - (0.5 * shift.square() + shift * eps).flatten(1).sum(1)
+        return z, ratio

@@ -1,0 +1,78 @@
+"""Variational diffusion over the levels of images (Kingma et al. 2021, VDM, arXiv 2107.00630)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainer.elbo import Elbo
+from trainer.gaussian_process import alpha, diffuse
+from trainer.images import ImageSpec
+from trainer.models.base import Condition, Model
+from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
+from trainer.models.diffusion.reconstruction import level_log_prob, reconstruction_cost
+from trainer.noise import Noise
+from trainer.samplers import SamplingConfig
+
+
+class DiffusionConfig(DiffuserConfig):
+    """A hierarchy of T latents, or of infinitely many, whose encoder is fixed Gaussian noising."""
+
+    kind: Literal["diffusion"]
+
+    def build(self, spec: ImageSpec) -> Diffusion:
+        return Diffusion(self, spec)
+
+
+class Diffusion(Model):
+    """-log p(x) <= E[-log p(x | z_0)] + KL(q(z_1 | x) || p(z_1)) + diffusion loss (VDM, equation 11)."""
+
+    def __init__(self, config: DiffusionConfig, spec: ImageSpec):
+        super().__init__()
+        self.spec = spec
+        self.diffuser = Diffuser(config, spec.shape, spec)
+
+    def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
+        x = self.spec.scaled(images, noise.dtype)
+        # 1. reconstruction: p(x | z_0), exact in z_0
+        distortion = reconstruction_cost(self.spec, images, self._gamma_0(x))  # [B]
+        # 2. prior, and 3. diffusion, at one time an image
+        rates = self.diffuser(x, condition, noise)
+        objective = None if rates.objective is None else distortion + rates.objective
+        return Elbo(distortion, {"prior": rates.prior, "diffusion": rates.diffusion}, objective)
+
+    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object) -> Tensor:
+        """New images, uint8 [B, C, H, W]; `sampling` changes fields of the configuration's SamplingConfig."""
+        *_, last = self.trajectory(noise, condition, temperature, **sampling)
+        return last
+
+    def trajectory(
+        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object
+    ) -> Iterator[Tensor]:
+        """The estimates of x on the way and the sample last, uint8 [B, C, H, W] each, one more than there are steps."""
+        chosen = SamplingConfig.model_validate(self.diffuser.sampling.model_dump() | sampling)
+        for step in self.diffuser.trajectory(noise, condition, temperature, chosen):
+            yield self.spec.nearest_level(step.x)
+        yield self.spec.nearest_level(step.z / alpha(step.gamma))
+
+    def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
+        """The denoiser's estimate from the middle latent, z_t at t = 1/2."""
+        x = self.spec.scaled(images, noise.dtype)
+        gamma = self.diffuser.schedule(torch.full_like(x[:, 0, 0, 0], 0.5))[0]
+        z = diffuse(x, noise.normal("eps", self.spec.shape), gamma)
+        return self.spec.nearest_level(self.diffuser.denoiser(z, gamma, condition, noise).x)
+
+    def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
+        x = self.spec.scaled(images, noise.dtype)
+        gamma_0 = self._gamma_0(x)
+        weights = []
+        for draw in range(k):
+            z_0, ratio = self.diffuser.log_ratio(x, condition, noise.with_draw(draw, k))
+            weights.append(ratio + level_log_prob(self.spec, images, z_0 / alpha(gamma_0), gamma_0))
+        return torch.stack(weights, 1)
+
+    def _gamma_0(self, x: Tensor) -> Tensor:
+        return self.diffuser.schedule.ends.to(x.dtype)[0]

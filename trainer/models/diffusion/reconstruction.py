@@ -1,0 +1,41 @@
+"""p(x | z_0) over L levels and its expected cost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.images import ImageSpec
+
+_NODES, _REACH = 96, 7.0  # of the trapezoidal rule, which converges exponentially for this analytic integrand
+
+
+def level_costs(spec: ImageSpec, gamma_0: Tensor) -> Tensor:
+    """[L] nats: E_q(z_0 | x_v)[-log p(v | z_0)] of one pixel of each level v, p(v | z_0) prop. to q(z_0 | x_v).
+
+    That is VDM's reconstruction term (Kingma et al. 2021, section 3.2 and appendix). Pixels are independent given
+    z_0, so it is an integral over one eps for each level; a table of L numbers takes the place of a sample with L
+    logits for each value of each image, and has no variance.
+    """
+    dtype, device = gamma_0.dtype, gamma_0.device
+    values = spec.scaled(torch.arange(spec.levels, device=device), dtype)
+    half = (spec.levels + 1) // 2  # the costs are symmetric about the middle
+    eps = torch.linspace(-_REACH, _REACH, _NODES, dtype=dtype, device=device)
+    weights = torch.softmax(-0.5 * eps.square(), 0)
+    distance = (values[:half, None] - values) * torch.exp(-gamma_0 / 2)  # in units of the noise
+    # log q(z | x_u) - log q(z | x_v) = -(d^2 / 2 + d eps), z having been drawn for v
+    log_ratio = -distance[:, None, :] * (0.5 * distance[:, None, :] + eps[:, None])  # [L / 2, nodes, L]
+    costs = (torch.logsumexp(log_ratio, -1) * weights).sum(-1)
+    return torch.cat([costs, costs[: spec.levels - half].flip(0)])
+
+
+def reconstruction_cost(spec: ImageSpec, images: Tensor, gamma_0: Tensor) -> Tensor:
+    """[B] nats: E_q[-log p(x | z_0)] of images uint8 [B, C, H, W]."""
+    return level_costs(spec, gamma_0)[images.long()].flatten(1).sum(1)
+
+
+def level_log_prob(spec: ImageSpec, images: Tensor, y: Tensor, gamma_0: Tensor) -> Tensor:
+    """[B] nats: log p(x | z_0) for a given y = z_0 / alpha_0 [B, C, H, W]."""
+    values = spec.scaled(torch.arange(spec.levels, device=y.device), y.dtype)
+    logits = -0.5 * (y[..., None] - values).square() * torch.exp(-gamma_0)
+    return logits.log_softmax(-1).gather(-1, images.long()[..., None]).flatten(1).sum(1)

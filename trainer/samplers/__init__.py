@@ -1,0 +1,53 @@
+"""Ways from noise to data, one file each; the configuration or the command line chooses by name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from trainer.config import Config
+from trainer.samplers.ancestral import ancestral
+from trainer.samplers.base import Denoise, Denoised, Sampler, Step
+from trainer.samplers.ddim import ddim
+from trainer.samplers.dpm_solver import dpm_solver
+from trainer.samplers.heun import heun
+from trainer.schedules import Schedule
+
+SamplerName = Literal["ancestral", "ddim", "dpm_solver", "heun"]
+Spacing = Literal["time", "log_snr", "karras"]
+
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm_solver": dpm_solver,
+    "heun": heun,
+}
+
+
+class SamplingConfig(Config):
+    """How a diffusion model is sampled unless the command line says otherwise."""
+
+    sampler: SamplerName = "ancestral"
+    steps: PositiveInt = 128
+    spacing: Spacing = "time"
+    """Of the noise levels: even in t of the schedule, in log SNR, or in (sigma / alpha)^(1/7) (Karras et al. 2022)."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance: 0 ignores the condition, 1 is the model itself, more exaggerates it."""
+
+
+def noise_levels(schedule: Schedule, steps: int, spacing: Spacing, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[steps + 1] gamma, falling from the schedule's noisy end to its other one."""
+    line = torch.linspace(1, 0, steps + 1, dtype=dtype, device=schedule.ends.device)
+    if spacing == "time":
+        return schedule(line)[0]
+    low, high = schedule.ends.to(dtype)
+    if spacing == "log_snr":
+        return low + (high - low) * line
+    power = 2 * 7  # of sigma / alpha = exp(gamma / 2)
+    return power * torch.log(torch.exp(low / power) + line * (torch.exp(high / power) - torch.exp(low / power)))
+
+
+__all__ = ["SAMPLERS", "Denoise", "Denoised", "Sampler", "SamplerName", "SamplingConfig", "Spacing", "Step"]
