@@ -8,9 +8,10 @@ from trainer.likelihoods.base import Likelihood
 from trainer.likelihoods.bernoulli import BernoulliConfig
 from trainer.likelihoods.discretised import DiscretisedGaussianConfig, DiscretisedLogisticConfig
 from trainer.likelihoods.gaussian import GaussianConfig
+from trainer.likelihoods.mixture import LogisticMixtureConfig
 
 LikelihoodConfig = Annotated[
-    BernoulliConfig | GaussianConfig | DiscretisedLogisticConfig | DiscretisedGaussianConfig,
+    BernoulliConfig | GaussianConfig | DiscretisedLogisticConfig | DiscretisedGaussianConfig | LogisticMixtureConfig,
     Field(discriminator="kind"),
 ]
 

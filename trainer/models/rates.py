@@ -6,6 +6,8 @@ does not matter how a batch is split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
@@ -37,12 +39,13 @@ class WeightedRates(Config):
         return (progress / self.kl_warmup).clamp(max=1).to(like.dtype) if self.kl_warmup else 1.0
 
 
-def balance(rates: Tensor, sizes: Tensor) -> Tensor:
+def balance(rates: Tensor, sizes: Sequence[int]) -> Tensor:
     """[B, T]: weights of mean 1 over the levels that push them to spend alike for every latent dimension.
 
-    A level that spends more than others for its size (`sizes` [T], latent dimensions) weighs more. No gradient flows
-    through the weights (Vahdat and Kautz 2020, NVAE, appendix A, with the rates [B, T] of the image itself where the
-    paper averages over the batch).
+    A level that spends more than others for its size (latent dimensions) weighs more. No gradient flows through the
+    weights (Vahdat and Kautz 2020, NVAE, appendix A, with the rates [B, T] of the image itself where the paper
+    averages over the batch).
     """
-    weights = (rates.detach().clamp(min=0) + 0.01) / sizes
+    spent = rates.detach().clamp(min=0) + 0.01
+    weights = torch.stack([level / size for level, size in zip(spent.unbind(1), sizes, strict=True)], dim=1)
     return weights / weights.mean(dim=1, keepdim=True)

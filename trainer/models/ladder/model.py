@@ -6,6 +6,7 @@ both chains running down (Sonderby et al. 2016, ladder VAE; Vahdat and Kautz 202
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -29,8 +30,6 @@ Features = list[Tensor | None]  # of the image, for every stage from the top dow
 class Ladder(Hierarchy):
     """p(x | z_1 .. z_T) is read off the features at the end of the walk down."""
 
-    sizes: Tensor
-
     def __init__(self, config: LadderConfig, spec: ImageSpec):
         super().__init__()
         self.spec, self.config = spec, config
@@ -53,14 +52,13 @@ class Ladder(Hierarchy):
             above, standard = stage.width, False
         self.output = cells.output(spec, first, self.likelihood.outputs)
 
-        # Shapes of the latents of levels 1 .. T, and their dimensions
+        # Shapes of the latents of levels 1 .. T
         self.shapes = [
             (stage.latent, *side) if cells.maps else (stage.latent,)
             for stage, side in placed
             for _ in range(stage.groups)
         ]
         self.levels = len(self.shapes)
-        self.register_buffer("sizes", torch.tensor([float(torch.Size(shape).numel()) for shape in self.shapes]), False)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         output, draws = self.walk(self._eps(noise), noise, self.encode(images, noise))
@@ -133,7 +131,9 @@ class Ladder(Hierarchy):
             return self.config.objective(distortion, rates, progress)
         spent = torch.stack(list(rates.values()), dim=1)  # [B, T]
         warmth = self.config.warmth(progress, spent)
-        weights = torch.where(progress < self.config.kl_warmup, balance(spent, self.sizes.to(spent.dtype)), 1.0)
+        weights = torch.where(
+            progress < self.config.kl_warmup, balance(spent, [math.prod(shape) for shape in self.shapes]), 1.0
+        )
         return distortion + warmth * (weights * self.config.charged(spent)).sum(dim=1)
 
     def _eps(self, noise: Noise) -> Callable[[int], Tensor]:
