@@ -1,7 +1,8 @@
 """A real S3-compatible store for tests: OpenStack Swift with its S3 interface, on one machine, without root.
 
-It checks signatures, keeps If-None-Match honest between concurrent writers and knows multipart uploads, none of which
-the usual in-memory stand-ins do. Everything lies in one folder; four processes that end with the tests.
+It checks signatures, keeps what it has through a restart and knows multipart uploads, which the usual in-memory
+stand-ins do not. One filter of ours makes If-None-Match atomic, as S3's is (swift_process.py says why). Everything lies
+in one folder; four processes that end with the tests.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tests.testbed import processes
 from tests.testbed.swift_process import STORES
 
 START_TIMEOUT = 90.0  # seconds; 3 to 7 on an idle machine
+PAGE = 20  # entries of one answer to a listing; 1000 elsewhere, but then no test would ever ask for a second page
 
 _SWIFT = """
 [swift-hash]
@@ -62,7 +64,7 @@ user = {user}
 workers = 0
 log_level = WARNING
 [pipeline:main]
-pipeline = catch_errors listing_formats s3api tempauth copy slo dlo proxy-server
+pipeline = catch_errors one_creator listing_formats s3api tempauth copy slo dlo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -73,6 +75,8 @@ error_suppression_interval = 1
 error_suppression_limit = 1000000
 [filter:catch_errors]
 use = egg:swift#catch_errors
+[filter:one_creator]
+paste.filter_factory = tests.testbed.swift_process:one_creator_at_a_time
 [filter:listing_formats]
 use = egg:swift#listing_formats
 [filter:s3api]
@@ -82,6 +86,7 @@ s3_acl = false
 check_bucket_owner = false
 auth_pipeline_check = false
 min_segment_size = 1
+max_bucket_listing = {page}
 [filter:tempauth]
 use = egg:swift#tempauth
 user_{account}_{user_name} = {secret} .admin
@@ -185,8 +190,8 @@ class S3Server:
         (self.folder / "swift.conf").write_text(_SWIFT)
         for store, port in ports.items():
             (self.folder / f"{store}.conf").write_text(_STORE.format(store=store, port=port, **values))
-        names = {"account": account, "user_name": user_name}
-        (self.folder / "proxy.conf").write_text(_PROXY.format(port=self.port, **names, **values))
+        values |= {"account": account, "user_name": user_name, "page": PAGE}
+        (self.folder / "proxy.conf").write_text(_PROXY.format(port=self.port, **values))
         rings = [sys.executable, "-m", "tests.testbed.swift_process", str(self.folder), "rings"]
         subprocess.run([*rings, *map(str, ports.values())], cwd=processes.REPOSITORY, check=True)
 

@@ -7,6 +7,9 @@ started, the three tables that say that account, container and object servers li
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 from tests.testbed.processes import leave_with_parent
 
@@ -31,6 +34,28 @@ def serve(folder: str, role: str) -> int:
     from swift.common.wsgi import run_wsgi
 
     return run_wsgi(f"{folder}/{role}.conf", f"{role}-server", verbose=True)
+
+
+def one_creator_at_a_time(_: dict[str, str], **__: str) -> Callable[[Any], Any]:
+    """A filter of the proxy's pipeline that makes If-None-Match atomic, as S3 promises it.
+
+    Swift looks whether there is an object when a PUT begins and stores it when it ends: of eight writers at once,
+    two or more succeeded in two thirds of the trials. There is one proxy process, so one lock a path is enough.
+    """
+    from eventlet.semaphore import Semaphore
+
+    locks: dict[str, Any] = defaultdict(Semaphore)
+
+    def wrap(application: Any) -> Any:
+        def answer(environment: dict[str, Any], start_response: Any) -> Any:
+            if environment["REQUEST_METHOD"] == "PUT" and "HTTP_IF_NONE_MATCH" in environment:
+                with locks[environment["PATH_INFO"]]:
+                    return application(environment, start_response)
+            return application(environment, start_response)
+
+        return answer
+
+    return wrap
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class _Handler(BaseHTTPRequestHandler):
     """Answers GET with BODY, in chunks below /chunked; PUT with the length that arrived."""
 
     protocol_version = "HTTP/1.1"
-    uploads: list[int] = []  # noqa: RUF012  (one server at a time)
+    uploads: list[int] = []
 
     def do_GET(self):
         self.send_response(200)
