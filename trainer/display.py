@@ -7,17 +7,26 @@ import time
 
 from tqdm import tqdm
 
+from trainer.ranks import rank
+
 LINE_SECONDS = 10.0  # in a log, at most one progress line in so many seconds
+
+
+def say_on_rank_zero(line: str) -> None:
+    """A line for the log, once, above a bar if there is one."""
+    if rank() == 0:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
 
 class Display:
     """Progress in images, with images/s, the bound and the time left; silent on all ranks but one."""
 
-    def __init__(self, total: int, start: int, shown: bool):
-        self.total, self.start, self.shown = total, start, shown
+    def __init__(self, total: int, start: int):
+        self.total, self.start, self.shown = total, start, rank() == 0
         self.began = time.monotonic()
         self.last_line = self.began - LINE_SECONDS
-        on_terminal = shown and sys.stderr.isatty()
+        on_terminal = self.shown and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True, disable=not on_terminal, leave=False)
 
     def update(self, images: int, figures: str) -> None:
@@ -30,12 +39,6 @@ class Display:
             pace = (images - self.start) / max(now - self.began, 1e-9)
             left = (self.total - images) / max(pace, 1e-9)
             print(f"{images:,}/{self.total:,} images  {figures}  {pace:,.0f} images/s  {_clock(left)} left", flush=True)
-
-    def say(self, line: str) -> None:
-        """A line for the log, above the bar."""
-        if self.shown:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
 
     def __enter__(self) -> Display:
         return self

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.elbo import bits_per_dimension
-from trainer.models.base import Model
+from trainer.models.base import Condition, Model
 from trainer.noise import Noise
 from trainer.ranks import add_up
 
@@ -79,6 +79,6 @@ def evaluate(model: Model, batches: Iterable[Any], accelerator: Accelerator, see
     )
 
 
-def condition(model: Model, labels: Tensor) -> dict[str, Tensor] | None:
-    """What a model is conditioned on: the labels, if the set has classes."""
-    return {"label": labels} if model.spec.classes else None
+def condition(model: Model, labels: Tensor | None) -> Condition:
+    """What a model may be conditioned on: the labels, if the set has classes."""
+    return {"label": labels} if model.spec.classes and labels is not None else None

@@ -19,7 +19,7 @@ from torch import Tensor
 from trainer.checkpoints import CheckpointConfig, Checkpoints, State
 from trainer.config import Config
 from trainer.device import Precision
-from trainer.display import Display
+from trainer.display import Display, say_on_rank_zero
 from trainer.ema import Ema
 from trainer.evaluation import Evaluation, condition, evaluate
 from trainer.export import FINAL, write_model
@@ -46,6 +46,8 @@ class TrainerConfig(Config):
     """Most images that one rank takes through the model at once; smaller ones accumulate to the global batch."""
     precision: Precision = "auto"
     """auto: bf16 autocast on GPU, fp32 on CPU."""
+    threads: PositiveInt | None = None
+    """CPU threads of a rank; None: as many as PyTorch likes. With a fixed number a resumed run is bitwise the same."""
     compile: bool = False
     """torch.compile the model."""
     log_every: PositiveInt = 5_000
@@ -67,8 +69,8 @@ class Job:
     seed: int
     training: Callable[[int], contextlib.AbstractContextManager[Any]]
     """Opens this rank's endless batches from an image count on; they have .images, .labels, .positions, .weights."""
-    validation: Callable[[], Iterable[Any]]
-    """This rank's part of the held-out set, as such batches."""
+    validation: Callable[[], Iterable[Any]] | None
+    """This rank's part of the held-out set, as such batches; None: there is none."""
     checkpoints: Checkpoints
     description: dict[str, Any]
     """What rebuilds the model (export.describe)."""
@@ -76,6 +78,8 @@ class Job:
     """What must not change when the run goes on; saved with the state."""
     check: Callable[[dict[str, Any]], None] = lambda fingerprint: None
     """Raises if a saved fingerprint is not that of this job."""
+    prepare: Callable[[], None] = lambda: None
+    """Called once it is certain that this job may go on with the run."""
     trackers: tuple[Tracker, ...] = ()
     should_stop: Callable[[], bool] = lambda: False
     """Asked once a step, on every rank: whether to commit and leave."""
@@ -115,15 +119,16 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
         images = restored["progress"]["images"]
         guard.state = torch.tensor(restored["progress"]["guard"], device=device)
         sums.load_state_dict(restored["progress"]["sums"])
+    job.prepare()
 
     started, committed, stopping = images, images, False
     evaluation: Evaluation | None = None
     seen = torch.tensor(float(images), dtype=torch.float64, device=device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    with Display(config.images, images, accelerator.is_main_process) as display, job.training(images) as batches:
+    with Display(config.images, images) as display, job.training(images) as batches:
         if images:
-            display.say(f"going on after {images:,} images")
+            say_on_rank_zero(f"going on after {images:,} images")
         clock = Clock(images)
         while images < config.images and not stopping:
             # ---- one step: the positions [images, images + B) of the order
@@ -156,11 +161,12 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                 display.update(images, f"train {row.get('train/bpd', row['train/nats']):.4f}")
             if due(config.evaluate_every, before, images, config.images):
                 with ema.applied():
-                    evaluation = evaluate(model, job.validation(), accelerator, job.seed)
                     pictures = draw(model, job.validation, config.pictures, job.seed, accelerator)
-                row |= evaluation.row("validation")
-                display.say(f"{images:,} images: validation {evaluation}, averaged weights")
-            if row:
+                    if job.validation:
+                        evaluation = evaluate(model, job.validation(), accelerator, job.seed)
+                        row |= evaluation.row("validation")
+                        say_on_rank_zero(f"{images:,} images: validation {evaluation}, averaged weights")
+            if row or pictures:
                 row = {"images": images} | row
                 rows.append(row)
                 for tracker in job.trackers:

@@ -40,7 +40,7 @@ def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
 
 @torch.no_grad()
 def draw(
-    model: Model, validation: Callable[[], Iterable[Any]], count: int, seed: int, accelerator: Accelerator
+    model: Model, validation: Callable[[], Iterable[Any]] | None, count: int, seed: int, accelerator: Accelerator
 ) -> dict[str, bytes]:
     """The model's pictures as PNG files by name: `count` samples, half as many reconstructions of held-out images.
 
@@ -48,13 +48,17 @@ def draw(
     """
     if count == 0:
         return {}
-    batch = next(iter(validation()))
-    real = batch.weights > 0
-    shown = batch.images[real][: max(count // 2, 1)]
-    labels = batch.labels[real][: len(shown)]
+    shown, labels = _examples(validation, count // 2) if validation else (None, None)
     noise = Noise(seed, "sample", torch.arange(count, device=accelerator.device))
     model.eval()
     with accelerator.autocast():
         pictures = model.pictures(shown, condition(model, labels), noise)
     model.train()
     return {name: grid(picture.images, model.spec, picture.columns) for name, picture in pictures.items()}
+
+
+def _examples(validation: Callable[[], Iterable[Any]], count: int) -> tuple[Tensor, Tensor]:
+    """Held-out images with their labels, at most `count`."""
+    batch = next(iter(validation()))
+    real = batch.weights > 0
+    return batch.images[real][:count], batch.labels[real][:count]

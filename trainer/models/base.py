@@ -48,13 +48,14 @@ class Model(nn.Module):
         """[B, k] nats: log p(x, z) - log q(z | x) for k draws of z (Burda et al. 2016, equation 8)."""
         raise NotImplementedError
 
-    def pictures(self, images: Tensor, condition: Condition, noise: Noise) -> dict[str, Picture]:
-        """What a person should see: samples, one for each position of `noise`, and reconstructions of `images`.
+    def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
+        """What a person should see: samples, one for each position of `noise`, and reconstructions of held-out
+        `images` beside them, if there are any.
 
         A model with more to show (levels of a hierarchy, steps of a diffusion) adds to it.
         """
-        reconstructions = self.reconstruct(images, condition, replace(noise, positions=noise.positions[: len(images)]))
-        return {
-            "samples": Picture(self.sample(noise, None)),
-            "reconstructions": Picture(torch.stack([images, reconstructions], dim=1).flatten(0, 1)),
-        }
+        shown = {"samples": Picture(self.sample(noise))}
+        if images is not None:
+            made = self.reconstruct(images, condition, replace(noise, positions=noise.positions[: len(images)]))
+            shown["reconstructions"] = Picture(torch.stack([images, made], dim=1).flatten(0, 1))
+        return shown

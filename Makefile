@@ -1,0 +1,65 @@
+# lowerbound: `make help` lists what there is. Everything is installed into .venv, once.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= jobs/configs/digits-vae.yaml
+ARGS ?=
+# uv does not read pip's list of local folders with wheels; this hands it on where there is one
+export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help install data train-local train-ray test lint types format bench lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: .venv/installed  ## install what running needs into .venv (the others do it when needed)
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; set PYTHON=python3.11'; exit 1; }
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	@touch $@
+
+.venv/installed-dev: requirements-dev.lock .venv/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-dev.lock
+	@touch $@
+
+data: data/digits/validation/index/index.json  ## pack the embedded digit scans into data/digits
+
+data/digits/validation/index/index.json: | .venv/installed
+	$(BIN)/python -m jobs.pack --source digits --out data/digits
+
+train-local: .venv/installed data  ## train on this machine: CONFIG=file.yaml ARGS="optim.lr=1e-4 ..."
+	$(BIN)/python -m jobs.train_local $(CONFIG) $(ARGS)
+
+train-ray: .venv/installed data  ## the same run by Ray Train, two CPU workers on this machine
+	$(BIN)/python -m jobs.train $(CONFIG) ray.workers=2 $(ARGS)
+
+test: .venv/installed-dev  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed-dev  ## check style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: .venv/installed-dev  ## check types
+	$(BIN)/mypy
+
+format: .venv/installed-dev  ## bring the code into the common format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: .venv/installed-dev  ## measure our loop against a bare PyTorch loop, and Ray against the local loop
+	$(BIN)/python -m tests.benchmarks.loop $(ARGS)
+
+lock: .venv/installed  ## choose the versions of all dependencies anew
+	$(BIN)/uv pip compile $(LOCK_OPTIONS) pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(LOCK_OPTIONS) --group test --group lint -c requirements.lock pyproject.toml -o requirements-dev.lock
+	sed -i 's/+cpu$$//' requirements.lock requirements-dev.lock
+
+LOCK_OPTIONS := --quiet --no-emit-index-url --no-emit-find-links --no-annotate --no-header
+
+clean:  ## remove .venv, data/digits and the caches; runs stay
+	rm -rf .venv data/digits .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,147 @@
+"""What runs on each rank, whoever launched it: python, torchrun or Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from cluster.storage import MissingError, Storage, join
+from datasets.index import Index
+from datasets.loader import Batch, evaluation_batches, training_batches
+from jobs.config import RunConfig, difference, fingerprint, to_yaml
+from jobs.errors import ConfigError
+from trainer.checkpoints import Checkpoints
+from trainer.device import make_accelerator
+from trainer.display import say_on_rank_zero
+from trainer.errors import TrainingError
+from trainer.export import FINAL, describe
+from trainer.images import ImageSpec
+from trainer.lineage import Commit
+from trainer.loop import Job, Outcome, fit
+from trainer.ranks import on_rank_zero, rank, world_size
+from trainer.tracking import PictureFolder, Tracker, WandbTracker
+
+EVALUATION_BATCH = 512  # images over all ranks
+
+
+def work(
+    config: RunConfig,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_commit: Callable[[Commit], None] = lambda commit: None,
+) -> Outcome:
+    """Train this rank's share of the run, from its newest commit to its budget or until a stop is asked for.
+
+    Raises ConfigError, DataError, StorageError or TrainingError in one line.
+    """
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    accelerator = make_accelerator(config.trainer.precision)
+    run, say = Storage(config.run), say_on_rank_zero
+    index = Index.open(config.data.shards, config.data.index)
+    mine = {"config": fingerprint(config), "data": index.fingerprint}
+    if (images := _finished_at(run, mine)) is not None and images >= config.trainer.images:
+        say(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")
+        return Outcome(images, True, None)
+
+    spec = ImageSpec(index.channels, index.height, index.width, index.levels, index.classes)
+    torch.manual_seed(config.seed)  # the initial weights, the same on every rank
+    try:
+        model = config.model.build(spec)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+    if config.trainer.compile:
+        model.compile()
+    description = describe(config.model, spec)
+
+    def training(images: int) -> Any:
+        return training_batches(
+            config.data,
+            index,
+            seed=config.seed,
+            batch=config.trainer.batch,
+            ranks=world_size(),
+            rank=rank(),
+            start=images,
+            micro_batch=config.trainer.micro_batch,
+            device=accelerator.device,
+        )
+
+    held_out = Index.open(config.data.validation) if config.data.validation else None
+
+    def validation() -> Iterable[Batch]:
+        assert held_out is not None
+        return evaluation_batches(
+            config.data,
+            held_out,
+            batch=EVALUATION_BATCH,
+            ranks=world_size(),
+            rank=rank(),
+            device=accelerator.device,
+        )
+
+    def prepare() -> None:
+        run.write("config.yaml", to_yaml(config).encode())
+        run.write("model.json", json.dumps(description, indent=1).encode())
+
+    checkpoints = Checkpoints(config.run, config.trainer.checkpoints, say)
+    trackers = _trackers(config, run, say) if rank() == 0 else ()
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {accelerator.device.type} x {world_size()}")
+    job = Job(
+        model=model,
+        config=config.trainer,
+        optim=config.optim,
+        seed=config.seed,
+        training=training,
+        validation=validation if held_out else None,
+        checkpoints=checkpoints,
+        description=description,
+        fingerprint=mine,
+        check=lambda saved: _check(config.run, saved, mine),
+        prepare=lambda: on_rank_zero(prepare),
+        trackers=trackers,
+        should_stop=should_stop,
+        on_commit=on_commit,
+    )
+    try:
+        outcome = fit(job, accelerator)
+    finally:
+        for tracker in trackers:
+            tracker.finish()
+    if outcome.finished:
+        say(f"finished after {outcome.images:,} images. {_where_to_look(run)}")
+    else:
+        say(f"stopped after {outcome.images:,} images, committed; the same command goes on from there")
+    return outcome
+
+
+def _trackers(config: RunConfig, run: Storage, say: Callable[[str], None]) -> tuple[Tracker, ...]:
+    if config.tracking.mode == "off":
+        return (PictureFolder(run),)
+    return PictureFolder(run), WandbTracker(run, config.tracking, config.model_dump(mode="json"), say)
+
+
+def _finished_at(run: Storage, mine: dict[str, Any]) -> int | None:
+    """After how many images the run finished; None if it has not. Raises if it is another run's folder."""
+    try:
+        facts = json.loads(run.read(f"{FINAL}/config.json"))
+    except MissingError:
+        return None
+    _check(run.url, facts["fingerprint"], mine)
+    return facts["images_seen"]
+
+
+def _check(run_url: str, saved: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Raises TrainingError if the run was begun with other settings, or other data."""
+    if differs := difference(saved["config"], mine["config"]):
+        raise TrainingError(f"{run_url}: {differs}; take another run folder (run=...), or the run's own settings")
+    if saved["data"] != mine["data"]:
+        raise TrainingError(f"{run_url}: was begun on other images (names, counts or checksums of the shards differ)")
+
+
+def _where_to_look(run: Storage) -> str:
+    pictures = [entry.path for entry in run.list("pictures") if "/samples-" in entry.path]
+    samples = f"Samples: {join(run.url, pictures[-1])}. " if pictures else ""
+    return f"{samples}Weights: {join(run.url, FINAL)}"
