@@ -35,8 +35,8 @@ def told(where: str) -> Iterator[None]:
 
 # The client has classes for some of these errors only, and not when listing: for the others its text tells.
 _MISSING = re.compile(r"status code: 404")
-_DENIED = re.compile(r"status code: 40[13]")
-# Without credentials the client asks the service that a cloud has for its own machines.
+_DENIED = re.compile(r"status code: 40[13]|Permission denied")
+# Without credentials the client asks the service that a cloud has for its own machines: a 404 there is not the object's.
 _NO_CREDENTIALS = re.compile(r"/latest/(api/token|meta-data)|computeMetadata|metadata/identity")
 _SHORT = re.compile(r"status code: 416|Requested range was invalid")
 _AWAY = re.compile(r"status code: (408|429|50[0234])|HTTP error|timed out")
@@ -47,10 +47,10 @@ def _explain(where: str, error: Exception) -> tuple[type[StorageError], str]:
 
     text = str(error).split("Debug source:")[0]
     local = "://" not in where
-    if isinstance(error, exceptions.NotFoundError | FileNotFoundError) or _MISSING.search(text):
-        return MissingError, f"there is no such {'bucket' if 'NoSuchBucket' in text else 'object'}"
     if _NO_CREDENTIALS.search(text):
         return StorageError, "no credentials in the environment (S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+    if isinstance(error, exceptions.NotFoundError | FileNotFoundError) or _MISSING.search(text):
+        return MissingError, f"there is no such {'bucket' if 'NoSuchBucket' in text else 'object'}"
     denials = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
     if isinstance(error, denials) or _DENIED.search(text):
         mend = "the permissions of the folder" if local else "the credentials in the environment"

@@ -139,6 +139,8 @@ class Storage:
 
         if is_local(self.url) and not (Path(self.url) / folder).is_dir():
             return
+        if self.url.startswith(("http://", "https://")):
+            raise StorageError(f"{self.url}: a web server cannot be listed; name the files")
         prefix = folder.strip("/") + "/" if folder else None
         metas = self._ask(folder, lambda: [meta for chunk in obstore.list(self._store(), prefix) for meta in chunk])
         for meta in sorted(metas, key=lambda meta: meta["path"]):
@@ -196,7 +198,7 @@ class Storage:
 
     def _ask(self, path: str, request: Callable[[], T]) -> T:
         """Carry out a request, again and again while the store is away; its errors in one line that names the URL."""
-        pause, give_up = 1.0, 0.0
+        pause, give_up = 0.25, 0.0
         while True:
             try:
                 with told(join(self.url, path) if path else self.url):
@@ -224,12 +226,16 @@ def _open_local(folder: Path, make: bool) -> ObjectStore:
     return LocalStore(folder, mkdir=make)
 
 
+def speaks_plain_http(url: str) -> bool:
+    """Whether the store behind a URL is reached without TLS: its endpoint in the environment says so."""
+    return url.startswith("http://") or any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
+
+
 def _open_remote(url: str) -> ObjectStore:
     from obstore.store import from_url
 
     scheme, _, rest = url.partition("://")
-    plain = scheme == "http" or any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
-    client = CLIENT | ({"allow_http": True} if plain else {})
+    client = CLIENT | ({"allow_http": True} if speaks_plain_http(url) else {})
     if scheme not in ("http", "https"):  # a name in a store is no URL yet: "50% #1" means itself
         bucket, _, folder = rest.partition("/")
         url = f"{scheme}://{bucket}/{quote(folder)}"
