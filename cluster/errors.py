@@ -36,7 +36,7 @@ def told(where: str) -> Iterator[None]:
 # The client has classes for some of these errors only, and not when listing: for the others its text tells.
 _MISSING = re.compile(r"status code: 404")
 _DENIED = re.compile(r"status code: 40[13]|Permission denied")
-# Without credentials the client asks the service that a cloud has for its own machines: a 404 there is not the object's.
+# Without credentials the client asks the service that a cloud has for its own machines; its 404 is not the object's.
 _NO_CREDENTIALS = re.compile(r"/latest/(api/token|meta-data)|computeMetadata|metadata/identity")
 _SHORT = re.compile(r"status code: 416|Requested range was invalid")
 _AWAY = re.compile(r"status code: (408|429|50[0234])|HTTP error|timed out")
