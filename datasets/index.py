@@ -177,10 +177,10 @@ def member_file(shard: str) -> str:
     return f"{shard}.arrow"
 
 
-def index_shard(folder: Storage, name: str, location: Storage) -> tuple[Shard, tuple[int, int, int] | None, int]:
+def index_shard(folder: Storage, name: str, location: Storage) -> tuple[Shard, set[tuple[int, int, int]], int]:
     """Scan a shard and write the table of its members.
 
-    Returns its row, the (height, width, channels) that its images share (None if they do not) and its labels' number.
+    Returns its row, every (height, width, channels) of its images, and the largest label + 1 (0: no labels).
     Raises `DataError` in one line for anything that is not a whole tar of whole samples.
     """
     scan = scan_tar(folder, name)
@@ -188,7 +188,7 @@ def index_shard(folder: Storage, name: str, location: Storage) -> tuple[Shard, t
     location.write(f"members/{member_file(name)}", write_table(table))
     entry = folder.stat(name)
     row = Shard(name, len(scan.samples), scan.bytes, entry.etag if entry else "", _checksum(table))
-    return row, scan.size, scan.labels
+    return row, scan.sizes, scan.labels
 
 
 def write_index(location: Storage, meta: Meta, shards: Sequence[Shard]) -> None:

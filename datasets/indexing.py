@@ -24,13 +24,17 @@ def index_folder(
     names = [entry.path for entry in folder.list() if entry.path.endswith(".tar") and not _hidden(entry.path)]
     if not names:
         raise DataError(f"{url}: there is no such folder, or no .tar in it")
-    shards, sizes, labels = [], set(), 0
+    shards: list[Shard] = []
+    sizes: set[tuple[int, int, int]] = set()
+    labels = 0
     for name in names:
-        shard, size, classes = index_shard(folder, name, target)
+        shard, found, classes = index_shard(folder, name, target)
         shards.append(shard)
-        sizes.add(size)
+        sizes |= found
         labels = max(labels, classes)
         progress(1)
+    if not sizes:
+        raise DataError(f"{url}: its {len(shards)} shards hold no images")
     meta = _meta(sizes, levels, labels, class_names)
     write_index(target, meta, shards)
     return meta, shards
@@ -40,11 +44,11 @@ def _hidden(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/"))
 
 
-def _meta(sizes: set[tuple[int, int, int] | None], levels: int, classes: int, class_names: tuple[str, ...]) -> Meta:
+def _meta(sizes: set[tuple[int, int, int]], levels: int, classes: int, class_names: tuple[str, ...]) -> Meta:
     """What the shards say of their images; a height and width of 0 stand for images of different sizes."""
     if class_names and len(class_names) < classes:
         raise DataError(f"{len(class_names)} names of classes, but there are labels up to {classes - 1}")
-    known = {size for size in sizes if size is not None}
-    channels = max((size[2] for size in known), default=3)
-    height, width, _ = known.pop() if len({size[:2] for size in known}) == 1 and None not in sizes else (0, 0, 0)
+    channels = max((channels for _, _, channels in sizes), default=1)
+    shapes = {(height, width) for height, width, _ in sizes}
+    height, width = shapes.pop() if len(shapes) == 1 else (0, 0)
     return Meta(channels, height, width, levels, max(classes, len(class_names)), class_names)

@@ -47,7 +47,7 @@ class Scan(NamedTuple):
     """What a tar holds."""
 
     samples: list[Sample]
-    size: tuple[int, int, int] | None  # (height, width, channels) if all images agree; channels: the most of any
+    sizes: set[tuple[int, int, int]]  # every (height, width, channels) of its images
     labels: int  # the largest label + 1; 0 if there are none
     bytes: int  # of the whole tar
 
@@ -77,13 +77,7 @@ def scan_tar(storage: Storage, name: str) -> Scan:
         except DataError as error:
             raise DataError(f"{where}: {key}.{extension}: {error}") from error
     _check_whole(samples, where)
-    return Scan(samples, _common(sizes), labels, source.size)
-
-
-def _common(sizes: set[tuple[int, int, int]]) -> tuple[int, int, int] | None:
-    if len({size[:2] for size in sizes}) != 1:
-        return None
-    return max(sizes, key=lambda size: size[2])
+    return Scan(samples, sizes, labels, source.size)
 
 
 def _check_whole(samples: list[Sample], where: str) -> None:

@@ -1,0 +1,31 @@
+"""python -m jobs.index, as a person runs it."""
+
+from __future__ import annotations
+
+from datasets.index import Index
+from tests.datasets.shards import png, write_members, write_set
+from tests.testbed.jobs import run_job
+
+
+def test_it_indexes_the_shards_of_anybody(tmp_path):
+    write_members(tmp_path / "a" / "x.tar", [("k1.png", png()), ("k1.json", b"{}"), ("k2.png", png(1))])
+    ran = run_job("index", str(tmp_path))
+    assert (ran.status, ran.stderr) == (0, "")
+    assert ran.stdout == f"indexed 2 images, 6 x 4, 1 channels, 0 classes, in 1 shards: {tmp_path}/index\n"
+    assert Index.open(str(tmp_path)).name(0) == "a/x.tar"
+
+
+def test_a_shard_that_is_no_tar_is_one_line_and_leaves_no_index(tmp_path):
+    write_set(tmp_path / "good", [2])
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "0.tar").write_bytes(b"<html>404</html>" * 100)
+    ran = run_job("index", str(tmp_path / "bad"))
+    assert ran.status == 1
+    assert ran.stderr.startswith(f"error: {tmp_path}/bad/0.tar: not a tar")
+    assert ran.stderr.count("\n") == 1
+    assert not (tmp_path / "bad" / "index" / "index.json").exists()
+
+
+def test_an_empty_folder_is_one_line(tmp_path):
+    ran = run_job("index", str(tmp_path / "none"))
+    assert (ran.status, ran.stderr) == (1, f"error: {tmp_path}/none: there is no such folder, or no .tar in it\n")

@@ -1,0 +1,46 @@
+"""python -m jobs.pack, as a person runs it."""
+
+from __future__ import annotations
+
+from datasets.config import DataConfig
+from datasets.index import Index
+from datasets.loader import training_batches
+from jobs.pack import main
+from tests.testbed.jobs import run_job
+
+
+def test_it_packs_the_digits_and_says_what_it_wrote_and_the_second_time_that_they_are_there(tmp_path):
+    first = run_job("pack", "--source", "digits", "--out", str(tmp_path / "d"))
+    assert first.status == 0
+    assert first.stdout.startswith("packed 1,527 images in 8 shards, ")
+    assert first.stderr == ""
+    assert f"at {tmp_path}/d/train\n" in first.stdout
+    again = run_job("pack", "--source", "digits", "--out", str(tmp_path / "d"))
+    assert again.status == 0
+    assert again.stdout.startswith("already packed: 1,527 images")
+
+
+def test_what_is_missing_is_one_line(tmp_path):
+    told = run_job("pack", "--source", "idx", "--out", str(tmp_path / "d"))
+    assert (told.status, told.stderr) == (
+        1,
+        "error: --source idx needs --from with the folder (path or URL) of its files\n",
+    )
+    told = run_job("pack", "--source", "cifar10", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "d"))
+    assert told.status == 1
+    assert told.stderr.count("\n") == 1
+    assert "there is none of data_batch_1.bin" in told.stderr
+
+
+def test_packing_to_s3_and_training_from_there(s3_environment, tmp_path):
+    bucket = s3_environment.bucket("packed")
+    main(["--source", "digits", "--out", f"{bucket}/digits"])
+    main(["--source", "digits", "--out", str(tmp_path)])
+    urls = f"{bucket}/digits/train", str(tmp_path / "train")
+    assert len({Index.open(url).fingerprint for url in urls}) == 1
+    batches = []
+    for url in urls:
+        with training_batches(DataConfig(shards=url, workers=1), Index.open(url), seed=1, batch=64) as loader:
+            batches.append([next(loader) for _ in range(4)])
+    for ours, theirs in zip(*batches, strict=True):
+        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
