@@ -223,7 +223,7 @@ def _open_local(folder: Path, make: bool) -> ObjectStore:
         raise StorageError(f"{folder}: this is a file, not a folder")
     if not make and not folder.exists():
         raise MissingError(f"{folder}: there is no such folder")
-    return LocalStore(folder, mkdir=make)
+    return LocalStore(folder, mkdir=make, automatic_cleanup=True)
 
 
 def speaks_plain_http(url: str) -> bool:

@@ -128,4 +128,4 @@ def _has_key() -> bool:
         return True
     import wandb
 
-    return bool(wandb.api.api_key)
+    return bool(wandb.login(prompt=False))
