@@ -7,14 +7,33 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trainer.models.base import Condition, Model
+from trainer.models.base import Condition, Model, Picture
 from trainer.noise import Noise
+
+COLUMNS = 8  # images in a row of a picture, and most rows of levels
 
 
 class Hierarchy(Model):
     """A model of latents z_1 .. z_T with z_T the top."""
 
     levels: int  # T
+
+    def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
+        """Besides samples and reconstructions, which level decides what.
+
+        "levels": a row for each number of upper levels held, from none (all images differ) to all but the lowest.
+        "decided": a row for each held-out image, after it what its upper levels decide, from the top alone to all.
+        """
+        shown = super().pictures(images, condition, noise)
+        few = replace(noise, positions=noise.positions[:COLUMNS])
+        rows = [self.sample(few, shared_levels=held) for held in _spread(0, self.levels - 1)]
+        shown["levels"] = Picture(torch.cat(rows), columns=len(few.positions))
+        if images is not None:
+            images = images[:COLUMNS]
+            few = replace(noise, positions=noise.positions[: len(images)])
+            made = [self.reconstruct(images, condition, few, levels=upper) for upper in _spread(1, self.levels)]
+            shown["decided"] = Picture(torch.stack([images, *made], dim=1).flatten(0, 1), columns=1 + len(made))
+        return shown
 
     def sample(
         self, noise: Noise, condition: Condition = None, temperature: float = 1.0, shared_levels: int = 0
@@ -33,3 +52,9 @@ class Hierarchy(Model):
 def held(noise: Noise, shared: bool) -> Noise:
     """The noise of a level that all samples share if `shared` (that of position 0, in whatever batch), else `noise`."""
     return replace(noise, positions=torch.zeros_like(noise.positions)) if shared else noise
+
+
+def _spread(first: int, last: int) -> list[int]:
+    """Whole numbers from `first` to `last`, at most COLUMNS of them, evenly spread."""
+    count = min(COLUMNS, last - first + 1)
+    return [first] if count == 1 else [round(first + i * (last - first) / (count - 1)) for i in range(count)]

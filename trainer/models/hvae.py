@@ -19,6 +19,7 @@ from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
 from trainer.networks.mlp import Activation, mlp
+from trainer.networks.residual import zero
 from trainer.noise import Noise
 from trainer.normal import Normal, bounded
 
@@ -119,12 +120,21 @@ class Hvae(Hierarchy):
 
 
 class Transition(nn.Module):
-    """A normal distribution given a neighbouring latent: [B, inputs] to N(mean, scale^2) of [B, outputs]."""
+    """A normal distribution given a neighbouring latent: [B, inputs] to N(mean, scale^2) of [B, outputs].
+
+    It starts with a linear mean and scale 1: random log-scales would feed on each other along the chain.
+    """
 
     def __init__(self, inputs: int, outputs: int, config: HvaeConfig):
         super().__init__()
         self.linear = nn.Linear(inputs, 2 * outputs)
-        self.residual = mlp([inputs, *config.hidden, 2 * outputs], config.activation) if config.hidden else None
+        with torch.no_grad():
+            self.linear.weight[outputs:] = 0
+            self.linear.bias[outputs:] = 0
+        self.residual: nn.Sequential | None = None
+        if config.hidden:
+            self.residual = mlp([inputs, *config.hidden, 2 * outputs], config.activation)
+            zero(self.residual[-1])
 
     def forward(self, z: Tensor) -> Normal:
         out = self.linear(z)

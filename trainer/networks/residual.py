@@ -27,8 +27,7 @@ def scale_down(layer: Layer, depth: int) -> None:
 
 
 @torch.no_grad()
-def zero(layer: Layer) -> None:
+def zero(layer: nn.Module) -> None:
     """Start a layer from the map to zero."""
-    layer.weight.zero_()
-    if layer.bias is not None:
-        layer.bias.zero_()
+    for parameter in layer.parameters():
+        parameter.zero_()
