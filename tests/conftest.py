@@ -11,6 +11,7 @@ import pytest
 
 from tests.testbed.processes import REPOSITORY
 from tests.testbed.s3 import S3Server
+from tests.testbed.wandb_server import WandbServer
 
 # What would let a developer's own accounts, clusters or proxies take part in a test.
 _PERSONAL = re.compile(r"(AWS|AZURE|GOOGLE|RAY|WANDB)_|(HTTPS?|ALL)_PROXY$", re.IGNORECASE)
@@ -34,6 +35,7 @@ def nobodys_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("LOWERBOUND_PATIENCE", "20")  # seconds for a store that is away: an outage is over sooner
         patch.setenv("NETRC", os.devnull)  # where wandb looks for a key
         patch.setenv("WANDB_CONFIG_DIR", str(tmp_path_factory.mktemp("wandb-settings")))
+        patch.setenv("WANDB_ERROR_REPORTING", "false")
         yield
 
 
@@ -71,3 +73,10 @@ def s3_environment(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     return s3
+
+
+@pytest.fixture
+def wandb_server() -> Iterator[WandbServer]:
+    """A W&B server without runs; processes log to it with `wandb_server.environment`."""
+    with WandbServer() as server:
+        yield server

@@ -16,7 +16,6 @@ class _Handler(BaseHTTPRequestHandler):
     """Answers GET with BODY, in chunks below /chunked; PUT with the length that arrived."""
 
     protocol_version = "HTTP/1.1"
-    uploads: list[int] = []
 
     def do_GET(self):
         self.send_response(200)
@@ -30,7 +29,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(BODY)
 
     def do_PUT(self):
-        self.uploads.append(len(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.server.uploads.append(len(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(204)
         self.end_headers()
 
@@ -39,22 +38,29 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _QuietServer(ThreadingHTTPServer):
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.uploads = []  # lengths in bytes
+
     def handle_error(self, *_):
         """Clients that leave are what this is about."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server():
-    with _QuietServer(("127.0.0.1", 0), _Handler) as server:
+    with _QuietServer() as server:
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield server
         server.shutdown()
+
+
+def url(server):
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.fixture
 def proxy(server):
-    _Handler.uploads.clear()
-    with FaultProxy(server) as proxy:
+    with FaultProxy(url(server)) as proxy:
         yield proxy
 
 
@@ -70,10 +76,10 @@ def ask(proxy, method="GET", path="/", body=None, timeout=10.0):
 
 
 @pytest.mark.parametrize("path", ["/", "/chunked"])
-def test_without_faults_an_answer_passes_unchanged(proxy, path):
+def test_without_faults_an_answer_passes_unchanged(proxy, server, path):
     assert ask(proxy, path=path) == (200, BODY)
     assert ask(proxy, "PUT", body=b"x" * 300_000) == (204, b"")
-    assert _Handler.uploads == [300_000]
+    assert server.uploads == [300_000]
     assert [request.method for request in proxy.requests] == ["GET", "PUT"]
     assert proxy.received == 300_000
     assert proxy.sent - len(BODY) in range(100 if path == "/chunked" else 1)
@@ -132,26 +138,26 @@ def test_corrupt_flips_one_byte(proxy):
     assert len(body) == len(BODY)
 
 
-def test_a_cut_upload_does_not_reach_the_server_whole(proxy):
+def test_a_cut_upload_does_not_reach_the_server_whole(proxy, server):
     proxy.add(Fault("cut upload", after=50_000))
     with pytest.raises(ConnectionError):
         ask(proxy, "PUT", body=b"x" * 5_000_000)
     assert proxy.received == 50_000
-    assert 5_000_000 not in _Handler.uploads
+    assert 5_000_000 not in server.uploads
 
 
-def test_a_lost_answer_is_that_of_a_request_that_was_carried_out(proxy):
+def test_a_lost_answer_is_that_of_a_request_that_was_carried_out(proxy, server):
     proxy.add(Fault("lose answer"))
     with pytest.raises(ConnectionError):
         ask(proxy, "PUT", body=b"x" * 1000)
-    assert _Handler.uploads == [1000]
+    assert server.uploads == [1000]
 
 
-def test_status_is_answered_without_asking_the_server(proxy):
+def test_status_is_answered_without_asking_the_server(proxy, server):
     proxy.add(Fault("status", status=403, method="PUT"))
     assert ask(proxy, "PUT", body=b"x")[0] == 403
     assert ask(proxy)[0] == 200
-    assert _Handler.uploads == []
+    assert server.uploads == []
 
 
 def test_a_fault_happens_to_the_requests_that_it_matches_as_often_as_it_was_told(proxy):
@@ -167,7 +173,7 @@ def test_a_fault_happens_to_the_requests_that_it_matches_as_often_as_it_was_told
 
 def test_a_share_of_requests_fails_the_same_way_for_the_same_seed(server):
     def statuses(seed):
-        with FaultProxy(server, seed) as proxy:
+        with FaultProxy(url(server), seed) as proxy:
             proxy.add(Fault("status", share=0.3))
             return [ask(proxy, "PUT", body=b"x")[0] for _ in range(40)]
 
