@@ -29,7 +29,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(BODY)
 
     def do_PUT(self):
-        self.server.uploads.append(len(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.server.uploads.append(len(self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
         self.send_response(204)
         self.end_headers()
 
