@@ -24,7 +24,7 @@ from trainer.loop import Job, Outcome, fit
 from trainer.ranks import on_rank_zero, rank, world_size
 from trainer.tracking import PictureFolder, Tracker, WandbTracker
 
-EVALUATION_BATCH = 512  # images over all ranks
+EVALUATION_BATCH = 256  # images of a rank
 
 
 def work(
@@ -57,7 +57,7 @@ def work(
     description = describe(config.model, spec)
 
     def training(images: int) -> Any:
-        return training_batches(
+        batches = training_batches(
             config.data,
             index,
             seed=config.seed,
@@ -68,6 +68,8 @@ def work(
             micro_batch=config.trainer.micro_batch,
             device=accelerator.device,
         )
+        say(batches.describe())
+        return batches
 
     held_out = Index.open(config.data.validation) if config.data.validation else None
 

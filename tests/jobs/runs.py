@@ -1,0 +1,40 @@
+"""What a run folder says about the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from cluster.storage import Storage
+from trainer.journal import read_metrics
+from trainer.lineage import Lineage
+
+CLOCKED = ("images_per_second", "data_wait")  # figures that time decides
+
+
+def newest_tensors(run: Path | str) -> dict[str, Tensor]:
+    """Every tensor of the newest commit, as "<section>/<name>"."""
+    lineage = Lineage(Storage(str(run)))
+    files = lineage.read_commit(next(lineage.history()))
+    return {
+        f"{file.removesuffix('.safetensors')}/{name}": value
+        for file, data in files.items()
+        if file.endswith(".safetensors")
+        for name, value in safetensors.torch.load(data).items()
+    }
+
+
+def assert_bitwise_equal(mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """The same names, and the same bits."""
+    assert mine.keys() == other.keys()
+    different = [name for name in mine if not mine[name].equal(other[name])]
+    assert not different
+
+
+def metrics(run: Path | str) -> list[dict]:
+    """The rows of the newest lineage, without what time decides."""
+    return [
+        {name: value for name, value in row.items() if name not in CLOCKED} for row in read_metrics(Storage(str(run)))
+    ]

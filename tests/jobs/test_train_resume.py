@@ -1,0 +1,92 @@
+"""A run that stops and goes on is the run that never stopped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cluster.storage import Storage
+from jobs.config import load_config
+from jobs.worker import work
+from tests.jobs.conftest import BATCH
+from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
+from tests.testbed.ranks import torchrun
+from tests.testbed.steps import StopAfter
+from trainer.lineage import Lineage
+
+
+@pytest.mark.parametrize("steps", [1, 10, 13])
+def test_a_stopped_run_goes_on_bitwise(config_file, steps):
+    straight, broken = load_config(str(config_file("straight"))), load_config(str(config_file("broken")))
+    assert work(straight).finished
+
+    stopped = work(broken, should_stop=StopAfter(steps))
+    assert stopped == (steps * BATCH, False, stopped.evaluation)
+    assert work(broken).finished
+
+    assert_bitwise_equal(newest_tensors(straight.run), newest_tensors(broken.run))
+    assert metrics(straight.run) == metrics(broken.run)
+    assert [row["images"] for row in metrics(broken.run)] == [2 * BATCH * n for n in range(1, 11)]
+
+
+def test_work_after_the_last_commit_is_done_again(config_file):
+    """A process that dies loses what came after its last commit; the next one computes the same again."""
+    straight, killed = load_config(str(config_file("straight"))), load_config(str(config_file("killed")))
+    work(straight)
+
+    class Killed(Exception):
+        pass
+
+    steps = StopAfter(14)  # commits lie at 8 and 16
+
+    def die() -> bool:
+        if steps():
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        work(killed, should_stop=die)
+    assert next(Lineage(Storage(killed.run)).history()).images == 8 * BATCH
+    assert work(killed).finished
+    assert_bitwise_equal(newest_tensors(straight.run), newest_tensors(killed.run))
+    assert metrics(straight.run) == metrics(killed.run)
+
+
+def test_two_ranks_go_on_bitwise(config_file):
+    straight, broken = config_file("straight"), config_file("broken")
+    torchrun(2, "jobs.train_local", straight)
+    torchrun(2, "tests.testbed.steps", broken, 7)
+    torchrun(2, "jobs.train_local", broken)
+    runs = [load_config(str(path)).run for path in (straight, broken)]
+    assert_bitwise_equal(newest_tensors(runs[0]), newest_tensors(runs[1]))
+    for mine, other in zip(metrics(runs[0]), metrics(runs[1]), strict=True):
+        assert mine == pytest.approx(other, rel=1e-12)  # sums over ranks are saved as one
+
+
+def test_a_run_begun_by_two_ranks_is_ended_by_one(config_file):
+    """The same images and noise: what differs is the order in which floats are added."""
+    alone, handed_over = config_file("alone"), config_file("handed-over")
+    work(load_config(str(alone)))
+    torchrun(2, "tests.testbed.steps", handed_over, 7)
+    work(load_config(str(handed_over)))
+    runs = [load_config(str(path)).run for path in (alone, handed_over)]
+    for mine, other in zip(metrics(runs[0]), metrics(runs[1]), strict=True):
+        assert mine == pytest.approx(other, rel=2e-4)
+    theirs = newest_tensors(runs[1])
+    for name, value in newest_tensors(runs[0]).items():
+        torch.testing.assert_close(value, theirs[name], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(("streams", "micro_batch"), [(4, None), (3, None), (3, 5)])
+def test_two_ranks_have_the_gradient_of_one(config_file, streams, micro_batch):
+    """Also where the shares are uneven (3 streams) and where they are cut into padded micro-batches."""
+    trainer = {"images": 48, "batch": 48, "checkpoint_every": 48, "micro_batch": micro_batch}
+    one, two = (config_file(name, data={"streams": streams}, trainer=trainer) for name in ("one", "two"))
+    work(load_config(str(one)))
+    torchrun(2, "jobs.train_local", two)
+    mine, theirs = (newest_tensors(load_config(str(path)).run) for path in (one, two))
+    first_moments = [name for name in mine if name.endswith(".exp_avg")]  # a tenth of the gradient after one step
+    assert first_moments
+    for name in first_moments:
+        assert mine[name].abs().max() > 0
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-5 * mine[name].abs().max().item())
