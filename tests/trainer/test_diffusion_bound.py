@@ -99,8 +99,24 @@ def test_the_table_of_reconstruction_costs_is_the_mean_of_sampled_ones(levels, g
     assert level_costs(spec, gamma).sum().item() == pytest.approx(sampled.mean().item(), abs=error)
 
 
-@pytest.mark.parametrize("steps", [None, 10])
-def test_four_predictions_give_one_loss_when_converted(steps):
+def test_levels_far_from_the_ends_cost_as_much_as_the_middle_one_at_most():
+    """Of 100 levels only some have a row of their own in the table; the rest must not come out below their cost."""
+    gamma = torch.tensor(-3.0, dtype=torch.float64)
+    spec = ImageSpec(1, 1, 100, 100)
+    images = torch.arange(100, dtype=torch.uint8).expand(20_000, 1, 1, 100)
+    noise = Noise(0, "evaluate", torch.arange(len(images)), dtype=torch.float64)
+    y = spec.scaled(images, torch.float64) + math.exp(-1.5) * noise.normal("z0", spec.shape)
+    values = spec.scaled(torch.arange(100), torch.float64)
+    for level in (0, 20, 31, 35, 49, 50, 70, 99):
+        logits = -0.5 * (y[:, 0, 0, level, None] - values).square() * math.exp(3.0)
+        sampled = -logits.log_softmax(-1)[:, level]
+        error = 4 * sampled.std().item() / math.sqrt(len(sampled))
+        assert level_costs(spec, gamma)[level].item() > sampled.mean().item() - error
+        if level < 32 or level in (49, 50, 99):
+            assert level_costs(spec, gamma)[level].item() == pytest.approx(sampled.mean().item(), abs=error)
+
+
+def test_four_predictions_give_one_loss_when_converted():
     """The same estimate told as x, eps, score and v."""
     z, gamma = torch.randn(64, 2, 3, 3, dtype=torch.float64), torch.linspace(-13, 5, 64, dtype=torch.float64)
     eps_guess = torch.randn_like(z)

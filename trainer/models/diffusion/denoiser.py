@@ -15,14 +15,19 @@ from trainer.models.base import Condition
 from trainer.models.diffusion.conditioning import ConditionConfig, Conditioning
 from trainer.models.diffusion.predictions import LevelsConfig, PredictionConfig
 from trainer.networks.denoiser_mlp import DenoiserMlpConfig
+from trainer.networks.dit import DitConfig
+from trainer.networks.unet import UnetConfig
+from trainer.networks.vdm_unet import VdmUnetConfig
 from trainer.noise import Noise
 from trainer.samplers.base import Denoised
 
-DenoiserNetworkConfig = Annotated[DenoiserMlpConfig, Field(discriminator="kind")]
+DenoiserNetworkConfig = Annotated[
+    DenoiserMlpConfig | UnetConfig | VdmUnetConfig | DitConfig, Field(discriminator="kind")
+]
 
 
 class DenoiserConfig(Config):
-    network: DenoiserMlpConfig = DenoiserMlpConfig()
+    network: DenoiserNetworkConfig = DenoiserMlpConfig()
     prediction: PredictionConfig = LevelsConfig(kind="levels")
     """What the network's output means."""
     fourier: tuple[NonNegativeInt, ...] = ()
