@@ -19,10 +19,14 @@ class ClassConfig(Config):
     """An integer in 0..classes-1; negative: not known."""
 
     kind: Literal["class"]
-    classes: PositiveInt
+    classes: PositiveInt | None = None
+    """None: those of the data set."""
 
-    def build(self, width: int) -> nn.Module:
-        return ClassEmbedding(self.classes, width)
+    def build(self, width: int, classes: int) -> nn.Module:
+        """Raises ValueError if there are no classes."""
+        if not (self.classes or classes):
+            raise ValueError("denoiser.conditions: the images have no classes; say how many with `classes`")
+        return ClassEmbedding(self.classes or classes, width)
 
 
 class VectorConfig(Config):
@@ -31,7 +35,7 @@ class VectorConfig(Config):
     kind: Literal["vector"]
     size: PositiveInt
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, classes: int) -> nn.Module:
         return nn.Linear(self.size, width, bias=False)
 
 
@@ -55,13 +59,13 @@ class Conditioning(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, width: int, conditions: dict[str, ClassConfig | VectorConfig]):
+    def __init__(self, width: int, conditions: dict[str, ClassConfig | VectorConfig], classes: int):
         super().__init__()
         self.register_buffer(
             "frequencies", torch.exp(torch.linspace(math.log(1 / 30), math.log(4), FREQUENCIES)), persistent=False
         )
         self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.conditions = nn.ModuleDict({name: config.build(width) for name, config in conditions.items()})
+        self.conditions = nn.ModuleDict({name: config.build(width, classes) for name, config in conditions.items()})
 
     def forward(self, gamma: Tensor, condition: Condition) -> Tensor:
         """[B, width] from gamma [B] and `condition`; what is missing from that is not known."""

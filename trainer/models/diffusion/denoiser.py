@@ -35,21 +35,21 @@ class DenoiserConfig(Config):
     embedding: PositiveInt = 128
     """Width of the vector that holds the noise level and the conditions."""
     conditions: dict[str, ConditionConfig] = {}
-    """What images are conditioned on, by name: `label: {kind: class, classes: 10}`."""
+    """What images are conditioned on, by name: `label: {kind: class}`."""
 
-    def build(self, shape: tuple[int, int, int], spec: ImageSpec | None) -> Denoiser:
-        """For latents z of shape (C, H, W); `spec` where they are noisy images."""
-        return Denoiser(self, shape, spec)
+    def build(self, shape: tuple[int, int, int], spec: ImageSpec | None, classes: int = 0) -> Denoiser:
+        """For z of shape (C, H, W); `spec` where they are noisy images, `classes` those of the data set."""
+        return Denoiser(self, shape, spec, classes)
 
 
 class Denoiser(nn.Module):
     """The networks may run in half precision; what is made of their output has the type of z."""
 
-    def __init__(self, config: DenoiserConfig, shape: tuple[int, int, int], spec: ImageSpec | None):
+    def __init__(self, config: DenoiserConfig, shape: tuple[int, int, int], spec: ImageSpec | None, classes: int):
         super().__init__()
         self.fourier = config.fourier
         self.prediction = config.prediction.build(spec)
-        self.conditioning = Conditioning(config.embedding, config.conditions)
+        self.conditioning = Conditioning(config.embedding, config.conditions, classes)
         inputs = shape[0] * (1 + 2 * len(config.fourier))
         outputs = shape[0] * self.prediction.outputs_per_channel
         self.network = config.network.build(shape, inputs, outputs, config.embedding)

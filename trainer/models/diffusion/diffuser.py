@@ -60,12 +60,14 @@ class Rates(NamedTuple):
 class Diffuser(nn.Module):
     """Adds x = z_0's limit, [B, *shape], to p(z_0) as a hierarchy of latents."""
 
-    def __init__(self, config: DiffuserConfig, shape: tuple[int, int, int], spec: ImageSpec | None = None):
+    def __init__(
+        self, config: DiffuserConfig, shape: tuple[int, int, int], spec: ImageSpec | None = None, classes: int = 0
+    ):
         super().__init__()
         self.shape, self.steps, self.weighting = shape, config.steps, config.weighting
         self.sampling, self.condition_dropout = config.sampling, config.condition_dropout
         self.schedule = config.schedule.build()
-        self.denoiser = config.denoiser.build(shape, spec)
+        self.denoiser = config.denoiser.build(shape, spec, classes)
 
     def forward(self, x: Tensor, condition: Condition, noise: Noise) -> Rates:
         if noise.purpose == "train" and self.condition_dropout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha, diffuse
 from trainer.images import ImageSpec
-from trainer.models.base import Condition, Model
+from trainer.models.base import Condition, Model, Picture
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.diffusion.reconstruction import level_log_prob, reconstruction_cost
 from trainer.noise import Noise
 from trainer.samplers import SamplingConfig
+
+TRAJECTORIES, COLUMNS = 6, 10  # of the picture that shows estimates of x on the way to a sample
 
 
 class DiffusionConfig(DiffuserConfig):
@@ -33,7 +36,7 @@ class Diffusion(Model):
     def __init__(self, config: DiffusionConfig, spec: ImageSpec):
         super().__init__()
         self.spec = spec
-        self.diffuser = Diffuser(config, spec.shape, spec)
+        self.diffuser = Diffuser(config, spec.shape, spec, spec.classes)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         x = self.spec.scaled(images, noise.dtype)
@@ -73,6 +76,13 @@ class Diffusion(Model):
             z_0, ratio = self.diffuser.log_ratio(x, condition, noise.with_draw(draw, k))
             weights.append(ratio + level_log_prob(self.spec, images, z_0 / alpha(gamma_0), gamma_0))
         return torch.stack(weights, 1)
+
+    def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
+        shown = super().pictures(images, condition, noise)
+        few = replace(noise, positions=noise.positions[:TRAJECTORIES])
+        path = list(self.trajectory(few))
+        kept = [path[round(i * (len(path) - 1) / (COLUMNS - 1))] for i in range(COLUMNS)]
+        return shown | {"trajectories": Picture(torch.stack(kept, 1).flatten(0, 1), COLUMNS)}
 
     def _gamma_0(self, x: Tensor) -> Tensor:
         return self.diffuser.schedule.ends.to(x.dtype)[0]
