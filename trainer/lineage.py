@@ -16,6 +16,7 @@ import json
 import re
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ class Lineage:
     def claim(self, start: Commit | None, facts: dict[str, Any] | None = None) -> Attempt:
         """Begin a new attempt that goes on from `start`. Of several that try at once each gets a number of its own."""
         began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        facts = {"host": socket.gethostname(), "began": began} | (facts or {})
+        # The id makes every record different, so that nobody takes another's for its own.
+        facts = {"host": socket.gethostname(), "began": began, "id": uuid.uuid4().hex} | (facts or {})
         number = self.newest_attempt() + 1
         while True:
             record = {"attempt": number, "start": start.name if start else None, "facts": facts}

@@ -34,17 +34,17 @@ def test_work_after_the_last_commit_is_done_again(config_file):
     straight, killed = load_config(str(config_file("straight"))), load_config(str(config_file("killed")))
     work(straight)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     steps = StopAfter(14)  # commits lie at 8 and 16
 
     def die() -> bool:
         if steps():
-            raise Killed
+            raise KilledError
         return False
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         work(killed, should_stop=die)
     assert next(Lineage(Storage(killed.run)).history()).images == 8 * BATCH
     assert work(killed).finished
