@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.index import Index
+from datasets.ledger import Quarantined
 from datasets.order import Located, Range
 
 
@@ -16,6 +17,7 @@ class DecodedSet:
         self.images = np.empty((index.images, *index.format.shape), dtype=np.uint8)
         self.labels = np.zeros(index.images, dtype=np.int64)
         self.filled = np.zeros(index.images, dtype=bool)
+        self.bad: dict[int, Quarantined] = {}  # by row
         self._first = np.concatenate([[0], np.cumsum(index.counts)])
 
     def rows(self, located: Located) -> NDArray[np.int64]:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from datasets.errors import DataError
 
@@ -19,7 +20,9 @@ Pixels = NDArray[np.uint8]
 
 IMAGE_FORMATS = {"png": ["PNG"], "jpg": ["JPEG"], "jpeg": ["JPEG"], "webp": ["WEBP"], "npy": []}
 LABEL = "cls"
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MODES = {1: "L", 3: "RGB"}
+_GREY = ("1", "L", "I;16", "I;16B", "I")  # Pillow's modes of one channel
+_EXIF_BEFORE = 1 << 12  # bytes of a JPEG in which the EXIF segment begins, if there is one
 _LARGEST_HEADER = 1 << 12  # bytes of an .npy header
 MAX_PIXELS = 1 << 26  # of one image: 8192 x 8192, against decompression bombs
 
@@ -44,15 +47,24 @@ class Format(NamedTuple):
         return self.channels * self.height * self.width
 
 
-def decode_image(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
-    """The image, uint8 [H, W, C], with values below `format.levels`.
+_ANY = Format(3, 0, 0)
 
-    Raises `DataError` (a line without the place, which the caller knows) if it is not an image of the format.
+
+def decode_image(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
+    """The image, uint8 [H, W, C], upright (EXIF), with values below `format.levels`; of any size if height is 0.
+
+    Of 16 bits the upper 8 are taken, of an alpha channel nothing. Raises `DataError` (a line without the place, which
+    the caller knows) if it is not an image of the format.
     """
-    image = _decode_npy(data) if extension == "npy" else _decode_picture(data, extension, format)
+    if extension == "npy":
+        image = _decode_npy(data)
+    elif extension in ("jpg", "jpeg"):
+        image = _decode_jpeg(data, extension, format)
+    else:
+        image = _decode_picture(data, extension, format)
     if image.ndim == 2:
         image = image[:, :, None]
-    if image.shape != format.shape:
+    if image.shape != format.shape and (format.height or image.shape[2] != format.channels):
         raise DataError(f"the image is {describe(*image.shape)}, not {describe(*format.shape)}")
     if format.levels < 256 and image.max() >= format.levels:
         raise DataError(f"a pixel has the value {image.max()}; with {format.levels} levels it must be below that")
@@ -60,14 +72,15 @@ def decode_image(data: bytes | memoryview, extension: str, format: Format) -> Pi
 
 
 def image_size(data: bytes | memoryview, extension: str) -> tuple[int, int, int]:
-    """(height, width, channels) of an image from its header alone. Raises `DataError`."""
+    """(height, width, channels) of an image from its header alone, upright. Raises `DataError`."""
     if extension == "npy":
         shape = _npy_header(io.BytesIO(data))[0]
         if len(shape) not in (2, 3):
             raise DataError(f"the array has {len(shape)} axes, not [height, width] or [height, width, channels]")
         return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
     with _told(), _open(data, extension) as picture:
-        return picture.height, picture.width, 1 if picture.mode in ("1", "L", "I;16") else 3
+        width, height = _upright_size(picture)
+        return height, width, 1 if picture.mode in _GREY else 3
 
 
 def decode_label(data: bytes | memoryview, classes: int | None = None) -> int:
@@ -86,10 +99,22 @@ def describe(height: int, width: int, channels: int = 1, *more: int) -> str:
     return f"{width} x {height} with {channels} channel{'s' * (channels != 1)}"
 
 
+def _decode_jpeg(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
+    """The same pixels as Pillow's, by libjpeg-turbo without Pillow's detours; Pillow where a JPEG is out of the way."""
+    with _told():
+        height, width, colours, _ = decode_jpeg_header(data)
+        grey = colours == "Gray"
+        if b"Exif" in bytes(data[:_EXIF_BEFORE]) or colours in ("CMYK", "YCCK") or grey != (format.channels == 1):
+            return _decode_picture(data, extension, format)
+        _check_size(width, height, format)
+        return decode_jpeg(data, "GRAY" if grey else "RGB")
+
+
 def _decode_picture(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
     with _told(), _open(data, extension) as picture:
-        if picture.size != (format.width, format.height):  # before a pixel is decoded
-            raise DataError(f"the image is {picture.width} x {picture.height}, not {format.width} x {format.height}")
+        _check_size(*_upright_size(picture), format)
+        if "exif" in picture.info:
+            picture = ImageOps.exif_transpose(picture)
         if picture.mode == "1" and format.levels == 2:
             return np.asarray(picture).astype(np.uint8)
         if picture.mode != _MODES[format.channels]:
@@ -97,13 +122,28 @@ def _decode_picture(data: bytes | memoryview, extension: str, format: Format) ->
         return np.asarray(picture)
 
 
+def _check_size(width: int, height: int, format: Format) -> None:
+    """Before a pixel is decoded."""
+    if width * height > MAX_PIXELS:
+        raise DataError(f"the image is {width} x {height}; more than {MAX_PIXELS} pixels are refused")
+    if format.height and (width, height) != (format.width, format.height):
+        raise DataError(f"the image is {width} x {height}, not {format.width} x {format.height}")
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) after the turn that EXIF asks for."""
+    turned = "exif" in picture.info and picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (picture.height, picture.width) if turned else picture.size
+
+
 def _converted(picture: Image.Image, format: Format) -> Image.Image:
-    """The picture with the format's channels, where nothing is lost by that."""
-    grey = picture.mode in ("1", "L")
-    if format.channels == 1 and not grey:
+    """The picture with the format's channels."""
+    if format.channels == 1 and picture.mode not in _GREY:
         raise DataError(f"the image is in colour ({picture.mode}), but the set is grey: 1 channel")
     if format.levels < 256 and picture.mode != "L":
         raise DataError(f"the image is {picture.mode}; levels below 256 are stored as grey PNG values")
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture.convert(_MODES[format.channels])
 
 
@@ -113,8 +153,7 @@ def _open(data: bytes | memoryview, extension: str) -> Image.Image:
     except KeyError:
         raise DataError(f"{extension!r} is no image format; known are {', '.join(IMAGE_FORMATS)}") from None
     picture = Image.open(io.BytesIO(data), formats=formats)
-    if picture.width * picture.height > MAX_PIXELS:
-        raise DataError(f"the image is {picture.width} x {picture.height}; more than {MAX_PIXELS} pixels are refused")
+    _check_size(picture.width, picture.height, _ANY)
     return picture
 
 

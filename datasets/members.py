@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections import OrderedDict
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cluster.storage import StorageError
 from datasets.decode import IMAGE_FORMATS, LABEL
 from datasets.errors import DataError
 from datasets.index import Index
@@ -40,7 +42,6 @@ class EncodedRange(NamedTuple):
     """Neighbouring samples of a shard as they lie there."""
 
     shard: int
-    name: str
     first: int  # index in the shard of the first sample
     begin: int  # byte of the shard at which `data` begins
     data: memoryview
@@ -53,19 +54,19 @@ class MemberReader:
     def __init__(self, index: Index):
         self.index = index
         self.bytes_read = 0
+        self._lock = threading.Lock()
         self._shards: OrderedDict[int, ShardMembers] = OrderedDict()
 
     def read(self, wanted: Range) -> EncodedRange:
-        """The samples of a range, in one request. Raises `DataError` where the shard ends too early."""
+        """The samples of a range, in one request. What the shard does not hold any longer is told sample by sample."""
         members = self._members(wanted.shard)
         rows = slice(wanted.start, wanted.stop)
         columns = [column for column in (members.image, members.label) if column is not None]
         present = [column for column in columns if (column.size[rows] >= 0).any()]
         begin = min(int(column.offset[rows][column.size[rows] >= 0].min()) for column in present)
         end = max(int((column.offset[rows] + column.size[rows]).max()) for column in present)
-        name = self.index.name(wanted.shard)
-        data = self._bytes(name, begin, end)
-        return EncodedRange(wanted.shard, name, wanted.start, begin, data, members)
+        data = self._bytes(wanted.shard, begin, end)
+        return EncodedRange(wanted.shard, wanted.start, begin, data, members)
 
     def image(self, held: EncodedRange, row: int) -> tuple[memoryview, str]:
         """The bytes of the image of sample `row` of the range, and its extension."""
@@ -81,43 +82,56 @@ class MemberReader:
         return self._member(held, index, column, LABEL)
 
     def where(self, held: EncodedRange, row: int) -> tuple[str, str]:
-        """The shard's name and the sample's key."""
-        return held.name, held.members.keys[held.first + row].as_py()
+        """The shard's URL and the sample's key."""
+        return self.index.where(held.shard), held.members.keys[held.first + row].as_py()
 
     def _member(self, held: EncodedRange, index: int, column: Column, extension: str) -> memoryview:
         offset, size, crc32 = int(column.offset[index]), int(column.size[index]), int(column.crc32[index])
         data = held.data[offset - held.begin : offset - held.begin + size]
-        if zlib.crc32(data) == crc32:
+        if zlib.crc32(data) == crc32 and len(data) == size:
             return data
-        data = self._bytes(held.name, offset, offset + size)  # a byte may have been flipped on the way here
-        if zlib.crc32(data) == crc32:
+        data = self._bytes(held.shard, offset, offset + size)  # a byte may have been flipped on the way here
+        if zlib.crc32(data) == crc32 and len(data) == size:
             return data
         raise DataError(f"{extension} does not match its checksum: {self._blame(held.shard)}")
 
     def _blame(self, number: int) -> str:
         """Why the bytes of a shard are not those that were indexed."""
-        shard, now = self.index.shard(number), self.index.storage.stat(self.index.name(number))
-        if now is None or now.size != shard.bytes or now.etag != shard.etag:
-            return f"the shard has changed since it was indexed; run python -m jobs.index {self.index.url}"
+        part, _ = self.index.place(number)
+        shard = self.index.shard(number)
+        now = part.storage.stat(shard.name)
+        if now is None:
+            return "the shard is not there any longer"
+        if now.size != shard.bytes:
+            return f"the shard has {now.size} bytes, {shard.bytes} when it was indexed; if that is right, {part.remedy}"
+        if now.etag != shard.etag:
+            return f"the shard has changed since it was indexed; if that is right, {part.remedy}"
         return "the shard is damaged; write it anew"
 
-    def _bytes(self, name: str, begin: int, end: int) -> memoryview:
-        data = self.index.storage.read_range(name, begin, end)
-        self.bytes_read += len(data)
-        if len(data) < end - begin:
-            raise DataError(
-                f"{self.index.url}/{name}: ends at byte {begin + len(data)}, before the index says; "
-                f"it is truncated, or has changed and needs python -m jobs.index {self.index.url}"
-            )
+    def _bytes(self, number: int, begin: int, end: int) -> memoryview:
+        """The bytes [begin, end) of a shard; fewer, or none, if it is shorter or not there."""
+        part, _ = self.index.place(number)
+        name = self.index.name(number)
+        try:
+            data = part.storage.read_range(name, begin, end)
+        except StorageError:
+            now = part.storage.stat(name)
+            if now is not None and now.size > begin:
+                raise
+            data = memoryview(b"")
+        with self._lock:
+            self.bytes_read += len(data)
         return data
 
     def _members(self, number: int) -> ShardMembers:
-        members = self._shards.get(number)
+        with self._lock:
+            members = self._shards.get(number)
         if members is None:
             members = _shard_members(self.index, number)
-            self._shards[number] = members
-            while len(self._shards) > _SHARDS_KEPT:
-                self._shards.popitem(last=False)
+            with self._lock:
+                self._shards[number] = members
+                while len(self._shards) > _SHARDS_KEPT:
+                    self._shards.popitem(last=False)
         return members
 
 
@@ -126,7 +140,7 @@ def _shard_members(index: Index, number: int) -> ShardMembers:
     names = {name.removesuffix(".offset") for name in table.column_names if name.endswith(".offset")}
     formats = sorted(names & IMAGE_FORMATS.keys())
     if not formats:
-        raise DataError(f"{index.url}/{index.name(number)}: no images; known are {', '.join(IMAGE_FORMATS)}")
+        raise DataError(f"{index.where(number)}: no images; known are {', '.join(IMAGE_FORMATS)}")
     columns = [_column(table, extension) for extension in formats]
     format = np.argmax([column.size for column in columns], axis=0)
     image = columns[0]

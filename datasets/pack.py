@@ -16,7 +16,8 @@ from PIL import Image
 from cluster.storage import MissingError, Storage
 from datasets.decode import LABEL, Pixels
 from datasets.errors import DataError
-from datasets.index import Index, Shard, index_shard, write_index
+from datasets.index import Index, Shard, write_index
+from datasets.indexing import index_shard
 from datasets.sources.source import SPLITS, Example, Source
 
 SHARDS_AT_LEAST = 8  # so that a small set, too, is shuffled over shards
@@ -79,7 +80,7 @@ def _finished(folder: Storage, source: Source, split: str) -> Packed | None:
 def _write_shard(folder: Storage, name: str, examples: list[tuple[int, Example]]) -> Shard:
     with _workplace(folder) as place:
         write_tar(place / name, ((f"{number:08d}", example) for number, example in examples))
-        shard, _, _ = index_shard(Storage(str(place)), name, folder.folder("index"))
+        shard = index_shard(Storage(str(place)), name, folder.folder("index"))
         local = folder.local_path(name)
         if local is None:
             folder.write(name, place / name)

@@ -1,12 +1,13 @@
 """The hot path: the images at positions of an order, read window by window and decoded.
 
 A window is one range request for each shard it touches; the next window of a stream is read ahead by a thread while
-the present one is decoded.
+the present one is decoded. Where windows would not fit into memory, each image is a request of its own.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 
 from datasets.background import Background
 from datasets.cache import DecodedSet
-from datasets.decode import Pixels, decode_image, decode_label
+from datasets.decode import Format, Pixels, decode_image, decode_label
 from datasets.errors import DataError
 from datasets.index import Index
+from datasets.ledger import Quarantined
 from datasets.members import EncodedRange, MemberReader
-from datasets.order import Integers, Plan, Window
+from datasets.order import Integers, Plan, Range, Window
+from datasets.transform import Transform
 
-_THREADS = 4  # requests in flight
+_THREADS = 4  # requests in flight for windows
+_THREADS_OF_MEMBERS = 16  # and for single images
 
 
 class HeldWindow(NamedTuple):
@@ -31,22 +35,44 @@ class HeldWindow(NamedTuple):
     parts: list[EncodedRange]
     firsts: list[int]
 
+    def sample(self, slot: int) -> tuple[EncodedRange, int]:
+        """The part in which a slot lies, and its row there."""
+        part = bisect_right(self.firsts, slot) - 1
+        return self.parts[part], slot - self.firsts[part]
+
+
+class ReaderOptions(NamedTuple):
+    """How a reader does its work."""
+
+    quarantine: bool = False  # bad images are reported, not raised
+    by_member: bool = False  # a request for each image: slower, in less memory
+
 
 class Reader:
     """Decodes the images at given positions of an order. Not for use by several threads at once.
 
-    Raises `DataError` naming shard and key for whatever is not an image of the index's format.
+    Raises `DataError` naming shard and key for whatever is not an image of the index's format, unless such images are
+    quarantined.
     """
 
-    def __init__(self, index: Index, order: Plan, cache: DecodedSet | None = None):
+    def __init__(
+        self,
+        index: Index,
+        order: Plan,
+        options: ReaderOptions = ReaderOptions(),  # noqa: B008  (immutable)
+        transform: Transform | None = None,
+        cache: DecodedSet | None = None,
+    ):
         self.index = index
         self.order = order
-        self.cache = cache
         self.members = MemberReader(index)
-        self._format = index.format
+        self._format: Format = index.format
+        self._options = options
+        self._transform = transform
+        self._cache = cache
         self._held: dict[tuple[int, int], HeldWindow] = {}
         self._ahead: dict[tuple[int, int], tuple[Window, Future[HeldWindow]]] = {}
-        self._background = Background(_THREADS)
+        self._background = Background(_THREADS_OF_MEMBERS if options.by_member else _THREADS)
 
     def close(self) -> None:
         """Give up what is being read ahead."""
@@ -54,44 +80,92 @@ class Reader:
         self._held.clear()
         self._ahead.clear()
 
-    def read(self, positions: Integers, images: Pixels, labels: Integers) -> None:
-        """Decode the images at `positions` [n] into `images`, uint8 [n, H, W, C], and `labels`, int64 [n]."""
-        if self.cache is None:
-            self._decode(positions, images, labels, np.arange(len(positions)))
-            return
-        rows = self.cache.rows(self.order.locate(positions))
-        missing = ~self.cache.filled[rows]
+    def read(self, positions: Integers, images: Pixels, labels: Integers) -> list[Quarantined]:
+        """Decode the images at `positions` [n] into `images`, uint8 [n, H, W, C], and `labels`, int64 [n].
+
+        Returns what was quarantined among them; there the image is black and the label 0.
+        """
+        if self._cache is not None:
+            return self._read_cached(self._cache, positions, images, labels)
+        return self._decode(positions, images, labels, np.arange(len(positions)), self._transform)
+
+    def _read_cached(
+        self, cache: DecodedSet, positions: Integers, images: Pixels, labels: Integers
+    ) -> list[Quarantined]:
+        located = self.order.locate(positions)
+        rows = cache.rows(located)
+        missing = ~cache.filled[rows]
         if missing.any():
-            self._decode(positions[missing], self.cache.images, self.cache.labels, rows[missing])
-            self.cache.filled[rows[missing]] = True
-        np.take(self.cache.images, rows, axis=0, out=images)
-        np.take(self.cache.labels, rows, out=labels)
+            _, first = np.unique(rows[missing], return_index=True)  # a small set comes twice in a batch
+            first.sort()
+            fresh, asked = rows[missing][first], positions[missing][first]
+            bad = self._decode(asked, cache.images, cache.labels, fresh, None)
+            cache.bad |= {int(fresh[np.searchsorted(asked, entry.position)]): entry for entry in bad} if bad else {}
+            cache.filled[fresh] = True
+        if self._transform is None:
+            np.take(cache.images, rows, axis=0, out=images)
+        else:
+            for i, row in enumerate(rows.tolist()):
+                images[i] = self._transform(cache.images[row], int(positions[i]))
+        np.take(cache.labels, rows, out=labels)
+        if not cache.bad:
+            return []
+        return [
+            cache.bad[row]._replace(epoch=int(located.epoch[i]), position=int(positions[i]))
+            for i, row in enumerate(rows.tolist())
+            if row in cache.bad
+        ]
 
-    def _decode(self, positions: Integers, images: Pixels, labels: Integers, rows: NDArray[np.int64]) -> None:
+    def _decode(
+        self,
+        positions: Integers,
+        images: Pixels,
+        labels: Integers,
+        rows: NDArray[np.int64],
+        transform: Transform | None,
+    ) -> list[Quarantined]:
+        """Decode the images at the positions to rows of `images` and `labels`."""
+        quarantined: list[Quarantined] = []
+        samples = self._members_of(positions) if self._options.by_member else self._windows_of(positions)
+        for (epoch, source, row), position, place in zip(samples, positions.tolist(), rows.tolist(), strict=True):
+            try:
+                labels[place] = self._sample(source, row, images[place], position, transform)
+            except DataError as error:
+                shard, key = self.members.where(source, row)
+                if not self._options.quarantine:
+                    raise DataError(f"{shard}: sample {key!r}: {error}") from error
+                images[place], labels[place] = 0, 0
+                quarantined.append(Quarantined(epoch, position, shard, key, str(error)))
+        return quarantined
+
+    def _windows_of(self, positions: Integers) -> Iterator[tuple[int, EncodedRange, int]]:
+        """(epoch, part, row) of each position, out of the streams' windows."""
         places = self.order.places(positions)
-        windows = zip(*(column.tolist() for column in places[:4]), strict=True)
-        for row, window, slot in zip(rows.tolist(), windows, places.slot.tolist(), strict=True):
-            labels[row] = self._sample(self._hold(Window(*window)), slot, images[row])
+        names = zip(*(column.tolist() for column in places[:4]), strict=True)
+        for name, slot in zip(names, places.slot.tolist(), strict=True):
+            yield name[1], *self._hold(Window(*name)).sample(slot)
 
-    def _sample(self, held: HeldWindow, slot: int, image: Pixels) -> int:
-        """Decode the sample in a slot of a window into `image`; its label (0 in a set without classes)."""
-        part = bisect_right(held.firsts, slot) - 1
-        source, row = held.parts[part], slot - held.firsts[part]
-        try:
-            data, extension = self.members.image(source, row)
-            image[...] = decode_image(data, extension, self._format)
-            return self._label(source, row)
-        except DataError as error:
-            shard, key = self.members.where(source, row)
-            raise DataError(f"{self.index.url}/{shard}: sample {key!r}: {error}") from error
+    def _members_of(self, positions: Integers) -> Iterator[tuple[int, EncodedRange, int]]:
+        """(epoch, part, row) of each position, a request for each."""
+        located = self.order.locate(positions)
+        ranges = [
+            Range(shard, i, i + 1) for shard, i in zip(located.shard.tolist(), located.index.tolist(), strict=True)
+        ]
+        futures = [self._background.submit(self.members.read, part) for part in ranges]
+        for epoch, future in zip(located.epoch.tolist(), futures, strict=True):
+            yield epoch, future.result(), 0
 
-    def _label(self, source: EncodedRange, row: int) -> int:
+    def _sample(self, source: EncodedRange, row: int, image: Pixels, position: int, transform: Transform | None) -> int:
+        """Decode a sample into `image`; its label (0 in a set without classes)."""
+        data, extension = self.members.image(source, row)
+        pixels = decode_image(data, extension, self._format)
+        image[...] = pixels if transform is None else transform(pixels, position)
         if not self._format.classes:
             return 0
-        data = self.members.label(source, row)
-        if data is None:
+        label = self.members.label(source, row)
+        if label is None:
             raise DataError(f"has no .cls member, but the set has {self._format.classes} classes")
-        return decode_label(data, self._format.classes)
+        return decode_label(label, self._format.classes)
 
     def _hold(self, window: Window) -> HeldWindow:
         stream = (window.source, window.stream)
@@ -106,7 +180,7 @@ class Reader:
         return held
 
     def _read_ahead(self, stream: tuple[int, int], window: Window | None) -> None:
-        if window is not None and not (self.cache and self.cache.holds(self.order.ranges(window))):
+        if window is not None and not (self._cache and self._cache.holds(self.order.ranges(window))):
             self._ahead[stream] = (window, self._background.submit(self._load, window))
 
     def _load(self, window: Window) -> HeldWindow:

@@ -50,6 +50,7 @@ class Scan(NamedTuple):
     sizes: set[tuple[int, int, int]]  # every (height, width, channels) of its images
     labels: int  # the largest label + 1; 0 if there are none
     bytes: int  # of the whole tar
+    etag: str
 
 
 def scan_tar(storage: Storage, name: str) -> Scan:
@@ -77,7 +78,7 @@ def scan_tar(storage: Storage, name: str) -> Scan:
         except DataError as error:
             raise DataError(f"{where}: {key}.{extension}: {error}") from error
     _check_whole(samples, where)
-    return Scan(samples, sizes, labels, source.size)
+    return Scan(samples, sizes, labels, source.size, source.etag)
 
 
 def _check_whole(samples: list[Sample], where: str) -> None:

@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from datasets.index import Index
-from datasets.order import Integers, Located, Order, Places, Plan, Range, Window, check_batch, deal, step_positions
+from datasets.mixture import Mixture
+from datasets.order import Integers, Located, Order, Places, Plan, Range, Window, deal, step_positions
 
 _RUN = 64  # neighbouring images that a limited evaluation takes at a time, to read less
 
@@ -53,15 +54,7 @@ class Training:
     window: int  # W, images
     mine: range  # the streams of this reader
     first: int  # step
-
-    @classmethod
-    def of_rank(
-        cls, *, seed: int, batch: int, streams: int, window: int, ranks: int, rank: int, start: int
-    ) -> Training:
-        """The share of a rank from the image count `start`, a multiple of the batch. Raises `DataError`."""
-        check_batch(batch, streams)
-        assert start % batch == 0, f"{start} images are no whole number of batches of {batch}"
-        return cls(seed, batch, streams, window, deal(streams, ranks, rank), start // batch)
+    weights: tuple[int, ...] = (1,)  # of the sets that are mixed
 
     @property
     def steps(self) -> int | None:
@@ -82,8 +75,10 @@ class Training:
         parts = [deal(len(self.mine), readers, reader) for reader in range(readers)]
         return [replace(self, mine=self.mine[part.start : part.stop]) for part in parts]
 
-    def order(self, index: Index) -> Order:
-        return Order(index.counts, self.seed, self.all_streams, self.window)
+    def order(self, index: Index) -> Plan:
+        if len(self.weights) == 1:
+            return Order(index.counts, self.seed, self.all_streams, self.window)
+        return Mixture(index.counts, index.set_bounds, self.weights, self.seed, self.all_streams, self.window)
 
 
 @dataclass(frozen=True)

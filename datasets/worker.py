@@ -6,32 +6,35 @@ fraction of a second, and it ends when its parent does: the connection closes.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import queue
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import numpy as np
 
-from datasets.index import Index
+from datasets.decode import Pixels
+from datasets.ledger import Quarantined
 from datasets.order import Integers
-from datasets.reader import Reader
-from datasets.schedule import Schedule
+from datasets.work import Work
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What a loader process is to do."""
 
-    index: Index
-    schedule: Schedule
+    work: Work
     slots: int  # pieces that fit into the shared memory
     capacity: int  # images of a piece at most
+
+    @property
+    def slot_shape(self) -> tuple[int, ...]:
+        """The shared memory is uint8 [slots, capacity, H, W, C]."""
+        return (self.slots, self.capacity, *self.work.shape)
 
 
 class Piece(NamedTuple):
@@ -39,28 +42,29 @@ class Piece(NamedTuple):
 
     slot: int  # -1: there is nothing to read for this worker
     labels: Integers
+    quarantined: list[Quarantined]
 
 
-def slot_views(memory: mmap.mmap, task: Task) -> np.ndarray:
-    """The shared memory as uint8 [slots, capacity, H, W, C]."""
-    shape = (task.slots, task.capacity, *task.index.format.shape)
-    return np.frombuffer(memory, dtype=np.uint8, count=int(np.prod(shape))).reshape(shape)
+def slot_views(memory: mmap.mmap, task: Task) -> Pixels:
+    """The shared memory as an array."""
+    shape = task.slot_shape
+    return np.frombuffer(memory, dtype=np.uint8, count=math.prod(shape)).reshape(shape)
 
 
-def work(connection: Connection, memory: mmap.mmap) -> None:
+def serve(connection: Connection, memory: mmap.mmap) -> None:
     """Send a `Piece` for every step, or the exception that ended the work."""
     task: Task = connection.recv()
     free = _slots_given_back(connection, task.slots)
     views = slot_views(memory, task)
     try:
-        reader = Reader(task.index, task.schedule.order(task.index))
-        step = task.schedule.first
-        while task.schedule.steps is None or step < task.schedule.steps:
-            positions = task.schedule.positions(step)
+        reader, schedule = task.work.reader(), task.work.schedule
+        step = schedule.first
+        while schedule.steps is None or step < schedule.steps:
+            positions = schedule.positions(step)
             labels = np.zeros(len(positions), dtype=np.int64)
             slot = free.get() if len(positions) else -1
-            reader.read(positions, views[slot, : len(positions)], labels)
-            connection.send(Piece(slot, labels))
+            quarantined = reader.read(positions, views[slot, : len(positions)], labels)
+            connection.send(Piece(slot, labels, quarantined))
             step += 1
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         connection.send(error.with_traceback(None))
@@ -89,6 +93,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
     connection, memory = (int(argument) for argument in sys.argv[1:3])
     try:
-        work(Connection(connection), mmap.mmap(memory, 0))
+        serve(Connection(connection), mmap.mmap(memory, 0))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import multiprocessing
 import os
@@ -13,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets.decode import Pixels
-from datasets.index import Index
+from datasets.ledger import Quarantined
 from datasets.order import Integers
-from datasets.schedule import Schedule
+from datasets.work import Work
 from datasets.worker import Piece, Task, slot_views
 
 _SLOTS = 3  # pieces that a worker may be ahead
@@ -25,13 +26,12 @@ _MAIN = "from datasets.worker import main; main()"
 class Worker:
     """One loader process."""
 
-    def __init__(self, index: Index, schedule: Schedule, capacity: int):
-        self.schedule = schedule
-        self._task = Task(index, schedule, _SLOTS, capacity)
-        size = max(_SLOTS * capacity * index.format.bytes, 1)
+    def __init__(self, task: Task):
+        self.schedule = task.work.schedule
+        size = max(math.prod(task.slot_shape), 1)
         file = _shared_file(size)
         self._memory = mmap.mmap(file, size)
-        self._views = slot_views(self._memory, self._task)
+        self._views = slot_views(self._memory, task)
         self._connection, theirs = multiprocessing.Pipe()
         root = str(Path(__file__).parent.parent)
         paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -46,10 +46,13 @@ class Worker:
         finally:
             theirs.close()
             os.close(file)
-        self._connection.send(self._task)
+        self._connection.send(task)
 
-    def fill(self, images: Pixels, labels: Integers, rows: Integers) -> None:
-        """Wait for the next piece and copy it to `rows` of a batch. Raises what the process raised."""
+    def fill(self, images: Pixels, labels: Integers, rows: Integers) -> list[Quarantined]:
+        """Wait for the next piece and copy it to `rows` of a batch; what it quarantined.
+
+        Raises what the process raised.
+        """
         try:
             piece = self._connection.recv()
         except (EOFError, OSError):
@@ -60,6 +63,7 @@ class Worker:
             images[rows] = self._views[piece.slot, : len(rows)]
             labels[rows] = piece.labels
             self._connection.send(piece.slot)
+        return piece.quarantined
 
     def close(self) -> None:
         """End the process, which holds nothing that could be lost."""
@@ -71,22 +75,24 @@ class Worker:
 class WorkerPool:
     """The loader processes of a rank: each has some of its streams, and all answer for every step."""
 
-    def __init__(self, index: Index, schedule: Schedule, workers: int):
-        self._schedule = schedule
-        parts = schedule.split(workers)
+    def __init__(self, work: Work, workers: int):
+        self._schedule = work.schedule
         self._workers: list[Worker] = []
         try:
-            for part in parts:
-                self._workers.append(Worker(index, part, part.largest))
+            for part in work.split(workers):
+                self._workers.append(Worker(Task(part, _SLOTS, part.schedule.largest)))
         except BaseException:
             self.close()
             raise
 
-    def fill(self, step: int, images: Pixels, labels: Integers) -> None:
+    def fill(self, step: int, images: Pixels, labels: Integers) -> list[Quarantined]:
         """The images and labels of the positions of a step, in their order. Steps are asked for one after another."""
         positions = self._schedule.positions(step)
+        quarantined = []
         for worker in self._workers:
-            worker.fill(images, labels, np.searchsorted(positions, worker.schedule.positions(step)))
+            rows = np.searchsorted(positions, worker.schedule.positions(step))
+            quarantined += worker.fill(images, labels, rows)
+        return quarantined
 
     def close(self) -> None:
         for worker in self._workers:

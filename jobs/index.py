@@ -1,36 +1,61 @@
-"""Make the index of shards made by anybody: python -m jobs.index s3://bucket/train/"""
+"""Make or update the index of shards made by anybody: python -m jobs.index s3://bucket/train/
+
+Submitted to a Ray cluster (`ray job submit`) it scans shards all over the cluster, else on the cores of this machine.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from tqdm import tqdm
 
-from cluster.storage import join
-from datasets.indexing import index_folder
+from cluster.storage import Storage, absolute, join
+from datasets.index import Shard
+from datasets.indexing import index_shard, index_shards
+from datasets.shardlist import ShardList
 from jobs.cli import run
+from jobs.parallel import each
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.index", description=__doc__.partition(":")[0])
-    parser.add_argument("url", help="folder of .tar shards, path or URL")
-    parser.add_argument("--out", default="", help="where the index goes (default: URL/index)")
-    parser.add_argument(
-        "--levels", type=int, default=256, help="L, if pixels are stored as levels 0..L-1 (default 256)"
-    )
-    parser.add_argument("--class-names", default="", help="names of the classes, separated by commas")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     names = tuple(filter(None, options.class_names.split(",")))
-    location = options.out or join(options.url, "index")
-    with tqdm(unit=" shards", disable=not sys.stderr.isatty()) as bar:
-        meta, shards = index_folder(options.url, location, options.levels, names, lambda done: bar.update(done))
-    images = sum(shard.images for shard in shards)
-    size = f"{meta.width} x {meta.height}" if meta.width else "of different sizes"
-    what = f"{images:,} images, {size}, {meta.channels} channels, {meta.classes} classes"
-    print(f"indexed {what}, in {len(shards)} shards: {location}")
+    for url in map(absolute, options.urls):
+        location = absolute(options.out) if options.out else join(ShardList.parse(url).folder, "index")
+        scan = partial(_scan_all, processes=options.processes)
+        with tqdm(unit=" shards", disable=not sys.stderr.isatty()) as bar:
+            done = index_shards(url, location, options.levels, names, scan, bar.update)
+        meta, shards = done.meta, done.shards
+        size = f"{meta.width} x {meta.height}" if meta.width else "of different sizes"
+        what = f"{sum(shard.images for shard in shards):,} images, {size}, {meta.channels} channels"
+        scanned = (
+            f"{done.scanned} of them read, the others had not changed" if done.scanned < len(shards) else "all read"
+        )
+        print(f"indexed {what}, {meta.classes} classes, in {len(shards)} shards ({scanned}): {location}")
     return 0
+
+
+def _scan_all(folder: str, names: list[str], location: str, processes: int | None) -> Iterator[Shard]:
+    return each(partial(_scan, folder, location), names, processes)
+
+
+def _scan(folder: str, location: str, name: str) -> Shard:
+    return index_shard(Storage(folder), name, Storage(location))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.index", description=__doc__.partition(":")[0])
+    parser.add_argument(
+        "urls", nargs="+", help="folders of .tar shards, or patterns such as s3://bucket/a-{000..099}.tar"
+    )
+    parser.add_argument("--out", default="", help="where the index goes (default: <folder>/index)")
+    parser.add_argument("--levels", type=int, help="L, if pixels are stored as levels 0..L-1 (default 256)")
+    parser.add_argument("--class-names", default="", help="names of the classes, separated by commas")
+    parser.add_argument("--processes", type=int, help="of this machine (default: its cores)")
+    return parser
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.index import Index
-from datasets.indexing import index_folder
+from datasets.indexing import index_shards
 from datasets.pack import encode_png, write_tar
 from datasets.sources.source import Example
 
@@ -39,7 +39,7 @@ def write_set(folder: Path, counts: Sequence[int], channels: int = 1, labels: bo
             examples.append((f"{number:06d}", Example(image_of(number, channels), number % 10 if labels else None)))
             number += 1
         write_tar(folder / f"{shard:04d}.tar", iter(examples))
-    index_folder(str(folder), str(folder / "index"))
+    index_shards(str(folder), str(folder / "index"))
     return Index.open(str(folder))
 
 

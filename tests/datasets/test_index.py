@@ -13,7 +13,7 @@ import webdataset
 from cluster.storage import Storage
 from datasets.errors import DataError
 from datasets.index import Index
-from datasets.indexing import index_folder
+from datasets.indexing import index_shards
 from datasets.members import MemberReader
 from datasets.order import Range
 from datasets.scan import scan_tar
@@ -38,7 +38,7 @@ def test_reading_by_offsets_gives_the_samples_that_webdataset_gives(tmp_path, fo
         members += [(f"{name}.txt", f"caption {number}".encode())]
     members += [("__meta__/info.txt", b"not a sample"), ("README", b"no extension")]
     write_members(tmp_path / "s" / "0.tar", members, format)
-    index_folder(str(tmp_path / "s"), str(tmp_path / "s" / "index"))
+    index_shards(str(tmp_path / "s"), str(tmp_path / "s" / "index"))
     index = Index.open(str(tmp_path / "s"))
     reader = MemberReader(index)
     held = reader.read(Range(0, 0, int(index.counts[0])))
@@ -46,7 +46,7 @@ def test_reading_by_offsets_gives_the_samples_that_webdataset_gives(tmp_path, fo
     theirs = list(webdataset.WebDataset(str(tmp_path / "s" / "0.tar"), shardshuffle=False))
     assert len(theirs) == index.images == 4
     for row, sample in enumerate(theirs):
-        assert reader.where(held, row) == ("0.tar", sample["__key__"])
+        assert reader.where(held, row) == (str(tmp_path / "s" / "0.tar"), sample["__key__"])
         image, extension = reader.image(held, row)
         assert bytes(image) == sample[extension]
         assert bytes(reader.label(held, row)) == sample["cls"]
@@ -72,29 +72,29 @@ def test_the_fingerprint_follows_content_and_names_but_not_the_place(tmp_path):
     assert one.fingerprint == copy.fingerprint
     others = [write_set(tmp_path / "c", [4, 3]), write_set(tmp_path / "d", [3, 4], labels=False)]
     (tmp_path / "b" / "0001.tar").rename(tmp_path / "b" / "other.tar")
-    index_folder(str(tmp_path / "b"), str(tmp_path / "b" / "index"))
+    index_shards(str(tmp_path / "b"), str(tmp_path / "b" / "index"))
     others.append(Index.open(str(tmp_path / "b")))
     assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
 def test_images_of_different_sizes_and_colours_are_told(tmp_path):
     write_members(tmp_path / "0.tar", [("a.png", png()), ("b.png", png(1, channels=3))])
-    meta, _ = index_folder(str(tmp_path), str(tmp_path / "index"))
+    meta = index_shards(str(tmp_path), str(tmp_path / "index")).meta
     assert (meta.channels, meta.height, meta.width, meta.classes) == (3, 4, 6, 0)
     stream = io.BytesIO()
     np.lib.format.write_array(stream, np.zeros((9, 9), dtype=np.uint8))
     write_members(tmp_path / "1.tar", [("c.npy", stream.getvalue())])
-    meta, _ = index_folder(str(tmp_path), str(tmp_path / "index"))
+    meta = index_shards(str(tmp_path), str(tmp_path / "index")).meta
     assert (meta.height, meta.width) == (0, 0)
 
 
 def test_names_of_classes_are_kept_and_have_to_be_enough(tmp_path):
     write_members(tmp_path / "0.tar", pairs("a", "b"))
-    index_folder(str(tmp_path), str(tmp_path / "index"), class_names=("cat", "dog", "owl"))
+    index_shards(str(tmp_path), str(tmp_path / "index"), class_names=("cat", "dog", "owl"))
     index = Index.open(str(tmp_path))
     assert (index.classes, index.meta.class_names) == (3, ("cat", "dog", "owl"))
     with pytest.raises(DataError, match="1 names of classes, but there are labels up to 1"):
-        index_folder(str(tmp_path), str(tmp_path / "index"), class_names=("cat",))
+        index_shards(str(tmp_path), str(tmp_path / "index"), class_names=("cat",))
 
 
 def test_a_tar_cut_anywhere_before_its_end_is_truncated(tmp_path):
@@ -156,7 +156,7 @@ def test_what_webdataset_would_pass_over_is_one_line(tmp_path, members, told):
 def test_what_is_no_tar_is_one_line(tmp_path, data, told):
     (tmp_path / "s.tar").write_bytes(data)
     with pytest.raises(DataError, match=told):
-        index_folder(str(tmp_path), str(tmp_path / "index"))
+        index_shards(str(tmp_path), str(tmp_path / "index"))
     assert not (tmp_path / "index" / "index.json").exists()
 
 
@@ -220,19 +220,25 @@ def test_an_index_of_another_version_is_refused(tmp_path):
 
 def test_an_index_may_lie_elsewhere(tmp_path):
     write_members(tmp_path / "set" / "0.tar", pairs("a"))
-    index_folder(str(tmp_path / "set"), str(tmp_path / "elsewhere"))
+    index_shards(str(tmp_path / "set"), str(tmp_path / "elsewhere"))
     assert not (tmp_path / "set" / "index").exists()
     index = Index.open(str(tmp_path / "set"), str(tmp_path / "elsewhere"))
     held = MemberReader(index).read(Range(0, 0, 1))
     assert held.data[: len(png())] == png()
 
 
-def test_a_shard_that_shrank_since_it_was_indexed_is_told(tmp_path):
+def test_a_shard_that_shrank_since_it_was_indexed_is_told_for_the_samples_it_lost(tmp_path):
     index = write_set(tmp_path / "set", [9])
     shard = tmp_path / "set" / "0000.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
-    with pytest.raises(DataError, match=r"0000\.tar: ends at byte 3000, before the index says"):
-        MemberReader(index).read(Range(0, 0, 9))
+    reader = MemberReader(index)
+    held = reader.read(Range(0, 0, 9))
+    assert bytes(reader.image(held, 0)[0]) == png(0)
+    with pytest.raises(DataError, match="png does not match its checksum: the shard has 3000 bytes, 20480 when"):
+        reader.image(held, 3)
+    shard.unlink()
+    with pytest.raises(DataError, match="the shard is not there any longer"):
+        reader.image(reader.read(Range(0, 0, 9)), 0)
 
 
 def test_indexed_images_are_those_that_were_packed(tmp_path):

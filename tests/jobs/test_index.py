@@ -11,7 +11,7 @@ def test_it_indexes_the_shards_of_anybody(tmp_path):
     write_members(tmp_path / "a" / "x.tar", [("k1.png", png()), ("k1.json", b"{}"), ("k2.png", png(1))])
     ran = run_job("index", str(tmp_path))
     assert (ran.status, ran.stderr) == (0, "")
-    assert ran.stdout == f"indexed 2 images, 6 x 4, 1 channels, 0 classes, in 1 shards: {tmp_path}/index\n"
+    assert ran.stdout == f"indexed 2 images, 6 x 4, 1 channels, 0 classes, in 1 shards (all read): {tmp_path}/index\n"
     assert Index.open(str(tmp_path)).name(0) == "a/x.tar"
 
 

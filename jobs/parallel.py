@@ -1,0 +1,60 @@
+"""One call for each of many items: on the Ray cluster that RAY_ADDRESS names, else in processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_ROOT = Path(__file__).parent.parent
+_FEW = 8  # items that are not worth other processes
+
+
+def each(call: Callable[[T], R], items: Sequence[T], processes: int | None = None) -> Iterator[R]:
+    """The results, in the order in which they come. `call` has to be a function of a module.
+
+    `processes`: None for the cores of this machine. The first exception is raised and what has not begun is dropped.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        yield from _on_ray(call, items)
+        return
+    processes = min(processes or os.cpu_count() or 1, len(items))
+    if processes <= 1 or len(items) < _FEW:
+        yield from map(call, items)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        try:
+            for future in as_completed([pool.submit(call, item) for item in items]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _on_ray(call: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}}, log_to_driver=False)
+    remote = ray.remote(num_cpus=1, max_retries=3)(call)
+    at_once = 4 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    left = iter(items)
+    running: list[ray.ObjectRef[R]] = []
+    try:
+        while True:
+            running += [remote.remote(item) for item, _ in zip(left, range(at_once - len(running)), strict=False)]
+            if not running:
+                return
+            (done,), running = ray.wait(running)
+            yield ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    finally:
+        for task in running:
+            ray.cancel(task)

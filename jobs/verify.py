@@ -1,0 +1,63 @@
+"""Check shards against their index, every image decoded: python -m jobs.verify s3://bucket/train/
+
+Exit status 0 if all is well, 1 if anything is not; a line for each bad image, at most a hundred a shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from tqdm import tqdm
+
+from cluster.storage import absolute
+from datasets.index import Index
+from datasets.indexing import list_shards
+from datasets.shardlist import ShardList
+from datasets.verifying import Verified, verify_shard
+from jobs.cli import run
+from jobs.parallel import each
+
+_MOST = 100  # lines a shard
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.verify", description=__doc__.partition(":")[0])
+    parser.add_argument("url", help="folder or pattern of .tar shards")
+    parser.add_argument("--index", default="", help="where the index lies (default: <folder>/index)")
+    parser.add_argument("--processes", type=int, help="of this machine (default: its cores)")
+    options = parser.parse_args(arguments)
+    index = Index.open(absolute(options.url), options.index and absolute(options.index))
+    images = bad = 0
+    with tqdm(total=index.images, unit=" images", disable=not sys.stderr.isatty()) as bar:
+        for shard in each(partial(verify_shard, index), range(len(index)), options.processes):
+            images += shard.images
+            bad += len(shard.bad)
+            bar.update(shard.images)
+            _report(shard)
+    unknown = sorted(list_shards(ShardList.parse(absolute(options.url))).keys() - _names(index))
+    for name in unknown:
+        print(f"{name}: not in the index; run python -m jobs.index {options.url}")
+    found = f"{bad} of them bad" if bad else "all well"
+    print(
+        f"verified {images:,} images in {len(index)} shards: {found}"
+        + f", {len(unknown)} shards not indexed" * bool(unknown)
+    )
+    return 1 if bad or unknown else 0
+
+
+def _names(index: Index) -> set[str]:
+    return {index.name(number) for number in range(len(index))}
+
+
+def _report(shard: Verified) -> None:
+    for key, reason in shard.bad[:_MOST]:
+        print(f"{shard.shard}: {f'sample {key!r}: ' * bool(key)}{reason}")
+    if len(shard.bad) > _MOST:
+        print(f"{shard.shard}: and {len(shard.bad) - _MOST} more")
+
+
+if __name__ == "__main__":
+    run(main)
