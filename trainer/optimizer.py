@@ -62,8 +62,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Take over what `optimizer_state` gave."""
+    """Take over a copy of what `optimizer_state` gave."""
     for name, parameter in model.named_parameters():
         mine = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
         if mine:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in mine.items()}
+            optimizer.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in mine.items()}
