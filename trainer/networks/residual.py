@@ -12,7 +12,8 @@ Layer = nn.Conv2d | nn.Linear
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Normalisation over groups of channels within one image (Wu and He 2018), whatever else is in the batch."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    # at most 32 groups, of four channels at least: a group of one channel would lose its mean
+    return nn.GroupNorm(math.gcd(32, channels, max(channels // 4, 1)), channels)
 
 
 @torch.no_grad()

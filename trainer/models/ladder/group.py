@@ -29,8 +29,8 @@ class Group(nn.Module):
         width, latent = stage.width, stage.latent
         self.latent = latent
         adds = width if cells.prior_adds else 0
-        self.prior_head = None if standard else cells.head(width, 2 * latent + adds, side)
-        self.posterior_head = cells.head(2 * width, 2 * latent, side)
+        self.prior_head = None if standard else cells.head(width, width, 2 * latent + adds, side)
+        self.posterior_head = cells.head(2 * width, width, 2 * latent, side)
         self.merge = cells.project(latent, width)
         scale_down(self.merge, depth)
         self.cells = nn.Sequential(*(cells.top_down(width, side, depth) for _ in range(stage.cells_down)))

@@ -37,8 +37,11 @@ class Cells(Config):
         """A residual cell of the pass from the top down."""
         raise NotImplementedError
 
-    def head(self, inputs: int, outputs: int, side: int) -> nn.Module:
-        """Features to the parameters of a normal distribution: all zeros at the start."""
+    def head(self, inputs: int, width: int, outputs: int, side: int) -> nn.Module:
+        """From features [B, inputs, ...], of cells that are `width` wide, to parameters of a normal distribution.
+
+        All zeros at the start.
+        """
         raise NotImplementedError
 
     def output(self, spec: ImageSpec, width: int, channels: int) -> nn.Module:

@@ -34,7 +34,7 @@ class MlpCells(Cells):
     def top_down(self, width: int, side: int, depth: int) -> nn.Module:
         return self.bottom_up(width, side, depth)
 
-    def head(self, inputs: int, outputs: int, side: int) -> nn.Module:
+    def head(self, inputs: int, width: int, outputs: int, side: int) -> nn.Module:
         last = nn.Linear(inputs, outputs)
         zero(last)
         return nn.Sequential(ACTIVATIONS[self.activation](), last)

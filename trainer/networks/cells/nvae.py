@@ -35,7 +35,7 @@ class NvaeCells(Cells):
         layers += [nn.Conv2d(wide, wide, 5, padding=2, groups=wide), group_norm(wide), nn.SiLU()]
         return self._cell(layers, nn.Conv2d(wide, width, 1), width, depth)
 
-    def head(self, inputs: int, outputs: int, side: int) -> nn.Module:
+    def head(self, inputs: int, width: int, outputs: int, side: int) -> nn.Module:
         last = nn.Conv2d(inputs, outputs, 3, padding=1)
         zero(last)
         return nn.Sequential(nn.ELU(), last)

@@ -27,8 +27,8 @@ class VdvaeCells(Cells):
     def top_down(self, width: int, side: int, depth: int) -> nn.Module:
         return self.bottom_up(width, side, depth)
 
-    def head(self, inputs: int, outputs: int, side: int) -> nn.Module:
-        last = nn.Conv2d(self._inner(inputs), outputs, 1)
+    def head(self, inputs: int, width: int, outputs: int, side: int) -> nn.Module:
+        last = nn.Conv2d(self._inner(width), outputs, 1)
         zero(last)
         return bottleneck(inputs, last, side)
 

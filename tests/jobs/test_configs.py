@@ -1,0 +1,92 @@
+"""Every configuration of a VAE, a Markovian hierarchy or a ladder trains; the large ones at reduced width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.config import RunConfig, load_config
+from tests.testbed.processes import REPOSITORY
+from trainer.images import ImageSpec
+from trainer.models import HvaeConfig, LadderConfig, VaeConfig
+from trainer.noise import Noise
+from trainer.optimizer import adamw
+
+IMAGES = {
+    "digits": ImageSpec(1, 8, 8, 17, 10),
+    "mnist": ImageSpec(1, 28, 28, 2),
+    "mnist8": ImageSpec(1, 28, 28, 256, 10),
+    "fashion": ImageSpec(1, 28, 28, 256, 10),
+    "cifar10": ImageSpec(3, 32, 32, 256, 10),
+    "imagenet64": ImageSpec(3, 64, 64, 256, 1000),
+}
+FOLDER = REPOSITORY / "jobs" / "configs"
+
+
+def hierarchies() -> list[Path]:
+    paths = sorted(FOLDER.glob("*.yaml"))
+    return [path for path in paths if isinstance(load_config(str(path)).model, VaeConfig | HvaeConfig | LadderConfig)]
+
+
+def reduced(values: Any) -> Any:
+    """The same layout with few channels, one cell where there are many, and two groups where there are more."""
+    most = {"width": 8, "cells_up": 1, "groups": 2, "repeat": 2, "latent": 4, "components": 2, "blocks": 1}
+    if isinstance(values, dict):
+        return {
+            key: min(value, most[key]) if key in most else reduced_list(key, value) for key, value in values.items()
+        }
+    return [reduced(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+
+def reduced_list(key: str, value: Any) -> Any:
+    if key in ("hidden", "channels", "latents"):
+        return [min(width, 8) for width in value] if isinstance(value, (list, tuple)) else min(value, 8)
+    return reduced(value)
+
+
+def small(config: RunConfig) -> RunConfig:
+    values = config.model_dump()
+    return RunConfig.model_validate(values | {"model": reduced(values["model"])})
+
+
+@pytest.mark.parametrize("path", hierarchies(), ids=lambda path: path.stem)
+def test_two_steps_at_reduced_width(path):
+    config = small(load_config(str(path)))
+    spec = IMAGES[path.stem.partition("-")[0]]
+    torch.manual_seed(0)
+    model = config.model.build(spec)
+    optimizer = adamw(model, config.optim)
+    images = torch.randint(0, spec.levels, (2, *spec.shape), dtype=torch.uint8)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for step in range(2):
+        noise = Noise(0, "train", torch.arange(2 * step, 2 * step + 2), batch=2)
+        loss = model(images, None, noise, torch.tensor(1e6)).descended.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("path", hierarchies(), ids=lambda path: path.stem)
+def test_settings_agree_with_each_other(path):
+    config = load_config(str(path))
+    assert config.run == f"runs/{path.stem}"  # two configurations never share a run folder
+    assert config.trainer.batch % config.data.streams == 0
+    assert getattr(config.model, "kl_warmup", 0) < config.trainer.images
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "levels"),
+    [("cifar10-ladder", 39, 43), ("imagenet64-ladder", 123, 75), ("cifar10-nvae", 132, 30)],
+)
+def test_the_papers_networks_have_their_size(name, millions, levels):
+    config = load_config(str(FOLDER / f"{name}.yaml"))
+    with torch.device("meta"):
+        model = config.model.build(IMAGES[name.partition("-")[0]])
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+    assert model.levels == levels
