@@ -8,8 +8,20 @@ from trainer.models.base import Condition, Model
 from trainer.models.diffusion import DiffusionConfig
 from trainer.models.hvae import HvaeConfig
 from trainer.models.ladder import LadderConfig
+from trainer.models.latent import LatentConfig
 from trainer.models.vae import VaeConfig
 
-ModelConfig = Annotated[VaeConfig | HvaeConfig | LadderConfig | DiffusionConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    VaeConfig | HvaeConfig | LadderConfig | DiffusionConfig | LatentConfig, Field(discriminator="kind")
+]
 
-__all__ = ["Condition", "DiffusionConfig", "HvaeConfig", "LadderConfig", "Model", "ModelConfig", "VaeConfig"]
+__all__ = [
+    "Condition",
+    "DiffusionConfig",
+    "HvaeConfig",
+    "LadderConfig",
+    "LatentConfig",
+    "Model",
+    "ModelConfig",
+    "VaeConfig",
+]

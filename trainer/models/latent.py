@@ -1,0 +1,110 @@
+"""Diffusion over the latents of a VAE whose weights are frozen (Vahdat et al. 2021, LSGM, arXiv 2106.05931; Rombach et
+al. 2022, arXiv 2112.10752), with the bound of the whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from trainer.elbo import Elbo
+from trainer.gaussian_process import alpha
+from trainer.images import ImageSpec
+from trainer.models.base import Condition, Model
+from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
+from trainer.models.vae import Vae
+from trainer.noise import Noise
+from trainer.normal import Normal
+from trainer.samplers import SamplingConfig
+
+
+class LatentConfig(DiffuserConfig):
+    """The standard normal prior of a trained VAE replaced by a diffusion."""
+
+    kind: Literal["latent"]
+    vae: str
+    """URL of the VAE's run or export: the frozen first stage, of averaged weights. Needed again to load this model."""
+
+    def build(self, spec: ImageSpec) -> Latent:
+        """Raises TrainingError or StorageError if there is no VAE, ValueError if it is not for these images."""
+        from trainer.export import load  # it knows all models, this one too
+
+        vae = load(self.vae)
+        if not isinstance(vae, Vae):
+            raise ValueError(f"model.vae: {self.vae} is a {type(vae).__name__}; a latent diffusion is made over a vae")
+        if vae.spec[:4] != spec[:4]:
+            raise ValueError(
+                f"model.vae: {self.vae} is for images of {tuple(vae.spec[:4])}, these are {tuple(spec[:4])}"
+            )
+        return Latent(self, spec, vae)
+
+
+class Latent(Model):
+    """-log p(x) <= E_q(z|x)[-log p(x | z) + log q(z | x) - log p(z)], the last term again bounded by the diffusion.
+
+    The last step of that is a density, p(z | z_0) = N(z; z_0 / alpha_0, (sigma_0 / alpha_0)^2 I); together with
+    log q(z | x), a density of the same z, it leaves a probability of levels.
+    """
+
+    def __init__(self, config: LatentConfig, spec: ImageSpec, vae: Vae):
+        super().__init__()
+        self.spec = spec
+        self.vae = vae.requires_grad_(False).eval()
+        self.is_density = vae.is_density
+        self.diffuser = Diffuser(config, (vae.latent, 1, 1), None, spec.classes)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.vae.eval()
+        return self
+
+    def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
+        q = self.vae.encode(images, noise)
+        z = q.sample(noise.normal("z", (self.vae.latent,)))
+        distortion = -self.vae.likelihood.log_prob(self.vae.decode(z), images)  # [B]
+        entropy = (q.log_scale + 0.5 * math.log(2 * math.pi * math.e)).sum(1)  # [B] of q(z | x)
+        last = 0.5 * (self._gamma_0(z) + math.log(2 * math.pi * math.e)) * self.vae.latent  # -E log p(z | z_0)
+        rates = self.diffuser(z[:, :, None, None], condition, noise)
+        parts = {"posterior": -entropy, "z0": last.expand_as(entropy)}
+        objective = None if rates.objective is None else distortion - entropy + last + rates.objective
+        return Elbo(distortion, parts | {"prior": rates.prior, "diffusion": rates.diffusion}, objective)
+
+    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object) -> Tensor:
+        """New images, uint8 [B, C, H, W]; `sampling` changes fields of the configuration's SamplingConfig."""
+        *_, last = self.trajectory(noise, condition, temperature, **sampling)
+        return last
+
+    def trajectory(
+        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object
+    ) -> Iterator[Tensor]:
+        """The decoded estimates of z on the way and the sample last, uint8 [B, C, H, W] each."""
+        chosen = SamplingConfig.model_validate(self.diffuser.sampling.model_dump() | sampling)
+        for step in self.diffuser.trajectory(noise, condition, temperature, chosen):
+            yield self._shown(step.x)
+        yield self._shown(step.z / alpha(step.gamma))
+
+    def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
+        """What the VAE makes of its own latents."""
+        return self.vae.reconstruct(images, condition, noise)
+
+    def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
+        q = self.vae.encode(images, noise)
+        weights = []
+        for draw in range(k):
+            own = noise.with_draw(draw, k)
+            z = q.sample(own.normal("z", (self.vae.latent,)))
+            gamma_0 = self._gamma_0(z)
+            z_0, ratio = self.diffuser.log_ratio(z[:, :, None, None], condition, own)
+            last = Normal(z_0.flatten(1) / alpha(gamma_0), (0.5 * gamma_0).expand_as(z)).log_prob(z)
+            first = self.vae.likelihood.log_prob(self.vae.decode(z), images) - q.log_prob(z)
+            weights.append(first + last + ratio)
+        return torch.stack(weights, 1)
+
+    def _gamma_0(self, z: Tensor) -> Tensor:
+        return self.diffuser.schedule.ends.to(z.dtype)[0]
+
+    def _shown(self, z: Tensor) -> Tensor:
+        return self.vae.likelihood.mean(self.vae.decode(z.flatten(1)))
