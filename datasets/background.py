@@ -20,28 +20,35 @@ class Background:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._threads = threads
         self._started: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._closed = False
 
     def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Call it soon; its result or exception is the future's."""
+        """Call it soon; its result or exception is the future's. Once closed, the future is cancelled."""
         future: Future[T] = Future()
-        if len(self._started) < self._threads:
-            thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
-            self._started.append(thread)
-            thread.start()
-        self._calls.put((future, lambda: call(*arguments)))
+        with self._lock:
+            if self._closed:
+                future.cancel()
+                return future
+            if len(self._started) < self._threads:
+                thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
+                thread.start()
+                self._started.append(thread)
+            self._calls.put((future, lambda: call(*arguments)))
         return future
 
     def close(self) -> None:
-        """Drop what has not begun, and wait a moment for what has."""
-        with contextlib.suppress(queue.Empty):
-            while (item := self._calls.get_nowait()) is not None:
-                item[0].cancel()
-        for _ in self._started:
-            self._calls.put(None)
+        """Drop what has not begun, and wait a moment for what has. May be called while other threads submit."""
+        with self._lock:
+            self._closed = True
+            with contextlib.suppress(queue.Empty):
+                while (item := self._calls.get_nowait()) is not None:
+                    item[0].cancel()
+            for _ in self._started:
+                self._calls.put(None)
         deadline = time.monotonic() + 1
         for thread in self._started:
             thread.join(timeout=max(deadline - time.monotonic(), 0))
-        self._started.clear()
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:

@@ -123,15 +123,14 @@ class Index:
     @classmethod
     def open(cls, shards: str | Iterable[str], location: str = "") -> Index:
         """Open the index of a folder, a pattern or a list of these, as one set. Raises `DataError`."""
-        entries = [shards] if isinstance(shards, str) else list(shards)
-        return cls([[Part(entry, location) for entry in entries]])
+        return cls([_parts(shards, location)])
 
     @classmethod
     def of(cls, config: DataConfig) -> Index:
         """Open the index of what a run trains on: one set, or the sets of its mixture."""
         if not config.mixture:
             return cls.open(config.shards, config.index)
-        return cls([[Part(entry, mixed.index) for entry in mixed.shards] for mixed in config.mixture])
+        return cls([_parts(mixed.shards, mixed.index) for mixed in config.mixture])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, ([[(part.entry, part.location) for part in parts] for parts in self._sets],)
@@ -224,6 +223,10 @@ class Index:
     def _column(self, name: str) -> NDArray[Any]:
         columns = [part.table.column(name).to_numpy() for part in self.parts]
         return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
+def _parts(shards: str | Iterable[str], location: str) -> list[Part]:
+    return [Part(entry, location) for entry in ([shards] if isinstance(shards, str) else shards)]
 
 
 def _reopen(sets: list[list[tuple[str, str]]]) -> Index:

@@ -1,0 +1,82 @@
+"""Whatever the history of a run, every image is in it exactly once an epoch, and its batches are the same."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from datasets.config import DataConfig
+from datasets.index import Index
+from datasets.loader import training_batches
+from datasets.order import deal
+from datasets.reader import ReaderOptions
+from datasets.schedule import Training
+from datasets.work import Work
+from tests.datasets.shards import HEIGHT, WIDTH, number_of, write_set
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> dict:
+    """A set, a configuration, and what happened: (steps, ranks, loader workers of each rank) between stops."""
+    streams = draw(st.integers(1, 6))
+    history = draw(
+        st.lists(st.tuples(st.integers(1, 6), st.integers(1, streams), st.integers(1, 3)), min_size=1, max_size=5)
+    )
+    return {
+        "counts": draw(st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(any)),
+        "streams": streams,
+        "batch": streams * draw(st.integers(1, 3)),
+        "window": draw(st.integers(1, 20)),
+        "seed": draw(st.integers(0, 2**32)),
+        "history": history,
+    }
+
+
+def step_of(index: Index, schedule: Training, workers: int, step: int) -> list[tuple[int, int]]:
+    """(position, number of the image) of a rank's share of a step, read as its loader workers would."""
+    seen = []
+    for work in Work(index, schedule, ReaderOptions(), None, (HEIGHT, WIDTH, 1)).split(min(workers, schedule.streams)):
+        positions = work.schedule.positions(step)
+        images = np.empty((len(positions), HEIGHT, WIDTH, 1), dtype=np.uint8)
+        reader = work.reader()
+        reader.read(positions, images, np.empty(len(positions), dtype=np.int64))
+        reader.close()
+        seen += zip(positions.tolist(), map(number_of, images), strict=True)
+    return seen
+
+
+@given(runs())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_image_is_seen_exactly_once_an_epoch_in_the_same_batches_whatever_the_history(run):
+    with tempfile.TemporaryDirectory() as folder:
+        index = write_set(Path(folder) / "set", run["counts"])
+        batches, step = [], 0
+        for steps, ranks, workers in run["history"]:
+            for _ in range(steps):
+                batch = []
+                for rank in range(ranks):
+                    mine = deal(run["streams"], ranks, rank)
+                    schedule = Training(run["seed"], run["batch"], run["streams"], run["window"], mine, step)
+                    batch += step_of(index, schedule, workers, step)
+                batches.append(sorted(batch))
+                step += 1
+        config = DataConfig(shards=folder + "/set", streams=run["streams"], window=run["window"], workers=0)
+        with training_batches(config, index, seed=run["seed"], batch=run["batch"]) as straight:
+            for batch in batches:
+                images = next(straight).images.numpy()
+                first = batch[0][0]
+                assert batch == [(first + i, number_of(image)) for i, image in enumerate(images)]
+    check_epochs([number for batch in batches for _, number in batch], sum(run["counts"]))
+
+
+def check_epochs(numbers: list[int], images: int) -> None:
+    """Whole epochs hold every image once; the last, unfinished one none twice."""
+    for start in range(0, len(numbers), images):
+        epoch = Counter(numbers[start : start + images])
+        assert max(epoch.values()) == 1
+        assert len(epoch) == images or start + images > len(numbers)
