@@ -1,0 +1,147 @@
+"""`python -m jobs.sample`: the same images whoever makes them, nothing made twice, and errors in one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import TypeAdapter
+
+from cluster.storage import Storage
+from datasets.index import Index
+from jobs import index, sample
+from jobs.errors import ConfigError
+from tests.trainer.models import ALL_MODELS
+from trainer.export import describe, write_model
+from trainer.images import ImageSpec
+from trainer.models import ModelConfig
+from trainer.models.vae import VaeConfig
+
+DIFFUSION = {
+    "kind": "diffusion",
+    "denoiser": {
+        "network": {"kind": "mlp", "width": 16, "depth": 1},
+        "conditions": {"label": {"kind": "class"}},
+    },
+    "sampling": {"steps": 4},
+}
+DIGITS = ImageSpec(1, 8, 8, 17, classes=10)
+
+
+def a_run(folder: Path, config=DIFFUSION, spec=DIGITS) -> str:
+    """The URL of an exported model whose weights are nowhere zero."""
+    torch.manual_seed(0)
+    config = TypeAdapter(ModelConfig).validate_python(config)
+    model = config.build(spec)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.2)
+    write_model(Storage(str(folder)), describe(config, spec), model.state_dict())
+    return str(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+
+
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_every_model_can_be_sampled(name, tmp_path):
+    spec, config = ALL_MODELS[name]
+    run = a_run(tmp_path / "run", config, spec)
+    assert sample.main([run, "--count", "4", "--out", f"{tmp_path}/out"]) == 0
+    assert Image.open(tmp_path / "out/grid.png").size[0] > 2 * spec.width
+
+
+def test_diffusion_over_latents_can_be_sampled(tmp_path):
+    config = VaeConfig(kind="vae", latent=3).model_dump(mode="json")
+    vae = a_run(tmp_path / "vae", config)
+    run = a_run(tmp_path / "run", {**DIFFUSION, "kind": "latent", "vae": vae} | {"denoiser": LATENT_DENOISER})
+    assert sample.main([run, "--count", "3", "--sampler", "heun", "--steps", "2", "--out", f"{tmp_path}/out"]) == 0
+
+
+LATENT_DENOISER = {"network": {"kind": "mlp", "width": 16, "depth": 1}, "prediction": {"kind": "v"}}
+
+
+def test_workers_and_stops_change_no_image(tmp_path):
+    """One process; two of them; and one that was stopped half-way and goes on."""
+    run = a_run(tmp_path / "run")
+    arguments = ["--count", "30", "--batch", "3", "--format", "images", "--label", "all", "--guidance", "2"]
+    sample.main([run, *arguments, "--processes", "1", "--out", f"{tmp_path}/one"])
+    expected = files(tmp_path / "one")
+    assert len([name for name in expected if name.endswith(".png")]) == 30
+
+    sample.main([run, *arguments, "--processes", "2", "--out", f"{tmp_path}/two"])
+    assert files(tmp_path / "two") == expected
+
+    for number in (4, 5, 29):
+        (tmp_path / f"one/{number:08d}.png").unlink()
+    kept = (tmp_path / "one/00000000.png").stat().st_mtime_ns
+    sample.main([run, *arguments, "--out", f"{tmp_path}/one"])
+    assert files(tmp_path / "one") == expected
+    assert (tmp_path / "one/00000000.png").stat().st_mtime_ns == kept
+
+
+def test_other_samples_are_not_mixed_into_a_folder(tmp_path):
+    run = a_run(tmp_path / "run")
+    sample.main([run, "--count", "2", "--out", f"{tmp_path}/out"])
+    with pytest.raises(ConfigError, match=r"holds samples with seed 0, not 1; give --out another folder"):
+        sample.main([run, "--count", "2", "--seed", "1", "--out", f"{tmp_path}/out"])
+
+
+def test_shards_can_be_trained_on(tmp_path):
+    run, out = a_run(tmp_path / "run"), f"{tmp_path}/out"
+    sample.main([run, "--count", "25", "--format", "shards", "--shard-images", "10", "--label", "3,4", "--out", out])
+    assert index.main([out, "--levels", "17"]) == 0
+    found = Index.open(out)
+    assert (found.images, len(found)) == (25, 3)
+    assert (found.meta.levels, found.meta.height, found.meta.channels) == (17, 8, 1)
+
+
+def test_trajectories_end_in_the_samples(tmp_path):
+    run = a_run(tmp_path / "run")
+    sample.main([run, "--count", "2", "--steps", "5", "--trajectory", "strip", "--out", f"{tmp_path}/a"])
+    sample.main([run, "--count", "2", "--steps", "5", "--trajectory", "gif", "--out", f"{tmp_path}/a"])
+    sample.main([run, "--count", "2", "--steps", "5", "--out", f"{tmp_path}/a"])
+    strip, made = (np.asarray(Image.open(tmp_path / f"a/{name}.png")) for name in ("trajectory", "grid"))
+    side = (made.shape[1] - 2) // 2
+    for row in range(2):
+        last = strip[2 + row * side : (row + 1) * side, 2 + 5 * side : 6 * side]
+        assert np.array_equal(last, made[2:side, 2 + row * side : (row + 1) * side])
+    assert Image.open(tmp_path / "a/trajectory.gif").n_frames > 1
+
+
+@pytest.mark.parametrize("kind", ["vae", "diffusion"])
+def test_interpolations_begin_and_end_in_samples(kind, tmp_path):
+    config = DIFFUSION if kind == "diffusion" else VaeConfig(kind="vae", latent=4).model_dump(mode="json")
+    run = a_run(tmp_path / "run", config)
+    sample.main([run, "--count", "1", "--interpolate", "--out", f"{tmp_path}/a"])
+    sample.main([run, "--count", "2", "--out", f"{tmp_path}/a"])
+    way, made = (np.asarray(Image.open(tmp_path / f"a/{name}.png")) for name in ("interpolation", "grid"))
+    side = (made.shape[1] - 2) // 2
+    assert np.array_equal(way[:, 2:side], made[:, 2:side])
+    difference = way[:, 2 + 11 * side :].astype(int) - made[:, 2 + side :]
+    assert (difference != 0).mean() < 0.02  # cos(pi / 2) is not quite zero
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "12"], "--label 12: the model knows numbers from 0 to 9, separated by commas, or all"),
+        (["--label", "cat"], "--label cat: the model knows numbers from 0 to 9"),
+        (["--guidance", "2"], "--guidance: needs --label"),
+        (["--steps", "0"], "--steps 0: at least 1"),
+        (["--count", "0"], "--count 0: at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(arguments, message, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        sample.main([a_run(tmp_path / "run"), "--out", f"{tmp_path}/out", *arguments])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_diffusions_are_refused_by_other_models(tmp_path):
+    run = a_run(tmp_path / "run", VaeConfig(kind="vae", latent=4).model_dump(mode="json"))
+    with pytest.raises(ConfigError, match="--sampler: is for diffusions"):
+        sample.main([run, "--out", f"{tmp_path}/out", "--sampler", "ddim"])
