@@ -1,0 +1,149 @@
+"""Export the model of a run: weights, configuration and a model card.
+
+    python -m jobs.export RUN_URL --out URL [--weights ema|raw]
+
+`trainer.load(URL)` opens what was exported, and so does `init_from:` of another run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from cluster.storage import MissingError, Storage, absolute
+from jobs.cli import run
+from jobs.errors import ConfigError
+from trainer.errors import TrainingError
+from trainer.export import Weights, load, write_model
+from trainer.journal import Row, read_metrics
+from trainer.lineage import Commit, Lineage
+from trainer.tensors import unpack
+
+CARD = "README.md"  # where model hubs look for it
+_WEIGHTS = {"ema": "averaged (EMA)", "raw": "raw"}
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__.partition("\n")[0])
+    parser.add_argument("run", help="URL of the run's folder")
+    parser.add_argument("--out", required=True, help="URL of the folder that the model goes to")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="default: ema, the averaged ones")
+    options = parser.parse_args(arguments)
+    commit = export(options.run, options.out, options.weights)
+    print(f"exported {options.weights} weights after {commit.images:,} images: {absolute(options.out)}")
+
+
+def export(run_url: str, out: str, weights: Weights = "ema") -> Commit:
+    """Write the model of a run's newest commit to `out`, and return that commit.
+
+    Raises TrainingError if there is none, ConfigError if something is there already, StorageError.
+    """
+    source, target = Storage(run_url), Storage(out)
+    if target.exists("config.json"):
+        raise ConfigError(f"{target.url}: holds a model already; give --out another folder")
+    lineage = Lineage(source)
+    commit = next(iter(lineage.history()), None)
+    if commit is None:
+        raise TrainingError(f"{source.url}: no checkpoint here; name the folder of a run (its key `run`)")
+    names = ["model.safetensors", *(["ema.safetensors"] if weights == "ema" else [])]
+    tensors: dict[str, Tensor] = {}
+    for name, data in lineage.read_commit(commit, names).items():
+        tensors |= unpack(f"{source.url}/checkpoints/{commit.name}/{name}", data)
+    description = json.loads(source.read("model.json"))
+    config = yaml.safe_load(source.read("config.yaml"))
+    facts = {"images_seen": commit.images, "weights": weights, "batch": config["trainer"]["batch"]}
+    facts |= {"seed": config["seed"]}
+    write_model(target, description | facts, tensors)
+    model = load(target.url)  # raises if what lies there does not open
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    picture = _samples(source, commit)
+    if picture:
+        target.write("samples.png", picture)
+    rows = [row for row in read_metrics(source) if row["images"] <= commit.images]
+    target.write(CARD, card(description | facts, parameters, rows, target.url, bool(picture)).encode())
+    return commit
+
+
+def card(description: dict[str, Any], parameters: int, rows: Sequence[Row], url: str, samples: bool) -> str:
+    """The model card in Markdown: what the model is, and the figures that its own run measured, which say of what."""
+    model, images = description["model"], description["images"]
+    size = f"{images['height']} x {images['width']} pixels, {images['channels']} channels, {images['levels']} levels"
+    classes = f", {images['classes']} classes" if images["classes"] else ""
+    lines = [
+        "---",
+        "library_name: lowerbound",
+        "pipeline_tag: unconditional-image-generation",
+        f"tags: [{model['kind']}, elbo]",
+        "---",
+        "",
+        f"# {model['kind']}: {parameters:,} parameters",
+        "",
+        f"Images: {size}{classes}. Trained on {description['images_seen']:,} images in batches of "
+        f"{description['batch']}, seed {description['seed']}. Weights: {_WEIGHTS[description['weights']]}.",
+        "",
+        *_figures(rows, description["weights"]),
+        "",
+        *(["![Samples of the averaged weights](samples.png)", ""] if samples else []),
+        "```python",
+        "import torch",
+        "",
+        "import trainer",
+        "from trainer.noise import Noise",
+        "",
+        f'model = trainer.load("{url}")',
+        'images = model.sample(Noise(seed=0, purpose="sample", positions=torch.arange(16)))  # uint8 [16, C, H, W]',
+        "```",
+        "",
+        "## Configuration",
+        "",
+        "```json",
+        json.dumps(model, indent=1),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figures(rows: Sequence[Row], weights: str) -> list[str]:
+    """A table of the last validation, and of the last training figures; what they are figures of stands with them."""
+    held_out = next((row for row in reversed(rows) if "validation/nats" in row), None)
+    trained = next((row for row in reversed(rows) if "train/nats" in row), None)
+    lines = ["| figure | value | of |", "|---|---|---|"]
+    for row, split, whose in ((held_out, "validation", "averaged weights"), (trained, "train", "raw weights")):
+        if row is None:
+            continue
+        of = f"{split} split, {whose}, at {row['images']:,} images"
+        if split == "train":
+            of += ", mean over the steps since the row before"
+        density = f"{split}/bpd" not in row
+        error = row.get(f"{split}/standard_error")
+        nats = f"{row[f'{split}/nats']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+        if not density:
+            lines.append(f"| negative bound, bits per dimension | {row[f'{split}/bpd']:.4f} | {of} |")
+        name = "negative bound of a density, nats an image" if density else "negative bound, nats an image"
+        lines.append(f"| {name} | {nats} | {of} |")
+        parts = {"distortion": row[f"{split}/distortion"]}
+        parts |= {f"rate {key.rsplit('/', 1)[1]}": row[key] for key in row if key.startswith(f"{split}/rate/")}
+        lines += [f"| {name}, nats an image | {value:.3f} | {of} |" for name, value in parts.items()]
+    if len(lines) == 2:
+        return ["Nothing was measured before this checkpoint."]
+    if weights == "raw" and held_out is not None:
+        lines += ["", "The exported weights are the raw ones; the validation figures are those of the averaged ones."]
+    return lines
+
+
+def _samples(run_folder: Storage, commit: Commit) -> bytes | None:
+    """The picture of samples that was made at a commit."""
+    try:
+        return run_folder.read(f"pictures/samples-{commit.images:012d}.png")
+    except MissingError:
+        return None
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,144 @@
+"""A run's model by itself: it opens, computes what the run computes, and its card says what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import trainer
+from cluster.storage import Storage
+from jobs.config import load_config
+from jobs.errors import ConfigError
+from jobs.export import card, export
+from jobs.worker import work
+from tests.jobs.conftest import BATCH
+from tests.jobs.runs import newest_tensors
+from tests.testbed.jobs import run_job
+from tests.testbed.s3 import S3Server
+from trainer.errors import TrainingError
+from trainer.journal import read_metrics
+from trainer.noise import Noise
+
+
+@pytest.fixture
+def run(config_file: Callable[..., Path]) -> Path:
+    """The folder of a run that has finished."""
+    config = load_config(str(config_file()))
+    work(config)
+    return Path(config.run)
+
+
+def sampled(model: trainer.Model) -> Tensor:
+    with torch.no_grad():
+        return model.sample(Noise(seed=1, purpose="sample", positions=torch.arange(8)))
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_an_export_is_the_runs_own_model(run: Path, tmp_path: Path, weights: str) -> None:
+    out = tmp_path / "exported"
+    told = run_job("export", str(run), "--out", str(out), "--weights", weights)
+    assert told.status == 0, told.stderr
+    assert told.stdout == f"exported {weights} weights after {20 * BATCH:,} images: {out}\n"
+    exported, own = trainer.load(str(out)), trainer.load(str(run), weights)
+    for name, value in own.state_dict().items():
+        torch.testing.assert_close(exported.state_dict()[name], value, rtol=0, atol=0)
+    assert sampled(exported).equal(sampled(own))
+    newest = newest_tensors(run)
+    section = "ema" if weights == "ema" else "model"
+    for name, value in exported.named_parameters():
+        torch.testing.assert_close(value.detach(), newest[f"{section}/{name}"], rtol=0, atol=0)
+
+
+@pytest.fixture
+def out(run: Path, tmp_path: Path) -> Path:
+    """The run's exported model."""
+    export(str(run), str(tmp_path / "exported"))
+    return tmp_path / "exported"
+
+
+def test_the_card_says_the_figures_that_the_run_measured_and_of_what(run: Path, out: Path) -> None:
+    text = (out / "README.md").read_text()
+    last = [row for row in read_metrics(Storage(str(run))) if "validation/bpd" in row][-1]
+    assert f"| {last['validation/bpd']:.4f} | validation split, averaged weights, at 1,280 images |" in text
+    assert f"{last['validation/nats']:.3f} ± {last['validation/standard_error']:.3f}" in text
+    assert f"| rate z1, nats an image | {last['validation/rate/z1']:.3f} |" in text
+    assert f"| {last['train/bpd']:.4f} | train split, raw weights, at 1,280 images" in text
+    parameters = sum(value.numel() for value in trainer.load(str(run)).parameters())
+    assert f"# vae: {parameters:,} parameters" in text
+    assert "8 x 8 pixels, 1 channels, 17 levels, 10 classes" in text
+    assert (out / "samples.png").read_bytes() == (run / "pictures" / "samples-000000001280.png").read_bytes()
+
+
+def test_the_cards_example_runs(out: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    assert code
+    names: dict[str, object] = {}
+    exec(code[1], names)
+    images = names["images"]
+    assert isinstance(images, Tensor)
+    assert (images.shape, images.dtype) == ((16, 1, 8, 8), torch.uint8)
+
+
+def test_an_export_names_no_place_of_its_run(run: Path, out: Path) -> None:
+    written = (out / "config.json").read_text() + (out / "README.md").read_text()
+    assert str(run) not in written
+    assert "shards" not in written
+
+
+def test_a_density_is_not_given_in_bits_per_dimension() -> None:
+    rows = [{"images": 10, "validation/nats": -3.25, "validation/standard_error": 0.5, "validation/distortion": -4.0}]
+    description = {
+        "model": {"kind": "vae"},
+        "images": {"channels": 1, "height": 8, "width": 8, "levels": 17, "classes": 0},
+        "images_seen": 10,
+        "weights": "raw",
+        "batch": 5,
+        "seed": 0,
+    }
+    text = card(description, 100, rows, "out", samples=False)
+    assert "| negative bound of a density, nats an image | -3.250 ± 0.500 |" in text
+    assert "bits per dimension" not in text
+    assert "validation figures are those of the averaged ones" in text
+    assert "samples.png" not in text
+
+
+def test_an_export_goes_into_an_object_store(run: Path, s3_environment: S3Server) -> None:
+    url = s3_environment.bucket("exports") + "/vae"
+    export(str(run), url)
+    assert sampled(trainer.load(url)).equal(sampled(trainer.load(str(run))))
+
+
+def test_a_folder_without_a_run_cannot_be_exported(tmp_path: Path) -> None:
+    told = run_job("export", str(tmp_path / "no-run"), "--out", str(tmp_path / "exported"))
+    assert told.status == 1
+    assert told.stderr == f"error: {tmp_path}/no-run: no checkpoint here; name the folder of a run (its key `run`)\n"
+
+
+def test_another_model_is_not_overwritten(run: Path, out: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a model already; give --out another folder"):
+        export(str(run), str(out), "raw")
+    assert '"weights": "ema"' in (out / "config.json").read_text()
+
+
+def test_a_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
+    newest = max((run / "checkpoints").iterdir())
+    file = newest / "ema.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(TrainingError, match="its content is not what the manifest says"):
+        export(str(run), str(tmp_path / "exported"))
+    assert not (tmp_path / "exported").exists()
+
+
+def test_config_json_rebuilds_the_model(out: Path) -> None:
+    facts = json.loads((out / "config.json").read_text())
+    assert facts["images_seen"] == 20 * BATCH
+    assert facts["weights"] == "ema"
+    assert facts["model"]["kind"] == "vae"
