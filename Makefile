@@ -57,7 +57,7 @@ bench: .venv/installed-dev  ## measure our loop against a bare PyTorch loop, and
 lock: .venv/installed  ## choose the versions of all dependencies anew
 	$(BIN)/uv pip compile $(LOCK_OPTIONS) pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCK_OPTIONS) --group test --group lint -c requirements.lock pyproject.toml -o requirements-dev.lock
-	sed -i 's/+cpu$$//' requirements.lock requirements-dev.lock
+	sed -i -E 's/\+cpu$$//; /^(nvidia|cuda)-|^triton==/d' requirements.lock requirements-dev.lock  # torch pins these itself, where it needs them
 
 LOCK_OPTIONS := --quiet --no-emit-index-url --no-emit-find-links --no-annotate --no-header
 

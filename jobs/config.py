@@ -56,6 +56,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.memory",
     "data.cache",
+    "data.bad_share",
     "optim.lr",
     "trainer.images",
     "trainer.micro_batch",

@@ -39,10 +39,7 @@ def main(arguments: Sequence[str]) -> int | None:
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Relative local paths made absolute: ranks have working directories of their own."""
-    data = config.data
-    paths = {"shards": absolute(data.shards), "validation": data.validation and absolute(data.validation)}
-    data = data.model_copy(update=paths | {"index": data.index and absolute(data.index)})
-    return config.model_copy(update={"run": absolute(config.run), "data": data})
+    return config.model_copy(update={"run": absolute(config.run), "data": config.data.absolute()})
 
 
 @contextlib.contextmanager

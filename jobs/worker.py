@@ -10,9 +10,11 @@ import torch
 
 from cluster.storage import MissingError, Storage, join
 from datasets.index import Index
-from datasets.loader import Batch, evaluation_batches, training_batches
+from datasets.loader import Batch, Batches, evaluation_batches, training_batches
+from datasets.transform import output_format
 from jobs.config import RunConfig, difference, fingerprint, to_yaml
 from jobs.errors import ConfigError
+from jobs.ledger import Ledger
 from trainer.checkpoints import Checkpoints
 from trainer.device import make_accelerator
 from trainer.display import say_on_rank_zero
@@ -40,13 +42,13 @@ def work(
         torch.set_num_threads(config.trainer.threads)
     accelerator = make_accelerator(config.trainer.precision)
     run, say = Storage(config.run), say_on_rank_zero
-    index = Index.open(config.data.shards, config.data.index)
+    index = Index.of(config.data)
     mine = {"config": fingerprint(config), "data": index.fingerprint}
     if (images := _finished_at(run, mine)) is not None and images >= config.trainer.images:
         say(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")
         return Outcome(images, True, None)
 
-    spec = ImageSpec(index.channels, index.height, index.width, index.levels, index.classes)
+    spec = ImageSpec(*output_format(config.data, index)[:5])
     torch.manual_seed(config.seed)  # the initial weights, the same on every rank
     try:
         model = config.model.build(spec)
@@ -56,7 +58,7 @@ def work(
         model.compile()
     description = describe(config.model, spec)
 
-    def training(images: int) -> Any:
+    def training(images: int) -> Batches:
         batches = training_batches(
             config.data,
             index,
@@ -69,7 +71,10 @@ def work(
             device=accelerator.device,
         )
         say(batches.describe())
+        ledger.follow(batches, images)
         return batches
+
+    ledger = Ledger(config.data, index, run)
 
     held_out = Index.open(config.data.validation) if config.data.validation else None
 
@@ -103,6 +108,7 @@ def work(
         fingerprint=mine,
         check=lambda saved: _check(config.run, saved, mine),
         prepare=lambda: on_rank_zero(prepare),
+        figures=ledger,
         trackers=trackers,
         should_stop=should_stop,
         on_commit=on_commit,

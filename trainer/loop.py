@@ -80,6 +80,8 @@ class Job:
     """Raises if a saved fingerprint is not that of this job."""
     prepare: Callable[[], None] = lambda: None
     """Called once it is certain that this job may go on with the run."""
+    figures: Callable[[int], Row] = lambda images: {}
+    """More for a row of metrics after so many images; asked on every rank at the same steps."""
     trackers: tuple[Tracker, ...] = ()
     should_stop: Callable[[], bool] = lambda: False
     """Asked once a step, on every rank: whether to commit and leave."""
@@ -156,7 +158,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             row: Row = {}
             pictures: dict[str, bytes] = {}
             if due(config.log_every, before, images, config.images):
-                row |= sums.row(model) | clock.row(images, batches.waited)
+                row |= sums.row(model) | clock.row(images, batches.waited) | job.figures(images)
                 row |= {"train/lr": optimizer.param_groups[0]["lr"], "train/skipped": guard.check()}
                 display.update(images, f"train {row.get('train/bpd', row['train/nats']):.4f}")
             if due(config.evaluate_every, before, images, config.images):

@@ -90,7 +90,8 @@ class WandbTracker(Tracker):
         from PIL import Image
 
         loaded = {name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()}
-        self.wandb.log(row | loaded)
+        figures = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        self.wandb.log(figures | loaded)
         self.sent = row["images"]
         self.sent_file.write_text(str(self.sent))
 

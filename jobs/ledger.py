@@ -1,0 +1,68 @@
+"""The ledger of a run: what was expected, seen and quarantined in each epoch, as rows of its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+from cluster.storage import Storage
+from datasets.config import DataConfig
+from datasets.index import Index
+from datasets.ledger import Quarantined, epoch_rows
+from datasets.loader import Batches
+from trainer.journal import read_metrics
+from trainer.ranks import on_rank_zero, world_size
+
+
+class Ledger:
+    """Adds to a row of metrics what has become of the images since the row before.
+
+    "ledger": [{"epoch", "expected", "seen", "quarantined"} ...] for each epoch that has ended (of a single set), and
+    "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...] for each image that could not be used; their
+    counts so far as "data/epoch" and "data/quarantined".
+    """
+
+    def __init__(self, config: DataConfig, index: Index, run: Storage):
+        self.run = run
+        self.images_of_set = 0 if config.mixture else index.images
+        self.may_quarantine = config.on_bad == "quarantine"
+        self.images = 0
+        self.batches: Batches | None = None
+        self.told = 0  # entries of this rank's batches that are in a row
+        self.entries: list[Quarantined] = []  # of all ranks, over the life of the run
+
+    def follow(self, batches: Batches, images: int) -> None:
+        """Go on from `images` images with these batches; called on every rank."""
+        self.batches, self.images = batches, images
+        if self.may_quarantine and images:
+            rows = on_rank_zero(lambda: read_metrics(self.run))
+            self.entries = [Quarantined(**entry) for row in rows for entry in row.get("quarantined", [])]
+
+    def __call__(self, images: int) -> dict[str, Any]:
+        """The figures after `images` images; asked on every rank at the same step."""
+        row: dict[str, Any] = {}
+        if self.may_quarantine:
+            if fresh := self._gathered():
+                self.entries += fresh
+                row["quarantined"] = [entry._asdict() for entry in fresh]
+            row["data/quarantined"] = len(self.entries)
+        if self.images_of_set:
+            row["data/epoch"] = images / self.images_of_set
+            ended = range(self.images // self.images_of_set, images // self.images_of_set)
+            if ended:
+                epochs = epoch_rows(self.images_of_set, images, self.entries)
+                row["ledger"] = [epochs[epoch]._asdict() for epoch in ended]
+        self.images = images
+        return row
+
+    def _gathered(self) -> list[Quarantined]:
+        """The entries of all ranks that are in no row yet, by position."""
+        assert self.batches is not None
+        mine = self.batches.quarantined[self.told :]
+        self.told += len(mine)
+        if world_size() == 1:
+            return mine
+        parts: list[list[Quarantined]] = [[] for _ in range(world_size())]
+        dist.all_gather_object(parts, mine)
+        return sorted((entry for part in parts for entry in part), key=lambda entry: entry.position)
