@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import safetensors.torch
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from trainer.errors import TrainingError
 from trainer.journal import Row, write_rows
 from trainer.lineage import Attempt, Commit, Lineage
 from trainer.ranks import on_rank_zero
+from trainer.tensors import pack, unpack
 
 State = dict[str, dict[str, Any]]  # a section is all tensors, or all JSON
 
@@ -45,14 +45,21 @@ class Checkpoints:
         read: list[State] = []  # by the rank that looked; the others read for themselves
 
         def claim() -> Attempt:
-            start, state = self._newest_whole(check)
+            history = list(self.lineage.history())
+            start, state = self._newest_whole(history, check)
+            attempt = self.lineage.claim(start)
+            # Up to the claim an older attempt could go on committing, and delete what this one starts from.
+            newer = list(self.lineage.history(before=attempt.number))
+            if newer[:1] != history[:1]:
+                start, state = self._newest_whole(newer, check)
+                attempt = self.lineage.claim(start)
             read.append(state)
-            return self.lineage.claim(start)
+            return attempt
 
         self.attempt = on_rank_zero(claim)
         if self.attempt.start is None:
             return None
-        return read[0] if read else self._unpacked(self.lineage.read_commit(self.attempt.start))
+        return read[0] if read else self._state(self.attempt.start)
 
     def save(self, images: int, state: State, rows: list[Row]) -> Commit:
         """Commit the state after `images` images, and before it the rows of metrics since the last commit.
@@ -70,12 +77,12 @@ class Checkpoints:
 
         return on_rank_zero(write)
 
-    def _newest_whole(self, check: Callable[[State], None]) -> tuple[Commit | None, State]:
-        """The newest commit that holds, and its state; (None, {}) at the start of a run."""
+    def _newest_whole(self, history: list[Commit], check: Callable[[State], None]) -> tuple[Commit | None, State]:
+        """The best commit of the history that holds, and its state; (None, {}) at the start of a run."""
         tried = []
-        for commit in self.lineage.history():
+        for commit in history:
             try:
-                state = self._unpacked(self.lineage.read_commit(commit))
+                state = self._state(commit)
             except TrainingError as error:
                 self.warn(f"{error}; going back to the commit before")
                 tried.append(commit.name)
@@ -84,12 +91,18 @@ class Checkpoints:
             return commit, state
         if tried:
             raise TrainingError(f"{self.run.url}: none of the checkpoints {', '.join(tried)} can be read")
+        attempts = self.lineage.attempts()
+        if any(attempt.start for attempt in attempts.values()) or (not attempts and self.lineage.commits()):
+            gone = "its checkpoints are" if attempts else "the folder of its attempts is"
+            raise TrainingError(
+                f"{self.run.url}: the run has begun, but {gone} gone; take another run folder (run=...)"
+            )
         return None, {}
 
     def _forget_old(self) -> None:
         """Keep the newest commits, and the one that the newest attempt started from."""
         history = list(self.lineage.history())
-        start = self.lineage.attempts()[-1].start
+        start = self.lineage.attempts()[self.lineage.newest_attempt()].start
         for commit in history[max(self.config.keep, 2) :]:
             if commit != start:
                 self.lineage.delete_commit(commit)
@@ -99,16 +112,23 @@ class Checkpoints:
         files = {}
         for section, content in state.items():
             if content and all(isinstance(value, Tensor) for value in content.values()):
-                tensors = {name: value.detach().cpu().contiguous() for name, value in content.items()}
-                files[f"{section}.safetensors"] = safetensors.torch.save(tensors)
+                files[f"{section}.safetensors"] = pack(content)
             else:
                 files[f"{section}.json"] = json.dumps(content, indent=1).encode()
         return files
 
-    @staticmethod
-    def _unpacked(files: dict[str, bytes]) -> State:
+    def _state(self, commit: Commit) -> State:
+        """What a commit holds. Raises TrainingError if that cannot be read."""
         state: State = {}
-        for name, data in files.items():
+        for name, data in self.lineage.read_commit(commit).items():
             section, kind = name.rsplit(".", 1)
-            state[section] = safetensors.torch.load(data) if kind == "safetensors" else json.loads(data)
+            where = f"{self.run.url}/checkpoints/{commit.name}/{name}"
+            state[section] = unpack(where, data) if kind == "safetensors" else _json(where, data)
         return state
+
+
+def _json(where: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise TrainingError(f"{where}: is not JSON ({error})") from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -15,10 +15,13 @@ from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.lineage import Lineage
 from trainer.models import Model, ModelConfig
+from trainer.tensors import pack, unpack
 
 FINAL = "final"  # folder of a finished run
 
 Weights = Literal["ema", "raw"]
+
+logger = logging.getLogger(__name__)
 
 
 def describe(model_config: Any, spec: ImageSpec) -> dict[str, Any]:
@@ -28,39 +31,51 @@ def describe(model_config: Any, spec: ImageSpec) -> dict[str, Any]:
 
 def write_model(folder: Storage, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write model.safetensors, then config.json."""
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    folder.write("model.safetensors", safetensors.torch.save(whole))
+    folder.write("model.safetensors", pack(tensors))
     folder.write("config.json", json.dumps(description, indent=1).encode())
 
 
 def load(url: str, weights: Weights = "ema") -> Model:
     """The model of a run (finished, or at its newest checkpoint) or of an export, in evaluation mode on the CPU.
 
+    Where the newest checkpoint is damaged, the one before is taken, with a warning in the log.
+
     Raises TrainingError or StorageError in one line if there is none, or if it cannot be read.
     """
     run = Storage(url)
     for folder in (run, run.folder(FINAL)) if weights == "ema" else ():
         try:
-            description = json.loads(folder.read("config.json"))
-            return _built(url, description, safetensors.torch.load(folder.read("model.safetensors")))
+            description, data = folder.read("config.json"), folder.read("model.safetensors")
         except MissingError:
             continue
-    lineage = Lineage(run)
+        return _built(folder.url, description, unpack(f"{folder.url}/model.safetensors", data))
+    lineage, failure = Lineage(run), TrainingError(f"{run.url}: no model here; a run's folder has checkpoints")
     for commit in lineage.history():
-        files = lineage.read_commit(commit)
-        tensors = safetensors.torch.load(files["model.safetensors"])
-        if weights == "ema":
-            tensors |= safetensors.torch.load(files["ema.safetensors"])
-        return _built(url, json.loads(run.read("model.json")), tensors)
-    raise TrainingError(f"{url}: no model here; a run's folder or an exported one has a config.json or checkpoints")
+        names = [f"{part}.safetensors" for part in ("model", "ema")[: 1 + (weights == "ema")]]
+        try:
+            files = lineage.read_commit(commit, names)
+        except TrainingError as error:
+            logger.warning("%s; taking the checkpoint before", error)
+            failure = error
+            continue
+        tensors: dict[str, Tensor] = {}
+        for name in names:
+            tensors |= unpack(f"{run.url}/checkpoints/{commit.name}/{name}", files[name])
+        return _built(run.url, run.read("model.json"), tensors)
+    raise failure
 
 
-def _built(url: str, description: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
+def _built(url: str, description: bytes, tensors: dict[str, Tensor]) -> Model:
     try:
-        config = TypeAdapter(ModelConfig).validate_python(description["model"])
-        model = config.build(ImageSpec(**description["images"]))
+        facts = json.loads(description)
+        config = TypeAdapter(ModelConfig).validate_python(facts["model"])
+        model = config.build(ImageSpec(**facts["images"]))
         model.load_state_dict({name: value.to(torch.float32) for name, value in tensors.items()})
-    except (ValidationError, KeyError, TypeError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise TrainingError(f"{url}: its model cannot be built by this version: {first}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("model", *first["loc"])))
+        raise TrainingError(f"{url}: its model cannot be built by this version: {key}: {first['msg']}") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingError(f"{url}: its model cannot be built by this version: {reason}") from error
     return model.eval()

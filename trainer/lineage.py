@@ -17,13 +17,14 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from cluster.storage import MissingError, Storage
 from trainer.errors import TrainingError
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of a manifest and of the files that it lists
 
 
 class Commit(NamedTuple):
@@ -57,20 +58,30 @@ class Lineage:
 
     def __init__(self, run: Storage):
         self.run = run
+        self._read: dict[int, Attempt] = {}  # a record never changes, so each is read once
 
-    def attempts(self) -> list[Attempt]:
-        """All attempts, the oldest first."""
-        found = []
-        for entry in self.run.list("attempts"):
-            record = json.loads(self.run.read(entry.path))
-            start = Commit.named(record["start"]) if record["start"] else None
-            found.append(Attempt(record["attempt"], start, record["facts"]))
-        return sorted(found)
+    def attempts(self) -> dict[int, Attempt]:
+        """All attempts by number, the oldest first. Raises TrainingError if a record cannot be read."""
+        return {number: self._attempt(number) for number in self._numbers()}
 
     def newest_attempt(self) -> int:
         """The number of the newest attempt; 0 if there is none. Reads no object."""
-        numbers = [int(entry.path.rsplit("/", 1)[-1].removesuffix(".json")) for entry in self.run.list("attempts")]
-        return max(numbers, default=0)
+        return max(self._numbers(), default=0)
+
+    def _numbers(self) -> list[int]:
+        found = (re.fullmatch(r"attempts/(\d{4,})\.json", entry.path) for entry in self.run.list("attempts"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def _attempt(self, number: int) -> Attempt:
+        if number not in self._read:
+            path = _record(number)
+            try:
+                record = json.loads(self.run.read(path))
+                start = Commit.named(record["start"]) if record["start"] else None
+                self._read[number] = Attempt(number, start, record["facts"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise TrainingError(f"{self.run.url}/{path}: not the record of an attempt ({error})") from error
+        return self._read[number]
 
     def claim(self, start: Commit | None, facts: dict[str, Any] | None = None) -> Attempt:
         """Begin a new attempt that goes on from `start`. Of several that try at once each gets a number of its own."""
@@ -80,7 +91,7 @@ class Lineage:
         number = self.newest_attempt() + 1
         while True:
             record = {"attempt": number, "start": start.name if start else None, "facts": facts}
-            if self.run.create(f"attempts/{number:04d}.json", json.dumps(record, indent=1).encode()):
+            if self.run.create(_record(number), json.dumps(record, indent=1).encode()):
                 return Attempt(number, start, facts)
             number += 1
 
@@ -94,27 +105,24 @@ class Lineage:
                 found.add(commit)
         return found
 
-    def history(self) -> Iterator[Commit]:
+    def history(self, before: int | None = None) -> Iterator[Commit]:
         """The commits that the next attempt may go on from, the best first: the newest attempt's own, the newest
-        first, then the one that it started from and what lies behind that.
+        first, then the one that it started from and what lies behind that. With `before` as attempt number `before`
+        sees it, leaving out itself and whatever came later.
         """
-        attempts = {attempt.number: attempt for attempt in self.attempts()}
         commits = self.commits()
-        number, limit = max(attempts, default=0), None
-        while number:
-            own = [c for c in commits if c.attempt == number and (limit is None or c.images <= limit)]
+        for number, _, last in reversed(self.reigns(before)):
+            own = [c for c in commits if c.attempt == number and (last is None or c.images <= last)]
             yield from sorted(own, reverse=True)
-            start = attempts[number].start if number in attempts else None
-            if start is None:
-                return
-            number, limit = start.attempt, start.images
 
-    def reigns(self) -> list[tuple[int, int, int | None]]:
+    def reigns(self, before: int | None = None) -> list[tuple[int, int, int | None]]:
         """(attempt, first image, last image or None) of the newest lineage, the oldest first: whose rows hold where."""
-        attempts = {attempt.number: attempt for attempt in self.attempts()}
+        attempts = {number: attempt for number, attempt in self.attempts().items() if before is None or number < before}
         found: list[tuple[int, int, int | None]] = []
         number, last = max(attempts, default=0), None
         while number:
+            if number not in attempts:
+                raise TrainingError(f"{self.run.url}/{_record(number)}: is missing, and a later attempt builds on it")
             start = attempts[number].start
             found.append((number, start.images if start else 0, last))
             number, last = (start.attempt, start.images) if start else (0, None)
@@ -139,20 +147,43 @@ class Lineage:
             self.run.write(f"{folder}/{name}", data)
             listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         self.check_not_superseded(commit.attempt)
-        self.run.write(f"{folder}/{MANIFEST}", json.dumps({"format": 1, "files": listed}, indent=1).encode())
+        self.run.write(f"{folder}/{MANIFEST}", json.dumps({"format": FORMAT, "files": listed}, indent=1).encode())
 
-    def read_commit(self, commit: Commit) -> dict[str, bytes]:
-        """The files of a commit. Raises TrainingError if one is not what the manifest says."""
+    def read_commit(self, commit: Commit, only: Collection[str] = ()) -> dict[str, bytes]:
+        """The files of a commit, or of them those that `only` names.
+
+        Raises TrainingError if one is not what the manifest says, or if that lists anything but safetensors and JSON
+        of the commit's own folder.
+        """
         folder = f"checkpoints/{commit.name}"
-        try:
-            listed = json.loads(self.run.read(f"{folder}/{MANIFEST}"))["files"]
-            files = {name: self.run.read(f"{folder}/{name}") for name in listed}
-        except (MissingError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"{self.run.url}/{folder}: not a whole checkpoint: {error}") from error
-        for name, facts in listed.items():
-            if len(files[name]) != facts["bytes"] or hashlib.sha256(files[name]).hexdigest() != facts["sha256"]:
-                raise TrainingError(f"{self.run.url}/{folder}/{name}: its content is not what the manifest says")
+        where = f"{self.run.url}/{folder}"
+        sums = self._manifest(folder)
+        files = {}
+        for name in only or sums:
+            if name not in sums:
+                raise TrainingError(f"{where}: not a whole checkpoint: it has no {name}")
+            try:
+                files[name] = self.run.read(f"{folder}/{name}")
+            except MissingError as error:
+                raise TrainingError(f"{where}: not a whole checkpoint: {name} is missing") from error
+            if (len(files[name]), hashlib.sha256(files[name]).hexdigest()) != sums[name]:
+                raise TrainingError(f"{where}/{name}: its content is not what the manifest says")
         return files
+
+    def _manifest(self, folder: str) -> dict[str, tuple[int, str]]:
+        """Size and checksum of each file of a commit."""
+        where = f"{self.run.url}/{folder}/{MANIFEST}"
+        try:
+            manifest = json.loads(self.run.read(f"{folder}/{MANIFEST}"))
+            written = manifest["format"]
+            sums = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
+        except (MissingError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(f"{where}: not the manifest of a checkpoint ({error!r})") from error
+        if written != FORMAT:
+            raise TrainingError(f"{where}: is in format {written!r}, this version reads {FORMAT}")
+        if strange := [name for name in sums if not _FILE.fullmatch(name)]:
+            raise TrainingError(f"{where}: lists {strange[0]!r}, which is no file of a checkpoint")
+        return sums
 
     def delete_commit(self, commit: Commit) -> None:
         """Remove a commit, its manifest first, so that it is never half there."""
@@ -160,3 +191,10 @@ class Lineage:
         self.run.delete(f"{folder}/{MANIFEST}")
         for entry in list(self.run.list(folder)):
             self.run.delete(entry.path)
+
+
+_FILE = re.compile(r"[A-Za-z0-9_-]+\.(safetensors|json)")  # no other folder, nothing that would have to be unpickled
+
+
+def _record(number: int) -> str:
+    return f"attempts/{number:04d}.json"
