@@ -60,9 +60,10 @@ def evaluate(model: Model, batches: Iterable[Any], accelerator: Accelerator, see
             elbo = model(batch.images, condition(model, batch.labels), noise, progress)
         names = list(elbo.rates)
         bound = elbo.negative_bound
-        columns = [torch.ones_like(bound), bound, bound**2, elbo.distortion, *elbo.rates.values()]
+        squares = bound.double() ** 2  # in float32 they would swallow what the images differ by
+        columns = [torch.ones_like(squares), bound, squares, elbo.distortion, *elbo.rates.values()]
         real = batch.weights > 0
-        part = torch.stack(columns)[:, real].double().sum(1)
+        part = torch.stack([column.double() for column in columns])[:, real].sum(1)
         sums = part if sums.numel() == 0 else sums + part
     model.train()
     count, nats, squares, distortion, *rates = add_up(sums).tolist()

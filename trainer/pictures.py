@@ -48,7 +48,7 @@ def draw(
     """
     if count == 0:
         return {}
-    shown, labels = _examples(validation, count // 2) if validation else (None, None)
+    shown, labels = _examples(validation, count // 2) if validation and count > 1 else (None, None)
     noise = Noise(seed, "sample", torch.arange(count, device=accelerator.device))
     model.eval()
     with accelerator.autocast():
@@ -57,8 +57,8 @@ def draw(
     return {name: grid(picture.images, model.spec, picture.columns) for name, picture in pictures.items()}
 
 
-def _examples(validation: Callable[[], Iterable[Any]], count: int) -> tuple[Tensor, Tensor]:
-    """Held-out images with their labels, at most `count`."""
+def _examples(validation: Callable[[], Iterable[Any]], count: int) -> tuple[Tensor | None, Tensor | None]:
+    """Held-out images with their labels, at most `count`; None where this rank has no part of a very small set."""
     batch = next(iter(validation()))
     real = batch.weights > 0
-    return batch.images[real][:count], batch.labels[real][:count]
+    return (batch.images[real][:count], batch.labels[real][:count]) if real.any() else (None, None)

@@ -75,14 +75,14 @@ class Agreement:
         self.steps_left -= 1
         if self.steps_left > 0:
             return False
+        now = time.monotonic()
+        pace = self.interval / max(now - self.last, 1e-6)  # steps a second since the last turn
+        self.last = now
         agreed = False
         if self.pending is not None and self.message is not None:
             self.pending.wait()
             wishes, interval = self.message.tolist()
             agreed, self.interval = wishes > 0, round(interval)
-        now = time.monotonic()
-        pace = self.interval / max(now - self.last, 1e-6)  # steps a second since the last turn
-        self.last = now
         proposal = min(max(round(POLL_SECONDS * pace), 1), 1000) if rank() == 0 else 0
         self.message = torch.tensor([float(wish), float(proposal)], device=self.device)
         self.pending = dist.all_reduce(self.message, async_op=True)
