@@ -8,7 +8,7 @@ ARGS ?=
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install data train-local train-ray test lint types format bench lock clean
+.PHONY: help install data train-local train-ray compare test lint types format bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,6 +35,12 @@ train-local: .venv/installed data  ## train on this machine: CONFIG=file.yaml AR
 
 train-ray: .venv/installed data  ## the same run by Ray Train, two CPU workers on this machine
 	$(BIN)/python -m jobs.train $(CONFIG) ray.workers=2 $(ARGS)
+
+compare: .venv/installed data  ## train every family on the digits and write one table and one picture
+	$(BIN)/python -m jobs.compare $(FAMILIES) trainer.images=$(IMAGES) $(ARGS)
+
+FAMILIES ?= $(foreach family,vae hvae ladder diffusion,jobs/configs/digits-$(family).yaml)
+IMAGES ?= 300000
 
 test: .venv/installed-dev  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int | None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, optim.lr=1e-4")
     parsed = parser.parse_args(arguments)
     config = with_absolute_paths(load_config(parsed.config, parsed.overrides))
-    with ray_cluster(config):
+    most = config.ray.workers if isinstance(config.ray.workers, int) else config.ray.workers[1]
+    with ray_cluster(most * config.ray.cpus_per_worker):
         from jobs.driver import train  # Ray reads its settings when it is imported
 
         train(config)
@@ -43,8 +44,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 @contextlib.contextmanager
-def ray_cluster(config: RunConfig) -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names (a submitted job has it), else one of this process's own, ended after it."""
+def ray_cluster(cpus: int) -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names (a submitted job has it), else one of this process's own, ended after it.
+
+    One of our own offers `cpus` CPUs, or as many as the machine has if those are more.
+    """
     if os.environ.get("RAY_ADDRESS"):
         import ray
 
@@ -59,10 +63,9 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
         import ray
 
-        most = config.ray.workers if isinstance(config.ray.workers, int) else config.ray.workers[1]
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, most * config.ray.cpus_per_worker),
+            num_cpus=max(os.cpu_count() or 1, cpus),
             include_dashboard=True,  # Ray Train asks it for the state of its actors
             dashboard_host="127.0.0.1",
             _temp_dir=folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,8 @@ from trainer.models.base import Condition, Model
 from trainer.noise import Noise
 from trainer.ranks import add_up
 
+DISTORTION = "distortion"
+
 
 class Evaluation(NamedTuple):
     """Means over a set, in nats an image."""
@@ -22,7 +24,7 @@ class Evaluation(NamedTuple):
     images: int
     nats: float  # the negative bound
     standard_error: float  # of `nats`, over the images
-    distortion: float
+    distortion: float  # NaN for a bound that has no such term
     rates: dict[str, float]
     dimensions: int
     is_density: bool
@@ -37,7 +39,8 @@ class Evaluation(NamedTuple):
         row = {f"{prefix}/nats": self.nats, f"{prefix}/standard_error": self.standard_error}
         if not self.is_density:
             row[f"{prefix}/bpd"] = self.bpd
-        row[f"{prefix}/distortion"] = self.distortion
+        if self.rates:
+            row[f"{prefix}/distortion"] = self.distortion
         return row | {f"{prefix}/rate/{name}": rate for name, rate in self.rates.items()}
 
     def __str__(self) -> str:
@@ -47,37 +50,68 @@ class Evaluation(NamedTuple):
         return f"{self.bpd:.4f} ± {bits_per_dimension(error, self.dimensions):.4f} bpd ({self.nats:.2f} nats)"
 
 
+Bound = Literal["elbo", "iw"]
+
+
 @torch.no_grad()
-def evaluate(model: Model, batches: Iterable[Any], accelerator: Accelerator, seed: int) -> Evaluation:
-    """The bound of every image of `batches` (this rank's part of the set, padded with images of weight zero)."""
+def evaluate(
+    model: Model,
+    batches: Iterable[Any],
+    accelerator: Accelerator,
+    seed: int,
+    samples: int = 1,
+    bound: Bound = "elbo",
+) -> Evaluation:
+    """The bound of every image of `batches` (this rank's part of the set, padded with images of weight zero).
+
+    elbo: the mean over `samples` draws of the latents of each image. iw: the importance-weighted bound of so many
+    draws, log 1/k sum w (Burda et al. 2016), which is one number: it has no distortion nor rates.
+    """
     model.eval()
+    terms = _importance_weighted if bound == "iw" else _averaged
     names: list[str] = []
     sums = torch.zeros(0)
-    progress = torch.zeros((), device=accelerator.device)
     for batch in batches:
         noise = Noise(seed, "evaluate", batch.positions)
         with accelerator.autocast():
-            elbo = model(batch.images, condition(model, batch.labels), noise, progress)
-        names = list(elbo.rates)
-        bound = elbo.negative_bound
-        squares = bound.double() ** 2  # in float32 they would swallow what the images differ by
-        columns = [torch.ones_like(squares), bound, squares, elbo.distortion, *elbo.rates.values()]
-        real = batch.weights > 0
-        part = torch.stack([column.double() for column in columns])[:, real].sum(1)
+            columns = terms(model, batch.images, condition(model, batch.labels), noise, samples)
+        names = list(columns)
+        nats = torch.stack([column.double() for column in columns.values()]).sum(0)
+        table = torch.stack([torch.ones_like(nats), nats, nats**2, *(column.double() for column in columns.values())])
+        part = table[:, batch.weights > 0].sum(1)
         sums = part if sums.numel() == 0 else sums + part
     model.train()
-    count, nats, squares, distortion, *rates = add_up(sums).tolist()
-    mean = nats / count
-    variance = max(squares / count - mean**2, 0.0)
+    count, total, squares, *means = add_up(sums).tolist()
+    mean = total / count
+    figures = {name: value / count for name, value in zip(names, means, strict=True)}
     return Evaluation(
         images=round(count),
         nats=mean,
-        standard_error=math.sqrt(variance / count),
-        distortion=distortion / count,
-        rates={name: rate / count for name, rate in zip(names, rates, strict=True)},
+        standard_error=math.sqrt(max(squares / count - mean**2, 0.0) / count),
+        distortion=figures.pop(DISTORTION, math.nan),
+        rates={} if bound == "iw" else figures,
         dimensions=model.spec.dimensions,
         is_density=model.is_density,
     )
+
+
+def _averaged(model: Model, images: Tensor, given: Condition, noise: Noise, samples: int) -> dict[str, Tensor]:
+    """[B] each: distortion and rates, the mean over the draws."""
+    progress = torch.zeros((), device=images.device)
+    total: dict[str, Tensor] = {}
+    for draw in range(samples):
+        elbo = model(images, given, noise.with_draw(draw, samples), progress)
+        for name, value in {DISTORTION: elbo.distortion, **elbo.rates}.items():
+            total[name] = total[name] + value / samples if draw else value / samples
+    return total
+
+
+def _importance_weighted(
+    model: Model, images: Tensor, given: Condition, noise: Noise, samples: int
+) -> dict[str, Tensor]:
+    """[B]: the negative importance-weighted bound."""
+    log_weights = model.log_weights(images, given, noise, samples)
+    return {"iw": math.log(samples) - torch.logsumexp(log_weights, dim=1)}
 
 
 def condition(model: Model, labels: Tensor | None) -> Condition:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from trainer.evaluation import condition
@@ -18,6 +18,7 @@ from trainer.models.base import Model
 from trainer.noise import Noise
 
 SIDE = 48  # smaller images are enlarged by a whole factor to about this many pixels
+CAPTION = 26  # pixels in height
 
 
 def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
@@ -62,3 +63,19 @@ def _examples(validation: Callable[[], Iterable[Any]], count: int) -> tuple[Tens
     batch = next(iter(validation()))
     real = batch.weights > 0
     return (batch.images[real][:count], batch.labels[real][:count]) if real.any() else (None, None)
+
+
+def captioned_rows(rows: dict[str, Tensor], spec: ImageSpec, columns: int) -> bytes:
+    """A PNG of several grids of `columns` images, one below the other, each under its name."""
+    grids = {name: Image.open(io.BytesIO(grid(images, spec, columns))).convert("RGB") for name, images in rows.items()}
+    width = max(picture.width for picture in grids.values())
+    height = sum(picture.height + CAPTION for picture in grids.values())
+    canvas = Image.new("RGB", (width, height), "white")
+    pen, y = ImageDraw.Draw(canvas), 0
+    for name, picture in grids.items():
+        pen.text((4, y + 3), name, fill="black", font=ImageFont.load_default(CAPTION - 8))
+        canvas.paste(picture, (0, y + CAPTION))
+        y += CAPTION + picture.height
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -95,6 +95,10 @@ class WandbTracker(Tracker):
         self.sent = row["images"]
         self.sent_file.write_text(str(self.sent))
 
+    def summarise(self, figures: dict[str, float]) -> None:
+        """Set figures of the run as a whole, beside its rows."""
+        self.wandb.summary.update(figures)
+
     def commit(self) -> None:
         if self.scratch:
             for path in self.files.rglob("*"):

@@ -1,0 +1,143 @@
+"""Train several models on the same images with the same budget, and put their bounds side by side.
+
+    python -m jobs.compare CONFIG CONFIG ... [--out runs/compare] [key=value ...]
+
+Writes <out>/table.md, table.json and samples.png. A comparison that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from cluster.storage import Storage, absolute, join
+from datasets.index import Index
+from datasets.loader import evaluation_batches
+from jobs.cli import run
+from jobs.config import RunConfig, load_config
+from jobs.errors import ConfigError
+from jobs.train_local import StopOnSignal
+from jobs.worker import EVALUATION_BATCH, work
+from trainer.device import make_accelerator
+from trainer.evaluation import Evaluation, evaluate
+from trainer.export import load
+from trainer.images import ImageSpec
+from trainer.journal import read_metrics
+from trainer.noise import Noise
+from trainer.pictures import captioned_rows
+
+COLUMNS = 16  # samples of a model in the picture, in two rows
+SAME = ("shards", "mixture", "validation", "transform")  # of the data section
+
+
+class Entry(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    evaluation: Evaluation
+    parameters: int
+    images_per_second: float  # median over the rows of its metrics, on this machine
+    samples: torch.Tensor  # uint8 levels [N, C, H, W]
+
+
+def main(arguments: Sequence[str]) -> int | None:
+    """Train what is not trained yet, evaluate, write the table and the picture."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.compare", description="Models side by side.")
+    parser.add_argument("configs", nargs="+", metavar="CONFIG|key=value", help="YAML files, and overrides for all")
+    parser.add_argument("--out", default="runs/compare", help="URL of the folder for the runs and the table")
+    parser.add_argument("--samples", type=int, default=10, metavar="K", help="draws an image in the final evaluation")
+    options = parser.parse_intermixed_args(arguments)
+    overrides = [argument for argument in options.configs if "=" in argument]
+    out = absolute(options.out)
+    configs = {}
+    for path in options.configs:
+        if path not in overrides:
+            name = Path(path).stem
+            configs[name] = load_config(path, [*overrides, f"run={join(out, name)}"])
+    _check_same(configs)
+    should_stop = StopOnSignal()
+    entries = []
+    for name, config in configs.items():
+        print(f"--- {name}", flush=True)
+        if not work(config, should_stop).finished:
+            return 0
+        entries.append(_entry(name, config, options.samples))
+    budget = next(iter(configs.values())).trainer.images
+    spec = _spec(out, next(iter(configs)))
+    folder = Storage(out)
+    text = table(entries, budget, options.samples)
+    folder.write("table.md", text.encode())
+    folder.write("table.json", json.dumps([_as_json(entry) for entry in entries], indent=1).encode())
+    folder.write("samples.png", captioned_rows({e.name: e.samples for e in entries}, spec, COLUMNS))
+    print(f"\n{text}\nsamples side by side: {join(out, 'samples.png')}")
+    return 0
+
+
+def table(entries: list[Entry], budget: int, samples: int) -> str:
+    """The comparison as Markdown, the best bound first."""
+    images = entries[0].evaluation.images
+    lines = [
+        f"Negative ELBO on {images:,} held-out images ({samples} draws each, averaged weights) after {budget:,} "
+        "training images; distortion and rates in nats an image.",
+        "",
+        "| model | bits per dimension | nats | distortion | rate per level | parameters | training images/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in sorted(entries, key=lambda entry: entry.evaluation.nats):
+        found = entry.evaluation
+        bpd = "a density" if found.is_density else f"{found.bpd:.4f}"
+        rates = ", ".join(f"{name} {rate:.2f}" for name, rate in found.rates.items())
+        nats = f"{found.nats:.2f} ± {found.standard_error:.2f}"
+        cells = [entry.name, bpd, nats, f"{found.distortion:.2f}", rates, f"{entry.parameters:,}"]
+        lines.append(f"| {' | '.join(cells)} | {entry.images_per_second:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _entry(name: str, config: RunConfig, samples: int) -> Entry:
+    accelerator = make_accelerator(config.trainer.precision)
+    model = load(config.run).to(accelerator.device)
+    index = Index.open(config.data.validation)
+    with evaluation_batches(config.data, index, batch=EVALUATION_BATCH, device=accelerator.device) as batches:
+        evaluation = evaluate(model, batches, accelerator, config.seed, samples)
+    model.eval()
+    noise = Noise(config.seed, "sample", torch.arange(2 * COLUMNS, device=accelerator.device))
+    with torch.no_grad(), accelerator.autocast():
+        drawn = model.sample(noise)
+    paces = [row["images_per_second"] for row in read_metrics(Storage(config.run)) if "images_per_second" in row]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Entry(name, evaluation, parameters, statistics.median(paces), drawn.cpu())
+
+
+def _check_same(configs: dict[str, RunConfig]) -> None:
+    """Raises ConfigError if the models would not see the same images, or not as many."""
+    (first_name, first), *others = configs.items()
+    if not first.data.validation:
+        raise ConfigError(f"{first_name}: data.validation is needed to compare on")
+    for name, config in others:
+        if config.trainer.images != first.trainer.images:
+            images = f"{first.trainer.images:,} in {first_name} and {config.trainer.images:,} in {name}"
+            raise ConfigError(f"the budgets differ: {images} images; give trainer.images=N for all")
+        for key in SAME:
+            if getattr(config.data, key) != getattr(first.data, key):
+                raise ConfigError(
+                    f"{first_name} and {name} have different data.{key}; a comparison needs the same images"
+                )
+
+
+def _spec(out: str, name: str) -> ImageSpec:
+    return ImageSpec(**json.loads(Storage(join(out, name)).read("model.json"))["images"])
+
+
+def _as_json(entry: Entry) -> dict[str, object]:
+    facts = {"model": entry.name, "parameters": entry.parameters, "images_per_second": entry.images_per_second}
+    return facts | entry.evaluation.row("evaluation")
+
+
+if __name__ == "__main__":
+    run(main)

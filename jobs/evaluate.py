@@ -1,0 +1,118 @@
+"""The bound of a run's model over a whole set, every image once, by one process or many.
+
+python -m jobs.evaluate RUN_URL [--split validation|train|URL] [--samples K] [--bound elbo|iw] [--weights ema|raw]
+torchrun --nproc-per-node 8 -m jobs.evaluate RUN_URL ...
+python -m jobs.evaluate RUN_URL --workers 8 ...            by Ray: a cluster's, or one of this machine's own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+import yaml
+
+from cluster.storage import MissingError, Storage, absolute, join
+from datasets.index import Index
+from datasets.loader import evaluation_batches
+from jobs.cli import run
+from jobs.config import RunConfig, checked
+from jobs.errors import ConfigError
+from jobs.launch import on_ray
+from jobs.worker import EVALUATION_BATCH
+from trainer.device import make_accelerator
+from trainer.display import say_on_rank_zero
+from trainer.evaluation import Bound, Evaluation, evaluate
+from trainer.export import Weights, load
+from trainer.ranks import on_rank_zero, rank, world_size
+from trainer.tracking import WandbTracker
+
+
+def main(arguments: Sequence[str]) -> int | None:
+    """Evaluate, print the figures and write them to <run>/evaluations/."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="The bound over a whole set.")
+    parser.add_argument("run", help="URL of the run folder")
+    parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="draws of the latents of each image")
+    parser.add_argument("--bound", choices=get_args(Bound), default="elbo", help="iw: importance-weighted by K draws")
+    parser.add_argument("--weights", choices=get_args(Weights), default="ema", help="averaged weights, or the raw ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the latents' noise")
+    parser.add_argument("--workers", type=int, default=0, help="ranks, by Ray (default: this process, or torchrun's)")
+    options = parser.parse_args(arguments)
+    if options.samples < 1:
+        raise ConfigError(f"--samples {options.samples}: at least one")
+    settings = vars(options) | {"run": absolute(options.run)}
+    workers = settings.pop("workers")
+    if workers:
+        on_ray(evaluate_rank, settings, workers)
+    else:
+        evaluate_rank(settings)
+    return 0
+
+
+def evaluate_rank(settings: dict[str, Any]) -> None:
+    """This rank's part of the evaluation that `main`'s options describe."""
+    run_folder = Storage(settings["run"])
+    config = config_of(run_folder)
+    accelerator = make_accelerator(config.trainer.precision)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    split = settings["split"]
+    shards = {"validation": config.data.validation, "train": config.data.shards}.get(split, split)
+    if not shards:
+        raise ConfigError(f"{run_folder.url}: the run has no validation set; name shards by --split URL")
+    index = Index.open(shards)
+    model = load(run_folder.url, settings["weights"]).to(accelerator.device)
+    with evaluation_batches(
+        config.data, index, batch=EVALUATION_BATCH, ranks=world_size(), rank=rank(), device=accelerator.device
+    ) as batches:
+        result = evaluate(model, batches, accelerator, settings["seed"], settings["samples"], settings["bound"])
+    facts = {name: settings[name] for name in ("split", "bound", "samples", "weights", "seed")}
+    report = facts | {"binarisation": index.meta.binarised or None, "levels": index.levels, "images": result.images}
+    report["figures"] = result.row("evaluation")
+    say_on_rank_zero(as_text(report, result))
+    on_rank_zero(lambda: keep(run_folder, config, report))
+
+
+def keep(run_folder: Storage, config: RunConfig, report: dict[str, Any]) -> None:
+    """Write the report to the run folder, and the figures to the summary of its W&B run."""
+    split = report["split"] if report["split"] in ("validation", "train") else "other"
+    name = f"{split}-{report['bound']}-{report['samples']}-{report['weights']}"
+    run_folder.write(f"evaluations/{name}.json", json.dumps(report, indent=1).encode())
+    say_on_rank_zero(f"written to {join(run_folder.url, 'evaluations', name)}.json")
+    if config.tracking.mode != "off":
+        tracker = WandbTracker(run_folder, config.tracking, config.model_dump(mode="json"), say_on_rank_zero)
+        tracker.summarise({f"{key}/{name}": value for key, value in report["figures"].items()})
+        tracker.finish()
+
+
+def as_text(report: dict[str, Any], result: Evaluation) -> str:
+    """The report for a screen: what was measured, then the figures in nats an image."""
+    bound = f"importance-weighted bound of {report['samples']} draws" if report["bound"] == "iw" else "-ELBO"
+    draws = f", mean of {report['samples']} draws" if report["bound"] == "elbo" else ""
+    binarised = f", {report['binarisation']} binarisation" if report["binarisation"] else ""
+    weights = "averaged (EMA)" if report["weights"] == "ema" else "raw"
+    lines = [
+        f"{bound}{draws}: {result}",
+        f"{report['images']:,} images of {report['split']}{binarised}, {weights} weights",
+    ]
+    if result.rates:
+        lines.append(f"  distortion {result.distortion:10.4f} nats")
+        lines += [f"  rate {name:<5} {rate:10.4f} nats" for name, rate in result.rates.items()]
+    return "\n".join(lines)
+
+
+def config_of(run_folder: Storage) -> RunConfig:
+    """The configuration that a run folder was made with. Raises ConfigError if it is no run folder."""
+    try:
+        values = yaml.safe_load(run_folder.read("config.yaml"))
+    except MissingError as error:
+        raise ConfigError(f"{run_folder.url}: no run here; a run folder has a config.yaml") from error
+    return checked(values, {}, join(run_folder.url, "config.yaml"))
+
+
+if __name__ == "__main__":
+    run(main)

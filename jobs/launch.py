@@ -1,0 +1,37 @@
+"""Ranks for a short task, by Ray: joined in a process group, run once, not restarted."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from jobs.cli import MENDABLE
+from jobs.train import ray_cluster
+
+
+def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], workers: int) -> None:
+    """Run `task(settings)` on so many ranks, with a GPU each where the cluster has any; returns when all have ended.
+
+    An error that a person can mend is raised here as the rank raised it.
+    """
+    with ray_cluster(workers), tempfile.TemporaryDirectory(prefix="lb-") as folder:
+        import ray
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.exceptions import WorkerGroupError
+
+        gpus = ray.cluster_resources().get("GPU", 0) >= workers
+        trainer = TorchTrainer(
+            task,
+            train_loop_config=settings,
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+            run_config=RunConfig(name="task", storage_path=folder),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if isinstance(failure, MENDABLE):
+                    raise failure from None
+            raise
