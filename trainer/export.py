@@ -76,6 +76,6 @@ def _built(url: str, description: bytes, tensors: dict[str, Tensor]) -> Model:
         key = ".".join(map(str, ("model", *first["loc"])))
         raise TrainingError(f"{url}: its model cannot be built by this version: {key}: {first['msg']}") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(" ".join(str(error).splitlines()[:2]).split())[:300]  # PyTorch names every weight
         raise TrainingError(f"{url}: its model cannot be built by this version: {reason}") from error
     return model.eval()
