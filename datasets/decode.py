@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -56,12 +54,13 @@ def decode_image(data: bytes | memoryview, extension: str, format: Format) -> Pi
     Of 16 bits the upper 8 are taken, of an alpha channel nothing. Raises `DataError` (a line without the place, which
     the caller knows) if it is not an image of the format.
     """
-    if extension == "npy":
-        image = _decode_npy(data)
-    elif extension in ("jpg", "jpeg"):
-        image = _decode_jpeg(data, extension, format)
-    else:
-        image = _decode_picture(data, extension, format)
+    with_decoder = _DECODERS.get(extension, _decode_picture)
+    try:
+        image = with_decoder(data, extension, format)
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise all kinds on bytes made for it
+        raise _undecodable(error) from error
     if image.ndim == 2:
         image = image[:, :, None]
     if image.shape != format.shape and (format.height or image.shape[2] != format.channels):
@@ -78,9 +77,14 @@ def image_size(data: bytes | memoryview, extension: str) -> tuple[int, int, int]
         if len(shape) not in (2, 3):
             raise DataError(f"the array has {len(shape)} axes, not [height, width] or [height, width, channels]")
         return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
-    with _told(), _open(data, extension) as picture:
+    try:
+        picture = _open(data, extension)
         width, height = _upright_size(picture)
-        return height, width, 1 if picture.mode in _GREY else 3
+    except DataError:
+        raise
+    except Exception as error:
+        raise _undecodable(error) from error
+    return height, width, 1 if picture.mode in _GREY else 3
 
 
 def decode_label(data: bytes | memoryview, classes: int | None = None) -> int:
@@ -101,25 +105,25 @@ def describe(height: int, width: int, channels: int = 1, *more: int) -> str:
 
 def _decode_jpeg(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
     """The same pixels as Pillow's, by libjpeg-turbo without Pillow's detours; Pillow where a JPEG is out of the way."""
-    with _told():
-        height, width, colours, _ = decode_jpeg_header(data)
-        grey = colours == "Gray"
-        if b"Exif" in bytes(data[:_EXIF_BEFORE]) or colours in ("CMYK", "YCCK") or grey != (format.channels == 1):
-            return _decode_picture(data, extension, format)
-        _check_size(width, height, format)
-        return decode_jpeg(data, "GRAY" if grey else "RGB")
+    height, width, colours, _ = decode_jpeg_header(data)
+    grey = colours == "Gray"
+    if b"Exif" in bytes(data[:_EXIF_BEFORE]) or colours in ("CMYK", "YCCK") or grey != (format.channels == 1):
+        return _decode_picture(data, extension, format)
+    _check_size(width, height, format)
+    return decode_jpeg(data, "GRAY" if grey else "RGB")
 
 
 def _decode_picture(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
-    with _told(), _open(data, extension) as picture:
-        _check_size(*_upright_size(picture), format)
-        if "exif" in picture.info:
-            picture = ImageOps.exif_transpose(picture)
-        if picture.mode == "1" and format.levels == 2:
-            return np.asarray(picture).astype(np.uint8)
-        if picture.mode != _MODES[format.channels]:
-            picture = _converted(picture, format)
-        return np.asarray(picture)
+    picture = _open(data, extension)
+    _check_size(*_upright_size(picture), format)
+    if "exif" in picture.info:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "1" and format.levels == 2:
+        return np.asarray(picture).astype(np.uint8)
+    if picture.mode != _MODES[format.channels]:
+        picture = _converted(picture, format)
+    values = np.frombuffer(picture.tobytes(), dtype=np.uint8)  # np.asarray takes a longer way to the same
+    return values.reshape(picture.height, picture.width, format.channels)
 
 
 def _check_size(width: int, height: int, format: Format) -> None:
@@ -157,28 +161,25 @@ def _open(data: bytes | memoryview, extension: str) -> Image.Image:
     return picture
 
 
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Turn whatever a decoder raises on hostile bytes into a `DataError`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        reason = re.sub(r"\s+|<.*>", " ", str(error)).strip()[:120]
-        raise DataError(f"the image does not decode ({reason or type(error).__name__})") from error
+def _undecodable(error: Exception) -> DataError:
+    reason = re.sub(r"\s+|<.*>", " ", str(error)).strip()[:120]
+    return DataError(f"the image does not decode ({reason or type(error).__name__})")
 
 
 def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
-    with _told():
+    try:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
             raise DataError(f"the array is of .npy version {version}, not 1.0")
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_LARGEST_HEADER)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _undecodable(error) from error
     return shape, dtype
 
 
-def _decode_npy(data: bytes | memoryview) -> Pixels:
+def _decode_npy(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
     stream = io.BytesIO(data)
     shape, dtype = _npy_header(stream)
     if dtype != np.uint8 or len(shape) not in (2, 3):
@@ -186,5 +187,7 @@ def _decode_npy(data: bytes | memoryview) -> Pixels:
     if math.prod(shape) != len(data) - stream.tell():  # before memory is taken for it
         raise DataError(f"the array of shape {shape} has {len(data) - stream.tell()} bytes")
     stream.seek(0)
-    with _told():
-        return np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_LARGEST_HEADER)
+    return np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_LARGEST_HEADER)
+
+
+_DECODERS = {"npy": _decode_npy, "jpg": _decode_jpeg, "jpeg": _decode_jpeg}

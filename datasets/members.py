@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.storage import StorageError
-from datasets.decode import IMAGE_FORMATS, LABEL
+from datasets.decode import IMAGE_FORMATS, LABEL, Format, Pixels, decode_image, decode_label
 from datasets.errors import DataError
 from datasets.index import Index
 from datasets.order import Range
@@ -27,6 +28,16 @@ class Column(NamedTuple):
     size: NDArray[np.int64]
     crc32: NDArray[np.int64]
 
+    def rows(self, rows: slice) -> Column:
+        """Those of some samples."""
+        return Column(*(values[rows] for values in self))
+
+    def cut(self, data: memoryview, begin: int) -> list[memoryview | None]:
+        """The members out of the bytes of a shard from `begin` on; None where a sample has none."""
+        starts = self.offset - begin
+        places = zip(starts.tolist(), (starts + self.size).tolist(), strict=True)
+        return [data[start:stop] if stop >= start else None for start, stop in places]
+
 
 class ShardMembers(NamedTuple):
     """The images and labels of a shard."""
@@ -38,14 +49,41 @@ class ShardMembers(NamedTuple):
     label: Column | None
 
 
+class Encoded(NamedTuple):
+    """The bytes of one sample, and what their checksums should be."""
+
+    image: memoryview
+    image_crc32: int
+    extension: str  # of the image
+    label: memoryview | None
+    label_crc32: int
+
+
 class EncodedRange(NamedTuple):
-    """Neighbouring samples of a shard as they lie there."""
+    """Neighbouring samples of a shard."""
 
     shard: int
     first: int  # index in the shard of the first sample
-    begin: int  # byte of the shard at which `data` begins
-    data: memoryview
+    samples: list[Encoded]
     members: ShardMembers
+
+
+def decode_sample(sample: Encoded, format: Format, again: Callable[[str], memoryview]) -> tuple[Pixels, int]:
+    """The image of a sample, uint8 [H, W, C], and its label (0 in a set without classes).
+
+    `again(extension)` reads a member anew whose checksum is wrong. Raises `DataError`.
+    """
+    image, image_crc32, extension, label, label_crc32 = sample
+    if crc32(image) != image_crc32:
+        image = again(extension)
+    pixels = decode_image(image, extension, format)
+    if not format.classes:
+        return pixels, 0
+    if label is None:
+        raise DataError(f"has no .cls member, but the set has {format.classes} classes")
+    if crc32(label) != label_crc32:
+        label = again(LABEL)
+    return pixels, decode_label(label, format.classes)
 
 
 class MemberReader:
@@ -61,37 +99,33 @@ class MemberReader:
         """The samples of a range, in one request. What the shard does not hold any longer is told sample by sample."""
         members = self._members(wanted.shard)
         rows = slice(wanted.start, wanted.stop)
-        columns = [column for column in (members.image, members.label) if column is not None]
-        present = [column for column in columns if (column.size[rows] >= 0).any()]
-        begin = min(int(column.offset[rows][column.size[rows] >= 0].min()) for column in present)
-        end = max(int((column.offset[rows] + column.size[rows]).max()) for column in present)
+        image, label = members.image.rows(rows), members.label and members.label.rows(rows)
+        columns = [image, label] if label is not None and (label.size >= 0).any() else [image]
+        begin = min(int(column.offset[column.size >= 0].min()) for column in columns)
+        end = max(int((column.offset + column.size).max()) for column in columns)
         data = self._bytes(wanted.shard, begin, end)
-        return EncodedRange(wanted.shard, wanted.start, begin, data, members)
-
-    def image(self, held: EncodedRange, row: int) -> tuple[memoryview, str]:
-        """The bytes of the image of sample `row` of the range, and its extension."""
-        index = held.first + row
-        extension = held.members.formats[held.members.format[index]]
-        return self._member(held, index, held.members.image, extension), extension
-
-    def label(self, held: EncodedRange, row: int) -> memoryview | None:
-        """The bytes of its label; None if it has none."""
-        index, column = held.first + row, held.members.label
-        if column is None or column.size[index] < 0:
-            return None
-        return self._member(held, index, column, LABEL)
+        extensions = [members.formats[i] for i in members.format[rows].tolist()]
+        count = wanted.stop - wanted.start
+        labels: list[memoryview | None] = label.cut(data, begin) if label is not None else [None] * count
+        label_crcs = label.crc32.tolist() if label is not None else [0] * count
+        pieces = zip(image.cut(data, begin), image.crc32.tolist(), extensions, labels, label_crcs, strict=True)
+        return EncodedRange(wanted.shard, wanted.start, [Encoded(*piece) for piece in pieces], members)  # type: ignore[arg-type]
 
     def where(self, held: EncodedRange, row: int) -> tuple[str, str]:
         """The shard's URL and the sample's key."""
         return self.index.where(held.shard), held.members.keys[held.first + row].as_py()
 
-    def _member(self, held: EncodedRange, index: int, column: Column, extension: str) -> memoryview:
-        offset, size, crc32 = int(column.offset[index]), int(column.size[index]), int(column.crc32[index])
-        data = held.data[offset - held.begin : offset - held.begin + size]
-        if zlib.crc32(data) == crc32 and len(data) == size:
-            return data
-        data = self._bytes(held.shard, offset, offset + size)  # a byte may have been flipped on the way here
-        if zlib.crc32(data) == crc32 and len(data) == size:
+    def again(self, held: EncodedRange, row: int, extension: str) -> memoryview:
+        """Read a member anew whose checksum is wrong: a byte may have been flipped on its way here.
+
+        Raises `DataError` if it is wrong again.
+        """
+        column = held.members.label if extension == LABEL else held.members.image
+        assert column is not None
+        index = held.first + row
+        offset, size = int(column.offset[index]), int(column.size[index])
+        data = self._bytes(held.shard, offset, offset + size)
+        if len(data) == size and crc32(data) == int(column.crc32[index]):
             return data
         raise DataError(f"{extension} does not match its checksum: {self._blame(held.shard)}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 
 from datasets.background import Background
 from datasets.cache import DecodedSet
-from datasets.decode import Format, Pixels, decode_image, decode_label
+from datasets.decode import Format, Pixels
 from datasets.errors import DataError
 from datasets.index import Index
 from datasets.ledger import Quarantined
-from datasets.members import EncodedRange, MemberReader
+from datasets.members import Encoded, EncodedRange, MemberReader, decode_sample
 from datasets.order import Integers, Plan, Range, Window
 from datasets.transform import Transform
 
@@ -31,11 +32,18 @@ _THREADS_OF_MEMBERS = 16  # and for single images
 class HeldWindow(NamedTuple):
     """A window in memory: slot s is row s - firsts[i] of part i, the last with firsts[i] <= s."""
 
-    window: Window
+    window: Window | None  # None: some samples that are no window
+    samples: list[Encoded]  # by slot
     parts: list[EncodedRange]
     firsts: list[int]
 
-    def sample(self, slot: int) -> tuple[EncodedRange, int]:
+    @classmethod
+    def of(cls, window: Window | None, parts: list[EncodedRange]) -> HeldWindow:
+        """From the ranges of a window."""
+        firsts = [sum(len(part.samples) for part in parts[:i]) for i in range(len(parts))]
+        return cls(window, [sample for part in parts for sample in part.samples], parts, firsts)
+
+    def place(self, slot: int) -> tuple[EncodedRange, int]:
         """The part in which a slot lies, and its row there."""
         part = bisect_right(self.firsts, slot) - 1
         return self.parts[part], slot - self.firsts[part]
@@ -126,57 +134,49 @@ class Reader:
     ) -> list[Quarantined]:
         """Decode the images at the positions to rows of `images` and `labels`."""
         quarantined: list[Quarantined] = []
-        samples = self._members_of(positions) if self._options.by_member else self._windows_of(positions)
-        for (epoch, source, row), position, place in zip(samples, positions.tolist(), rows.tolist(), strict=True):
+        sources = self._members_of(positions) if self._options.by_member else self._windows_of(positions)
+        for (epoch, held, slot), position, row in zip(sources, positions.tolist(), rows.tolist(), strict=True):
             try:
-                labels[place] = self._sample(source, row, images[place], position, transform)
+                again = partial(self._again, held, slot)
+                pixels, labels[row] = decode_sample(held.samples[slot], self._format, again)
+                images[row] = pixels if transform is None else transform(pixels, position)
             except DataError as error:
-                shard, key = self.members.where(source, row)
+                shard, key = self.members.where(*held.place(slot))
                 if not self._options.quarantine:
                     raise DataError(f"{shard}: sample {key!r}: {error}") from error
-                images[place], labels[place] = 0, 0
+                images[row], labels[row] = 0, 0
                 quarantined.append(Quarantined(epoch, position, shard, key, str(error)))
         return quarantined
 
-    def _windows_of(self, positions: Integers) -> Iterator[tuple[int, EncodedRange, int]]:
-        """(epoch, part, row) of each position, out of the streams' windows."""
+    def _windows_of(self, positions: Integers) -> Iterator[tuple[int, HeldWindow, int]]:
+        """(epoch, window, slot) of each position."""
         places = self.order.places(positions)
-        names = zip(*(column.tolist() for column in places[:4]), strict=True)
-        for name, slot in zip(names, places.slot.tolist(), strict=True):
-            yield name[1], *self._hold(Window(*name)).sample(slot)
+        hold = self._hold
+        for source, epoch, stream, number, slot in zip(*(column.tolist() for column in places), strict=True):
+            yield epoch, hold(source, epoch, stream, number), slot
 
-    def _members_of(self, positions: Integers) -> Iterator[tuple[int, EncodedRange, int]]:
-        """(epoch, part, row) of each position, a request for each."""
+    def _members_of(self, positions: Integers) -> Iterator[tuple[int, HeldWindow, int]]:
+        """(epoch, something like a window, slot) of each position, a request for each."""
         located = self.order.locate(positions)
-        ranges = [
-            Range(shard, i, i + 1) for shard, i in zip(located.shard.tolist(), located.index.tolist(), strict=True)
-        ]
-        futures = [self._background.submit(self.members.read, part) for part in ranges]
+        pairs = zip(located.shard.tolist(), located.index.tolist(), strict=True)
+        futures = [self._background.submit(self.members.read, Range(shard, i, i + 1)) for shard, i in pairs]
         for epoch, future in zip(located.epoch.tolist(), futures, strict=True):
-            yield epoch, future.result(), 0
+            yield epoch, HeldWindow.of(None, [future.result()]), 0
 
-    def _sample(self, source: EncodedRange, row: int, image: Pixels, position: int, transform: Transform | None) -> int:
-        """Decode a sample into `image`; its label (0 in a set without classes)."""
-        data, extension = self.members.image(source, row)
-        pixels = decode_image(data, extension, self._format)
-        image[...] = pixels if transform is None else transform(pixels, position)
-        if not self._format.classes:
-            return 0
-        label = self.members.label(source, row)
-        if label is None:
-            raise DataError(f"has no .cls member, but the set has {self._format.classes} classes")
-        return decode_label(label, self._format.classes)
+    def _again(self, held: HeldWindow, slot: int, extension: str) -> memoryview:
+        return self.members.again(*held.place(slot), extension)
 
-    def _hold(self, window: Window) -> HeldWindow:
-        stream = (window.source, window.stream)
-        held = self._held.get(stream)
-        if held is not None and held.window == window:
+    def _hold(self, source: int, epoch: int, stream: int, number: int) -> HeldWindow:
+        name = (source, epoch, stream, number)
+        held = self._held.get((source, stream))
+        if held is not None and held.window == name:
             return held
-        self._held.pop(stream, None)  # before the next is there: the bound on memory counts two windows a stream
-        ahead, future = self._ahead.pop(stream, (None, None))
+        window = Window(*name)
+        self._held.pop((source, stream), None)  # before the next is there: the bound on memory is two windows a stream
+        ahead, future = self._ahead.pop((source, stream), (None, None))
         held = future.result() if future is not None and ahead == window else self._load(window)
-        self._held[stream] = held
-        self._read_ahead(stream, self.order.following(window))
+        self._held[source, stream] = held
+        self._read_ahead((source, stream), self.order.following(window))
         return held
 
     def _read_ahead(self, stream: tuple[int, int], window: Window | None) -> None:
@@ -184,10 +184,7 @@ class Reader:
             self._ahead[stream] = (window, self._background.submit(self._load, window))
 
     def _load(self, window: Window) -> HeldWindow:
-        ranges = self.order.ranges(window)
-        sizes = [part.stop - part.start for part in ranges]
-        firsts = [sum(sizes[:i]) for i in range(len(sizes))]
-        return HeldWindow(window, [self.members.read(part) for part in ranges], firsts)
+        return HeldWindow.of(window, [self.members.read(part) for part in self.order.ranges(window)])
 
 
 def memory_needed(index: Index, streams: int, window: int) -> int:

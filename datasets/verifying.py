@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from cluster.storage import StorageError
-from datasets.decode import decode_image, decode_label
 from datasets.errors import DataError
 from datasets.index import Index
-from datasets.members import MemberReader
+from datasets.members import MemberReader, decode_sample
 from datasets.order import Range
 
 _AT_ONCE = 256  # images
@@ -45,12 +45,9 @@ def verify_shard(index: Index, number: int) -> Verified:
 def _verify_range(reader: MemberReader, index: Index, part: Range) -> list[tuple[str, str]]:
     held = reader.read(part)
     bad = []
-    for row in range(part.stop - part.start):
+    for row, sample in enumerate(held.samples):
         try:
-            decode_image(*reader.image(held, row), index.format)
-            label = reader.label(held, row)
-            if label is not None and index.classes:
-                decode_label(label, index.classes)
+            decode_sample(sample, index.format, partial(reader.again, held, row))
         except DataError as error:
             bad.append((reader.where(held, row)[1], str(error)))
     return bad
