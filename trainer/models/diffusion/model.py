@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
@@ -14,9 +15,10 @@ from trainer.gaussian_process import alpha, diffuse
 from trainer.images import ImageSpec
 from trainer.models.base import Condition, Model, Picture
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
+from trainer.models.diffusion.flow import flow_log_density
 from trainer.models.diffusion.reconstruction import level_log_prob, reconstruction_cost
 from trainer.noise import Noise
-from trainer.samplers import SamplingConfig
+from trainer.samplers import SamplingConfig, noise_levels
 
 TRAJECTORIES, COLUMNS = 6, 10  # of the picture that shows estimates of x on the way to a sample
 
@@ -76,6 +78,19 @@ class Diffusion(Model):
             z_0, ratio = self.diffuser.log_ratio(x, condition, noise.with_draw(draw, k))
             weights.append(ratio + level_log_prob(self.spec, images, z_0 / alpha(gamma_0), gamma_0))
         return torch.stack(weights, 1)
+
+    def flow_cost(self, images: Tensor, condition: Condition, noise: Noise, steps: int = 100) -> Tensor:
+        """[B] nats: -log p(x) with the probability flow in the place of the hierarchy above z_0; never the bound.
+
+        E_q(z_0 | x)[-log p(x | z_0) + log q(z_0 | x) - log p(z_0)], p(z_0) by the flow, of one z_0 an image.
+        """
+        x = self.spec.scaled(images, noise.dtype)
+        gammas = noise_levels(self.diffuser.schedule, steps, "log_snr", x.dtype).flip(0).detach()
+        eps = noise.normal("z0", self.spec.shape)
+        y = x + torch.exp(gammas[0] / 2) * eps
+        entropy = (0.5 * (eps.square() + math.log(2 * math.pi) + gammas[0])).flatten(1).sum(1)  # -log q(y_0 | x)
+        log_p = flow_log_density(self.diffuser.denoise(condition, noise), y, gammas, noise)
+        return -level_log_prob(self.spec, images, y, gammas[0]) - entropy - log_p
 
     def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
         shown = super().pictures(images, condition, noise)

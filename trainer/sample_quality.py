@@ -1,0 +1,105 @@
+"""Distances between two sets of images, by features that the user names; never the FID unless they are that network's.
+
+Frechet distance: Dowson and Landau 1982, for images Heusel et al. 2017 (arXiv 1706.08500). Precision and recall:
+Kynkaanniemi et al. 2019 (arXiv 1904.06991).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.errors import TrainingError
+from trainer.images import ImageSpec
+
+Features = Callable[[Tensor], Tensor]  # uint8 [B, 3 or C, H, W] of 0..255 to float [B, F]
+
+POOLED = 8  # rows and columns of the feature "pixels"
+INCEPTION = "inception"
+
+
+class Quality(NamedTuple):
+    """How a set of samples compares with a set of real images, by some features."""
+
+    frechet: float
+    precision: float  # share of the samples that lie among the real images
+    recall: float  # share of the real images that lie among the samples
+
+
+def features(name: str) -> Features:
+    """`pixels` (8 x 8 means), `inception` (torch-fidelity's network, that of the FID), or a function `package:name`.
+
+    Raises TrainingError if there is no such function, or torch-fidelity is not installed.
+    """
+    if name == "pixels":
+        return pixels
+    if name == INCEPTION:
+        return _inception()
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = f"pixels, {INCEPTION}, or package.module:function"
+        raise TrainingError(f"features {name}: there is no such function ({error}); known are {known}") from error
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Means over 8 x 8 parts of an image, in [0, 1]; float64 [B, C * 64]."""
+    return torch.nn.functional.adaptive_avg_pool2d(images.double() / 255, POOLED).flatten(1)
+
+
+def visible(images: Tensor, spec: ImageSpec) -> Tensor:
+    """Levels as 0..255, uint8."""
+    return (images.float() * (255 / (spec.levels - 1))).round().to(torch.uint8)
+
+
+def compare(samples: Tensor, real: Tensor, neighbours: int = 3) -> Quality:
+    """The quality of samples' features [N, F] beside real ones [M, F]."""
+    samples, real = samples.double(), real.double()
+    return Quality(
+        frechet_distance(samples, real),
+        coverage(samples, real, neighbours),
+        coverage(real, samples, neighbours),
+    )
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features [N, F], float64."""
+    covariance_a, covariance_b = (torch.cov(x.T, correction=1).reshape(x.shape[1], -1) for x in (a, b))
+    # (C_a C_b)^(1/2) has the trace of (C_a^(1/2) C_b C_a^(1/2))^(1/2), which is symmetric
+    root = _root(covariance_a)
+    between = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return (shift + covariance_a.trace() + covariance_b.trace() - 2 * between).item()
+
+
+def coverage(points: Tensor, of: Tensor, neighbours: int = 3, chunk: int = 1024) -> float:
+    """Share of `points` [N, F] that lie within the distance from some member of `of` [M, F] to its k-th neighbour."""
+    if len(of) <= neighbours:
+        raise TrainingError(f"{len(of)} images: precision and recall need more than {neighbours}")
+    radii = torch.cat([torch.cdist(part, of).kthvalue(neighbours + 1, dim=1).values for part in of.split(chunk)])
+    inside = [(torch.cdist(part, of) <= radii).any(1) for part in points.split(chunk)]
+    return torch.cat(inside).double().mean().item()
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _inception() -> Features:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise TrainingError(f"features {INCEPTION}: pip install torch-fidelity, which brings the network") from error
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+
+    def extract(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(images.expand(-1, 3, -1, -1))[0]
+
+    return extract
