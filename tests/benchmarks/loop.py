@@ -1,0 +1,137 @@
+"""Steps a second of our loop against a bare PyTorch loop, and of a Ray worker against our local loop.
+
+    python -m tests.benchmarks.loop [--rounds 5] [--steps 400] [--batch 256] [--ray]
+
+The bare loop has the same model, batch and images, all in memory: forward, backward, clip, fused AdamW, and nothing
+else (no averaged weights, no guard, no figures). Rounds alternate, so that what else the machine does hits both; a round
+gives a ratio, and the median is the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cluster.storage import Storage
+from datasets.index import Index
+from datasets.loader import training_batches
+from datasets.pack import pack
+from datasets.sources.digits import Digits
+from jobs.config import RunConfig, load_config
+from jobs.worker import work
+from trainer.images import ImageSpec
+from trainer.journal import read_metrics
+from trainer.noise import Noise
+
+WARM_UP = 50  # steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.loop", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--ray", action="store_true", help="also measure one Ray worker against the local loop")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        pack(Digits(), f"{folder}/digits")
+        loop = [
+            (
+                our_steps_per_second(config_in(folder, f"run-{i}", options), options),
+                bare_steps_per_second(folder, options),
+            )
+            for i in range(options.rounds)
+        ]
+        report("our loop / bare loop", loop, "steps/s")
+        if options.ray:
+            pairs = [ray_pair(folder, i, options) for i in range(min(options.rounds, 3))]
+            report("one Ray worker / local loop", pairs, "images/s")
+
+
+def report(name: str, pairs: list[tuple[float, float]], unit: str) -> None:
+    """A line for the screen: the median ratio, and the figures behind it."""
+    ratios = [mine / other for mine, other in pairs]
+    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f} in {len(ratios)} rounds"
+    print(f"{name}: {statistics.median(ratios):.3f} ({spread}; {medians[0]:.1f} / {medians[1]:.1f} {unit})", flush=True)
+
+
+def config_in(folder: str, name: str, options: argparse.Namespace) -> RunConfig:
+    """A VAE of a common size, and a budget that a round does not reach."""
+    never = 1 << 40
+    network = {"kind": "mlp", "hidden": [1024, 1024]}
+    values: dict[str, Any] = {
+        "run": f"{folder}/{name}",
+        "model": {"kind": "vae", "latent": 40, "encoder": network, "decoder": network},
+        "data": {"shards": f"{folder}/digits/train", "streams": 8},
+        "trainer": {"images": never, "batch": options.batch, "threads": 1, "log_every": 100 * options.batch}
+        | {"evaluate_every": never, "checkpoint_every": never},
+        "tracking": {"mode": "off"},
+    }
+    path = Path(folder) / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return load_config(str(path))
+
+
+def our_steps_per_second(config: RunConfig, options: argparse.Namespace) -> float:
+    """The whole of `work`, timed from a step after the warm-up to a later one."""
+    times: list[float] = []
+
+    def should_stop() -> bool:
+        times.append(time.perf_counter())
+        return len(times) > WARM_UP + options.steps
+
+    work(config, should_stop)
+    return options.steps / (times[WARM_UP + options.steps] - times[WARM_UP])
+
+
+def bare_steps_per_second(folder: str, options: argparse.Namespace) -> float:
+    """What one would write by hand for one process."""
+    config = config_in(folder, "bare", options)
+    index = Index.of(config.data)
+    spec = ImageSpec(*index.format[:5])
+    with training_batches(config.data, index, seed=0, batch=1528 // 8 * 8) as batches:
+        images = next(batches).images
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = config.model.build(spec)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    progress = torch.zeros(())
+    began = 0.0
+    for step in range(WARM_UP + options.steps):
+        if step == WARM_UP:
+            began = time.perf_counter()
+        chosen = torch.randint(len(images), (options.batch,))
+        noise = Noise(0, "train", torch.arange(options.batch) + step * options.batch, options.batch)
+        optimizer.zero_grad(set_to_none=True)
+        model(images[chosen], None, noise, progress).negative_bound.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
+        optimizer.step()
+    return options.steps / (time.perf_counter() - began)
+
+
+def ray_pair(folder: str, number: int, options: argparse.Namespace) -> tuple[float, float]:
+    """(images/s of one Ray worker, of the local loop), each the median of its own metrics without the first row."""
+    paces = []
+    for launcher, extra in (("train", ["ray.workers=1"]), ("train_local", [])):
+        config = config_in(folder, f"{launcher}-{number}", options)
+        images = (WARM_UP + 2 * options.steps) * options.batch
+        command = [sys.executable, "-m", f"jobs.{launcher}", f"{config.run}.yaml", f"trainer.images={images}", *extra]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        rows = read_metrics(Storage(config.run))
+        paces.append(statistics.median(row["images_per_second"] for row in rows[1:]))
+    return paces[0], paces[1]
+
+
+if __name__ == "__main__":
+    main()

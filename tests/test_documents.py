@@ -1,0 +1,42 @@
+"""What the documents point at exists."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.testbed.processes import REPOSITORY
+
+POINTERS = re.findall(
+    r"`([\w/]+\.py)`((?: `[\w.]+`(?:, (?=`))?| and `[\w.]+`)+)", (REPOSITORY / "trainer/EQUATIONS.md").read_text()
+)
+
+
+@pytest.mark.parametrize(("path", "names"), POINTERS)
+def test_every_equation_leads_to_code(path, names):
+    source = (REPOSITORY / path).read_text()
+    for name in re.findall(r"`([\w.]+)`", names):
+        for part in name.split("."):
+            assert re.search(rf"\b(def|class) {part}\b", source), f"{path} has no {name}"
+
+
+def test_the_page_of_equations_points_at_code():
+    assert len(POINTERS) >= 14
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(document):
+    text = (REPOSITORY / document).read_text()
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+    assert targets
+    missing = [target for target in targets if not (REPOSITORY / target.partition("#")[0]).exists()]
+    assert not missing
+
+
+def test_the_targets_of_the_readme_are_in_the_makefile():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    named = set(re.findall(r"^make ([a-z-]+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE))
+    assert named
+    missing = [target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
+    assert not missing
