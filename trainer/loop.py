@@ -99,7 +99,9 @@ class Outcome(NamedTuple):
 
 def fit(job: Job, accelerator: Accelerator) -> Outcome:
     """Train until the image budget is used up or a stop is asked for; go on from the run's newest commit."""
-    model, config, device = job.model.to(accelerator.device), job.config, accelerator.device
+    config, device = job.config, accelerator.device
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format  # what tensor cores like
+    model = job.model.to(device=device, memory_format=layout)
     wrapped = accelerator.prepare(model)
     optimizer, ema, guard = adamw(model, job.optim), Ema(model, job.optim.ema), Guard(config.guard, device)
     sums, agreement, rows = Sums(device), Agreement(device), list[Row]()
@@ -123,7 +125,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
         sums.load_state_dict(restored["progress"]["sums"])
     job.prepare()
 
-    started, committed, stopping = images, images, False
+    committed, stopping = images, False
     evaluation: Evaluation | None = None
     seen = torch.tensor(float(images), dtype=torch.float64, device=device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -182,7 +184,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                 clock.restart(images, batches.waited)  # the pace shown is that of training
 
         finished = images >= config.images
-        if finished and images > started:
+        if finished:
             tensors: dict[str, Tensor] = model.state_dict() | ema.state_dict()
             facts = {"images_seen": images, "weights": "ema", "fingerprint": job.fingerprint}
             on_rank_zero(lambda: write_model(job.checkpoints.run.folder(FINAL), job.description | facts, tensors))

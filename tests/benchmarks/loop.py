@@ -3,7 +3,7 @@
     python -m tests.benchmarks.loop [--rounds 5] [--steps 400] [--batch 256] [--ray]
 
 The bare loop has the same model, batch and images, all in memory: forward, backward, clip, fused AdamW, and nothing
-else (no averaged weights, no guard, no figures). Rounds alternate, so that what else the machine does hits both; a round
+else (no averaged weights, no guard, no figures). Rounds alternate, so that what else the machine does hits both; each
 gives a ratio, and the median is the result.
 """
 
