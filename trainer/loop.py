@@ -100,8 +100,9 @@ class Outcome(NamedTuple):
 def fit(job: Job, accelerator: Accelerator) -> Outcome:
     """Train until the image budget is used up or a stop is asked for; go on from the run's newest commit."""
     config, device = job.config, accelerator.device
-    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format  # what tensor cores like
-    model = job.model.to(device=device, memory_format=layout)
+    model = job.model.to(device)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what tensor cores like
     wrapped = accelerator.prepare(model)
     optimizer, ema, guard = adamw(model, job.optim), Ema(model, job.optim.ema), Guard(config.guard, device)
     sums, agreement, rows = Sums(device), Agreement(device), list[Row]()
