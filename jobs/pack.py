@@ -1,31 +1,42 @@
-"""Pack images into WebDataset shards with an index: python -m jobs.pack --source digits --out data/digits"""
+"""Pack images into WebDataset shards with an index: python -m jobs.pack --source digits --out data/digits
+
+Interrupted, the same command goes on. A folder of files is packed by all cores, or by a Ray cluster it is submitted to.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
-from datasets.pack import pack
+from cluster.storage import absolute
+from datasets.config import parse_bytes
+from datasets.pack import PackOptions, pack
 from datasets.sources.binarized_mnist import BinarizedMnist
 from datasets.sources.cifar10 import Cifar10
 from datasets.sources.digits import Digits
+from datasets.sources.folder import ImageFolder
 from datasets.sources.idx import KNOWN, Idx
 from datasets.sources.source import SPLITS, Source
 from jobs.cli import run
 from jobs.errors import ConfigError
+from jobs.parallel import each
 
-SOURCES = ("digits", "idx", "binarized", "cifar10")
+SOURCES = ("digits", "idx", "binarized", "cifar10", "folder")
 
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    how = _how(options)
     source = _source(options)
     total = sum(source.count(split) for split in SPLITS)
+    spread: Callable[..., Iterable] = partial(each, processes=options.processes) if source.parallel else map
     with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
-        packed = pack(source, options.out, options.shard_images, bar.update)
+        packed = pack(source, absolute(options.out), how, bar.update, spread)
     for split in packed:
         verb = "packed" if split.written else "already packed:"
         size = f"{split.images:,} images in {split.shards} shards, {split.bytes / 1e6:.1f} MB"
@@ -38,9 +49,21 @@ def _source(options: argparse.Namespace) -> Source:
         return Digits()
     if not options.input:
         raise ConfigError(f"--source {options.source} needs --from with the folder (path or URL) of its files")
+    if options.source == "folder":
+        return ImageFolder(options.input, options.held_out)
     if options.source == "idx":
         return Idx(options.input, "static" if options.binarise else "", options.expect)
     return BinarizedMnist(options.input) if options.source == "binarized" else Cifar10(options.input)
+
+
+def _how(options: argparse.Namespace) -> PackOptions:
+    try:
+        size = parse_bytes(options.shard_size) if options.shard_size else None
+    except (ValueError, ValidationError) as error:
+        raise ConfigError(f"--shard-size: {error}") from error
+    assert size is None or isinstance(size, int)
+    shape = tuple(options.size) if options.size else None
+    return PackOptions(options.shard_images, size, shape, options.encoding, options.quality)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,8 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--expect", choices=sorted(KNOWN), help="idx: check the files' md5 against this set's")
     parser.add_argument("--binarise", action="store_true", help="idx: a pixel becomes 1 from 128 on, else 0")
     parser.add_argument(
+        "--held-out", type=float, default=0.05, help="folder: the share held out, where it has no splits (default 0.05)"
+    )
+    parser.add_argument(
         "--shard-images", type=int, help="images a shard (default: an eighth of the set, at most 10,000)"
     )
+    parser.add_argument("--shard-size", help="or bytes a shard, about: 256MiB")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="resize to cover this and cut to the centre"
+    )
+    parser.add_argument("--encoding", choices=("png", "jpg", "webp"), help="encode anew (default: files as they are)")
+    parser.add_argument("--quality", type=int, default=90, help="of jpg and webp")
+    parser.add_argument("--processes", type=int, help="of this machine, for folders (default: its cores)")
     return parser
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 
 import numpy as np
 
 from datasets.errors import DataError
 from datasets.index import Meta
-from datasets.sources.source import Example, fetch, shuffled
+from datasets.sources.source import SPLITS, Example, InMemory, fetch, shuffled
 
 _FILES = {"train": "train_packed.npy", "validation": "test_packed.npy"}
 _SIDE = 28
 
 
-class BinarizedMnist:
+class BinarizedMnist(InMemory):
     """The fixed stochastic binarisation: 50,000 images to train and the 10,000 of the test set; no labels.
 
     Files: `np.packbits` of the 784 pixels, uint8 [images, 98], as .npy or .npy.gz.
@@ -32,14 +31,14 @@ class BinarizedMnist:
 
     def __init__(self, folder: str):
         self._packed = {split: _load(fetch(folder, name), name) for split, name in _FILES.items()}
+        self._orders = {split: shuffled(self.count(split), f"binarized/{split}") for split in SPLITS}
 
     def count(self, split: str) -> int:
         return len(self._packed[split])
 
-    def examples(self, split: str) -> Iterator[Example]:
-        packed = self._packed[split]
-        for row in shuffled(len(packed), f"binarized/{split}"):  # the test set is sorted by digit
-            yield Example(np.unpackbits(packed[row]).reshape(_SIDE, _SIDE, 1), None)
+    def example(self, split: str, i: int) -> Example:
+        packed = self._packed[split][self._orders[split][i]]
+        return Example(np.unpackbits(packed).reshape(_SIDE, _SIDE, 1), None)
 
 
 def _load(data: bytes, name: str) -> np.ndarray:

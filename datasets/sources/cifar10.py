@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from cluster.storage import Storage, is_local
 from datasets.errors import DataError
 from datasets.index import Meta
-from datasets.sources.source import Example, fetch, shuffled
+from datasets.sources.source import SPLITS, Example, InMemory, fetch, shuffled
 
 _RECORD = 1 + 3 * 32 * 32
 _NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -17,7 +15,7 @@ _TRAINING = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _TEST = ("test_batch.bin", "test_first_1000.bin")
 
 
-class Cifar10:
+class Cifar10(InMemory):
     """Whatever is there of data_batch_1.bin ... data_batch_5.bin, and test_batch.bin to hold out; or their .gz."""
 
     def __init__(self, folder: str):
@@ -27,14 +25,14 @@ class Cifar10:
         }
         counts = " and ".join(f"{len(records):,} {split}" for split, records in self._records.items())
         self.meta = Meta(3, 32, 32, 256, 10, _NAMES, "", f"CIFAR-10, binary version: {counts} images")
+        self._orders = {split: shuffled(self.count(split), f"cifar10/{split}") for split in SPLITS}
 
     def count(self, split: str) -> int:
         return len(self._records[split])
 
-    def examples(self, split: str) -> Iterator[Example]:
-        records = self._records[split]
-        for row in shuffled(len(records), f"cifar10/{split}"):
-            yield Example(records[row, 1:].reshape(3, 32, 32).transpose(1, 2, 0), int(records[row, 0]))
+    def example(self, split: str, i: int) -> Example:
+        record = self._records[split][self._orders[split][i]]
+        return Example(record[1:].reshape(3, 32, 32).transpose(1, 2, 0), int(record[0]))
 
 
 def _present(folder: str, names: tuple[str, ...]) -> list[str]:

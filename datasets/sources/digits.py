@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
 
 from datasets.index import Meta
-from datasets.sources.source import Example, shuffled
+from datasets.sources.source import Example, InMemory, shuffled
 
 _IMAGES = 1797
 _HELD_OUT = 270  # images: 15%
 
 
-class Digits:
+class Digits(InMemory):
     """Real scans, small enough to come with the program. 15% of them, drawn once and for all, are held out."""
 
     meta = Meta(
@@ -30,14 +29,14 @@ class Digits:
     def count(self, split: str) -> int:
         return _IMAGES - _HELD_OUT if split == "train" else _HELD_OUT
 
-    def examples(self, split: str) -> Iterator[Example]:
+    def example(self, split: str, i: int) -> Example:
         images, labels = self._arrays
-        for row in self._rows(split):
-            yield Example(images[row], int(labels[row]))
+        row = self._order[i if split == "train" else _IMAGES - _HELD_OUT + i]
+        return Example(images[row], int(labels[row]))
 
-    def _rows(self, split: str) -> np.ndarray:
-        order = shuffled(_IMAGES, "digits")
-        return order[:-_HELD_OUT] if split == "train" else order[-_HELD_OUT:]
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return shuffled(_IMAGES, "digits")
 
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
 from datasets.errors import DataError
 from datasets.index import Meta
-from datasets.sources.source import Example, fetch, shuffled
+from datasets.sources.source import SPLITS, Example, InMemory, fetch, shuffled
 
 _FILES = {"train": "train", "validation": "t10k"}
 _UNSIGNED_BYTE = 0x08
@@ -32,7 +31,7 @@ KNOWN = {
 }
 
 
-class Idx:
+class Idx(InMemory):
     """Grey images and labels. With `binarise="static"` a pixel is 1 where it is at least 128, else 0.
 
     `expect` names a set in `KNOWN` whose checksums the files must have.
@@ -55,15 +54,16 @@ class Idx:
         self.meta = Meta(
             1, height, width, levels, classes, tuple(map(str, range(classes))), binarise, expect or "idx files"
         )
+        self._orders = {split: shuffled(self.count(split), f"idx/{split}") for split in SPLITS}
 
     def count(self, split: str) -> int:
         return len(self._images[split])
 
-    def examples(self, split: str) -> Iterator[Example]:
-        images, labels = self._images[split], self._labels[split]
-        for row in shuffled(len(images), f"idx/{split}"):
-            image = images[row][:, :, None]
-            yield Example((image >= 128).astype(np.uint8) if self._binarise else image, int(labels[row]))
+    def example(self, split: str, i: int) -> Example:
+        row = self._orders[split][i]
+        image = self._images[split][row][:, :, None]
+        label = int(self._labels[split][row])
+        return Example((image >= 128).astype(np.uint8) if self._binarise else image, label)
 
 
 def parse_idx(data: bytes, name: str) -> np.ndarray:

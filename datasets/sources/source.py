@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,28 +13,60 @@ import numpy as np
 from cluster.storage import MissingError, Storage
 from datasets.decode import Pixels
 from datasets.errors import DataError
+from datasets.hashing import key_of, permute
 from datasets.index import Meta
 
 SPLITS = ("train", "validation")
 
 
 class Example(NamedTuple):
-    """One image and its class (None: it has none)."""
+    """One image, its class (None: it has none) and its caption."""
 
-    image: Pixels  # uint8 [H, W, C]
+    image: Pixels | bytes  # uint8 [H, W, C], or a file as it is
     label: int | None
+    extension: str = "png"  # of the file, where the image is one
+    caption: bytes | None = None
 
 
 class Source(Protocol):
-    """Images in two splits, always in the same order."""
+    """Images in two splits, each in a fixed shuffled order."""
 
-    meta: Meta
+    parallel: bool  # whether it is worth copying to other processes: it reads files, and holds no images
 
-    def examples(self, split: str) -> Iterator[Example]:
-        """The images of "train" or "validation"."""
+    @property
+    def meta(self) -> Meta | None:
+        """What the images are; None: that is seen when they are packed."""
+
+    @property
+    def name(self) -> str:
+        """Where the images come from, in words."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
 
     def count(self, split: str) -> int:
-        """How many there are."""
+        """How many images "train" or "validation" has."""
+
+    def example(self, split: str, i: int) -> Example:
+        """Image i of a split."""
+
+
+class InMemory:
+    """A source that knows what its images are and holds them."""
+
+    parallel = False
+    meta: Meta
+
+    @property
+    def name(self) -> str:
+        """Where the images come from, in words."""
+        return self.meta.source
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.meta.class_names
 
 
 def fetch(folder: str, name: str, md5: str = "") -> bytes:
@@ -78,6 +109,4 @@ def _read(folder: str, name: str) -> bytes | None:
 
 def shuffled(images: int, key: str) -> np.ndarray:
     """A fixed permutation of 0..images-1, the same in every version of every library."""
-    from datasets.hashing import key_of, permute
-
     return permute(np.arange(images), np.array([images]), key_of(0, key))

@@ -9,7 +9,6 @@ litdata (they replace a CPU torch by a CUDA build: keep them apart).
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import statistics
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.indexing import index_shards
-from datasets.pack import encode_png
+from datasets.pack import encode as encode_image
 
 ROOT = Path(__file__).parents[2]
 CELLS = Path(__file__).with_name("data_cells.py")
@@ -79,7 +78,7 @@ def run_cell(system: str, format: str, workers: str, options: argparse.Namespace
     python = options.peers if peer else sys.executable
     environment = os.environ | SETTINGS | {"PYTHONPATH": "" if peer else str(ROOT)}
     command = [python, str(CELLS), system, format, workers, options.folder, str(options.seconds)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     if ran.returncode:
         raise SystemExit(f"{system} failed:\n{ran.stderr[-2000:]}")
     return json.loads(ran.stdout.strip().rpartition("\n")[2])
@@ -92,7 +91,8 @@ def make_set(folder: Path, format: str, cifar: str) -> None:
 
     if (folder / format / "index" / "index.json").exists():
         return
-    examples = list(Cifar10(cifar).examples("train"))
+    source = Cifar10(cifar)
+    examples = [source.example("train", i) for i in range(source.count("train"))]
     count = IMAGES[format]
     for shard in range(SHARDS):
         members = []
@@ -105,7 +105,7 @@ def make_set(folder: Path, format: str, cifar: str) -> None:
 
 def encode(image: np.ndarray, format: str) -> bytes:
     if format == "png":
-        return encode_png(np.ascontiguousarray(image))
+        return encode_image(image, "png")
     import io
 
     stream = io.BytesIO()

@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.index import Index
 from datasets.indexing import index_shards
-from datasets.pack import encode_png, write_tar
+from datasets.pack import encode, write_tar
 from datasets.sources.source import Example
 
 HEIGHT, WIDTH = 4, 6
@@ -55,4 +55,4 @@ def write_members(path: Path, members: Sequence[tuple[str, bytes]], format: int 
 
 def png(number: int = 0, channels: int = 1) -> bytes:
     """The encoded image of a number."""
-    return encode_png(image_of(number, channels))
+    return encode(image_of(number, channels), "png")

@@ -16,12 +16,12 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.index import Index, Meta
 from datasets.loader import evaluation_batches
-from datasets.pack import pack
+from datasets.pack import PackOptions, pack
 from datasets.sources.binarized_mnist import BinarizedMnist
 from datasets.sources.cifar10 import Cifar10
 from datasets.sources.digits import Digits
 from datasets.sources.idx import Idx
-from datasets.sources.source import Example, Source
+from datasets.sources.source import Example, InMemory, Source
 
 
 def unpacked(url: str) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +165,7 @@ def test_binarized_mnist_is_unpacked_bit_by_bit(tmp_path):
     assert (meta.levels, meta.classes, meta.binarised) == (2, 0, "stochastic")
 
 
-class Squares:
+class Squares(InMemory):
     """A source of its own: flat squares without labels."""
 
     meta = Meta(1, 2, 2, source="squares")
@@ -176,15 +176,15 @@ class Squares:
     def count(self, split: str) -> int:
         return self._images
 
-    def examples(self, split: str):
-        return (Example(np.full((2, 2, 1), number, dtype=np.uint8), None) for number in range(self._images))
+    def example(self, split: str, i: int) -> Example:
+        return Example(np.full((2, 2, 1), i, dtype=np.uint8), None)
 
 
 @pytest.mark.parametrize(("images", "size", "shards"), [(20, 7, 3), (3, None, 3), (100, None, 8), (20, 20, 1)])
 def test_shards_have_the_size_asked_for_and_small_sets_have_several(tmp_path, images, size, shards):
     source: Source = Squares(images)
     told: list[int] = []
-    packed = pack(source, str(tmp_path), size, told.append)
+    packed = pack(source, str(tmp_path), PackOptions(size), told.append)
     assert [(split.shards, split.images) for split in packed] == [(shards, images)] * 2
     assert sum(told) == 2 * images
     found, _ = unpacked(str(tmp_path / "train"))
@@ -202,6 +202,6 @@ def test_the_published_sets_are_packed_as_published(shared_data, tmp_path):
         10_000,
         1_000,
     ]
-    first = next(mnist.examples("train"))
+    first = mnist.example("train", 0)
     assert first.image.shape == (28, 28, 1)
     assert 0 <= first.label < 10
