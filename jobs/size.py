@@ -1,0 +1,122 @@
+"""How large a run is, before it is begun: parameters, memory, steps, bytes. Nothing is computed but shapes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from datasets.index import Index
+from datasets.order import deal, largest_share
+from datasets.reader import memory_needed
+from jobs.config import RunConfig
+from jobs.errors import ConfigError
+from trainer.images import ImageSpec
+from trainer.models import Model
+from trainer.noise import Noise
+
+
+class Pass(NamedTuple):
+    """A forward and backward pass, for each image."""
+
+    activations: float  # bytes that autograd keeps between the two
+    flops: float  # of matrix products and convolutions, both ways
+
+
+def model_of(config: RunConfig, index: Index) -> Model:
+    """The run's model without memory or values. Raises ConfigError if it is not one for these images."""
+    spec = ImageSpec(index.channels, index.height, index.width, index.levels, index.classes)
+    try:
+        with FakeTensorMode():
+            return config.model.build(spec)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+
+
+def measure(model: Model, precision: torch.dtype) -> Pass:
+    """What a pass takes, by tracing it with shapes alone at two sizes of batch; `model` is one of `model_of`."""
+    mode = next(model.parameters()).fake_mode  # type: ignore[attr-defined]
+    autocast = torch.autocast("cpu", precision, precision != torch.float32)
+    kept_anyway = {tensor.untyped_storage()._cdata for tensor in model.state_dict(keep_vars=True).values()}
+    found = []
+    for images in (2, 4):
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in kept_anyway:
+                storages[storage._cdata] = storage.nbytes()
+            return tensor
+
+        with (
+            mode,
+            FlopCounterMode(display=False) as flops,
+            autocast,
+        ):
+            batch = torch.zeros(images, *model.spec.shape, dtype=torch.uint8)
+            condition = {"label": torch.zeros(images, dtype=torch.int64)} if model.spec.classes else None
+            noise = Noise(0, "train", torch.arange(images), images)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = model(batch, condition, noise, torch.zeros(())).descended.sum()
+            loss.backward()
+        found.append((sum(storages.values()), flops.get_total_flops()))
+    (few_bytes, few_flops), (more_bytes, more_flops) = found
+    return Pass((more_bytes - few_bytes) / 2, (more_flops - few_flops) / 2)
+
+
+def report(config: RunConfig) -> str:
+    """The run's sizes, for a person. Raises DataError, ConfigError or StorageError in one line."""
+    index = Index.of(config.data)
+    model = model_of(config, index)
+    tensors = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    trained = sum(tensor.numel() for tensor in tensors)
+    own = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    gradients = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    averages = 4 * sum(tensor.numel() for tensor in model.parameters())
+    optimizer = 2 * gradients  # AdamW's two moments
+
+    least, most = (config.ray.workers,) * 2 if isinstance(config.ray.workers, int) else config.ray.workers
+    gpu = config.ray.gpus_per_worker != 0
+    bf16 = config.trainer.precision == "bf16" or (config.trainer.precision == "auto" and gpu)
+    share = largest_share(config.trainer.batch, config.data.streams, least)
+    at_once = min(config.trainer.micro_batch or share, share)
+    taken = measure(model, torch.bfloat16 if bf16 else torch.float32)
+    activations = at_once * taken.activations
+
+    steps = -(-config.trainer.images // config.trainer.batch)
+    streams = len(deal(config.data.streams, least, least - 1))
+    loader = memory_needed(index, streams, config.data.window)
+    within = "within" if loader <= config.data.memory else "above: images are then requested one by one; allowed are"
+    ranks = f"{least} rank{'s' * (least > 1)}" if least == most else f"{least} to {most} ranks"
+    epochs = config.trainer.images / index.images
+    lines = {
+        "parameters": f"{trained:,} trained" + (f" of {_count(model):,}" if _count(model) != trained else ""),
+        "memory": f"{_bytes(own + gradients + optimizer + averages + activations)} a rank: "
+        f"weights {_bytes(own)}, gradients {_bytes(gradients)}, optimiser {_bytes(optimizer)}, "
+        f"averages {_bytes(averages)}, activations about {_bytes(activations)}",
+        "": f"(activations estimated: what autograd keeps of {at_once} images at once in "
+        f"{'bfloat16 autocast' if bf16 else 'float32'}; workspaces of kernels come on top)",
+        "compute": f"{taken.flops / 1e9:.3g} GFLOP an image, forward and backward (matrix products, convolutions); "
+        f"{taken.flops * config.trainer.images:.3g} FLOP in all",
+        "images": f"{index.images:,} an epoch; {config.trainer.images:,} in all, {epochs:.3g} epochs",
+        "steps": f"{steps:,} of {config.trainer.batch} images; {ranks}, at most {share} images a rank",
+        "checkpoint": f"{_bytes(own + optimizer + averages)}, every {config.trainer.checkpoint_every:,} images; "
+        f"{max(config.trainer.checkpoints.keep, 2)} are kept",
+        "loader": f"{_bytes(loader)} of encoded images a rank, {within} data.memory {_bytes(config.data.memory)}",
+    }
+    return "".join(f"{name:11} {text}\n" for name, text in lines.items())
+
+
+def _count(model: Model) -> int:
+    return sum(tensor.numel() for tensor in model.parameters())
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if size >= 100 or unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError

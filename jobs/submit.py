@@ -1,0 +1,253 @@
+"""Send a training run to a Ray cluster; look at the jobs there, and stop them.
+
+    python -m jobs.submit CONFIG [key=value ...] [--address http://head:8265] [--workers 4 | 1-8] [--follow]
+    python -m jobs.submit --list | --logs ID [--follow] | --stop ID
+
+Everything that can be checked here is, before anything is sent. The same with Ray alone, unchecked:
+`ray job submit --working-dir . -- python -m jobs.train CONFIG [key=value ...]`.
+
+Secrets stay where they are: the cluster's machines have them in their environment, where ranks inherit them. A job
+carries at most their names (--secret), and does not start where one is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import ValidationError
+
+from cluster.storage import MissingError, Storage, StorageError, is_local
+from jobs.cli import run
+from jobs.config import RunConfig, difference, fingerprint, load_config
+from jobs.errors import ConfigError
+from jobs.submissions import ROOT, connect, details, follow, running_at, stop, submit
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    if options.list:
+        return _list(connect(options.address))
+    if options.stop:
+        client = connect(options.address)
+        return _ended(client, options.stop, stop(client, options.stop))
+    if options.logs:
+        client = connect(options.address)
+        if options.follow:
+            return _follow(client, options.logs)
+        details(client, options.logs)
+        print(client.get_job_logs(options.logs), end="")
+        return 0
+    if not options.config:
+        parser.error("name a CONFIG, or --list, --logs ID, --stop ID")
+    overrides = [*options.overrides, *_ray_overrides(options)]
+    config, sent = checked(options.config, overrides)
+    if options.dry_run:
+        from jobs.size import report
+
+        print(report(config), end="")
+        return 0
+    secrets = sorted({*options.secret, *(["WANDB_API_KEY"] if config.tracking.mode == "online" else [])})
+    if wrong := next((name for name in secrets if not re.fullmatch(r"[A-Za-z_]\w*", name)), None):
+        # Not repeated in full: what was given may be a secret itself.
+        raise ConfigError(f"--secret takes the name of a variable, not its value ({wrong[:4]}...)")
+    check_run_folder(config)
+    client = connect(options.address)
+    if other := running_at(client, config.run):
+        raise ConfigError(f"{config.run}: job {other} is at work on this run; stop it first: --stop {other}")
+    name = options.name or f"{config.run.rsplit('/', 1)[-1]}-{time.strftime('%m%d-%H%M%S')}"
+    metadata = {"run": config.run, "secrets": " ".join(secrets)}
+    job = submit(client, name, "jobs.train", [_relative(options.config), *sent], metadata)
+    _tell(client, job, config)
+    return _follow(client, job) if options.follow else 0
+
+
+# ---- before anything is sent
+
+
+def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """The configuration, and the overrides with which the cluster reads it from the same file: local paths absolute.
+
+    Raises ConfigError, DataError or StorageError in one line if the run could not begin with it.
+    """
+    from datasets.index import Index
+    from datasets.order import check_batch, deal
+    from jobs.size import model_of
+
+    _relative(path)
+    config = load_config(path, overrides)
+    before = config.model_dump(mode="json")
+    from jobs.train import with_absolute_paths
+
+    config = with_absolute_paths(config)
+    for url in _urls(config):
+        if "://" in url and (urlsplit(url).username or urlsplit(url).password):
+            raise ConfigError(
+                f"{re.sub('://.*@', '://...@', url)}: holds a name or password, which everybody who sees the job would "
+                "read; credentials belong into the environment of the cluster's machines"
+            )
+    index = Index.of(config.data)
+    if config.data.validation:
+        Index.open(config.data.validation)
+    check_batch(config.trainer.batch, config.data.streams)
+    most = config.ray.workers if isinstance(config.ray.workers, int) else config.ray.workers[1]
+    deal(config.data.streams, most, 0)
+    model_of(config, index)
+    after = config.model_dump(mode="json")
+    paths = {"run": after["run"]} | {f"data.{name}": value for name, value in after["data"].items()}
+    old = {"run": before["run"]} | {f"data.{name}": value for name, value in before["data"].items()}
+    changed = [f"{key}={_flow(value)}" for key, value in paths.items() if value != old[key]]
+    return config, [*overrides, *changed]
+
+
+def check_run_folder(config: RunConfig) -> None:
+    """Raises StorageError if the run's folder cannot be written, ConfigError if another run lies there."""
+    folder = Storage(config.run)
+    try:
+        saved = RunConfig.model_validate(yaml.safe_load(folder.read("config.yaml")))
+        if differs := difference(fingerprint(saved), fingerprint(config)):
+            raise ConfigError(f"{config.run}: {differs}; take another run folder (run=...), or the run's own settings")
+    except MissingError:
+        pass
+    except ValidationError:  # written by another version; the job itself will tell
+        pass
+    probe = f"submit-check-{os.getpid()}"
+    folder.write(probe, b"written and removed by jobs.submit")
+    folder.delete(probe)
+
+
+def _relative(path: str) -> str:
+    """The configuration's path from the root of what is sent."""
+    try:
+        return str(Path(path).resolve().relative_to(ROOT))
+    except ValueError as error:
+        raise ConfigError(f"{path}: lies outside {ROOT}, which is what the cluster gets; copy it there") from error
+
+
+def _urls(config: RunConfig) -> list[str]:
+    data = config.data
+    found = [config.run, data.shards, data.index, data.validation]
+    found += [url for mixed in data.mixture for url in (mixed.shards, mixed.index)]
+    return [url for entry in found for url in ((entry,) if isinstance(entry, str) else entry)]
+
+
+def _ray_overrides(options: argparse.Namespace) -> list[str]:
+    found = []
+    if options.workers:
+        least, dash, most = options.workers.partition("-")
+        if not least.isdigit() or (dash and not most.isdigit()):
+            raise ConfigError(f"--workers {options.workers}: a number, as in 4, or a range, as in 1-8")
+        found.append(f"ray.workers=[{least},{most}]" if dash else f"ray.workers={least}")
+    if options.gpus_per_worker is not None:
+        found.append(f"ray.gpus_per_worker={options.gpus_per_worker}")
+    return found
+
+
+def _flow(value: object) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+
+
+# ---- afterwards
+
+
+def _tell(client: JobSubmissionClient, job: str, config: RunConfig) -> None:
+    here = f"python -m jobs.submit --address {client.get_address()}"
+    print(f"submitted {job}")
+    print(f"run:       {config.run}")
+    if is_local(config.run):
+        print("           (a folder that every machine of the cluster must see at this path)")
+    print(f"dashboard: {client.get_address()}/#/jobs/{job}")
+    if config.tracking.mode in ("auto", "online"):
+        print(f"W&B:       {_wandb_address(config)}")
+    print(f"follow it: {here} --logs {job} --follow")
+    print(f"stop it:   {here} --stop {job}", flush=True)
+
+
+def _wandb_address(config: RunConfig) -> str:
+    """Where the run's figures will be seen, as far as it can be known here."""
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").replace("//api.wandb.ai", "//wandb.ai")
+    entity = config.tracking.entity or os.environ.get("WANDB_ENTITY")
+    folder = Storage(config.run)
+    folder.create("wandb-id", uuid.uuid4().hex[:12].encode())  # as trainer.tracking does: who comes first makes it
+    name = folder.read("wandb-id").decode()
+    if entity is None:
+        return f"run {name} of project {config.tracking.project}; the log prints its address"
+    return f"{server}/{entity}/{config.tracking.project}/runs/{name}"
+
+
+def _follow(client: JobSubmissionClient, job: str) -> int:
+    """Print the log to its end. Ctrl-C asks whether to stop the job."""
+    details(client, job)
+    while True:
+        try:
+            return _ended(client, job, follow(client, job))
+        except KeyboardInterrupt:
+            print()
+            if not sys.stdin.isatty() or input(f"stop job {job} as well? [y/N] ").strip().lower() not in ("y", "yes"):
+                print(f"{job} goes on; follow it again with --logs {job} --follow")
+                return 0
+            print("stopping it; it commits first")
+            client.stop_job(job)
+
+
+def _ended(client: JobSubmissionClient, job: str, status: JobStatus) -> int:
+    print(f"{job}: {status.lower()}{_newest_commit(client, job)}")
+    return 0 if status in ("SUCCEEDED", "STOPPED") else 1
+
+
+def _newest_commit(client: JobSubmissionClient, job: str) -> str:
+    """The run's newest commit in words, where the store can be reached from here."""
+    from trainer.lineage import Lineage
+
+    run_url = (details(client, job).metadata or {}).get("run")
+    try:
+        commit = next(iter(Lineage(Storage(run_url)).history()), None) if run_url else None
+    except StorageError:
+        return ""
+    return f"; newest commit after {commit.images:,} images" if commit else ""
+
+
+def _list(client: JobSubmissionClient) -> int:
+    jobs = sorted((job for job in client.list_jobs() if job.submission_id), key=lambda job: job.start_time or 0)
+    for job in jobs:
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))
+        print(f"{job.submission_id:32} {job.status:9} {began}  {(job.metadata or {}).get('run', job.entrypoint)}")
+    if not jobs:
+        print("no jobs")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.submit", description=__doc__.partition("\n")[0])
+    parser.add_argument("config", nargs="?", help="YAML file below the repository's root")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, optim.lr=1e-4")
+    parser.add_argument("--address", help="dashboard of the cluster (default: RAY_API_SERVER_ADDRESS)")
+    parser.add_argument("--workers", metavar="N | MIN-MAX", help="ranks (ray.workers)")
+    parser.add_argument("--gpus-per-worker", type=int, metavar="N", help="ray.gpus_per_worker")
+    parser.add_argument("--name", help="the job's id (default: the run folder's name and the time)")
+    parser.add_argument("--secret", action="append", default=[], metavar="NAME", help="variable the cluster must have")
+    parser.add_argument("--follow", action="store_true", help="print the log until the job has ended")
+    parser.add_argument("--dry-run", action="store_true", help="send nothing; print what the run will take")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--list", action="store_true", help="the cluster's jobs")
+    other.add_argument("--logs", metavar="ID", help="a job's log")
+    other.add_argument("--stop", metavar="ID", help="let a job commit and end it")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)
