@@ -1,6 +1,6 @@
 """The bound of a run's model over a whole set, every image once, by one process or many.
 
-python -m jobs.evaluate RUN_URL [--split validation|train|URL] [--samples K] [--bound elbo|iw] [--weights ema|raw]
+python -m jobs.evaluate RUN_URL [--split validation|train|URL] [--samples K] [--bound elbo|iw|flow] [--weights ema|raw]
 torchrun --nproc-per-node 8 -m jobs.evaluate RUN_URL ...
 python -m jobs.evaluate RUN_URL --workers 8 ...            by Ray: a cluster's, or one of this machine's own
 """
@@ -27,6 +27,9 @@ from trainer.device import make_accelerator
 from trainer.display import say_on_rank_zero
 from trainer.evaluation import Bound, Evaluation, evaluate
 from trainer.export import Weights, load
+from trainer.models import Model
+from trainer.models.diffusion import Diffusion
+from trainer.models.latent import Latent
 from trainer.ranks import on_rank_zero, rank, world_size
 from trainer.tracking import WandbTracker
 
@@ -37,13 +40,23 @@ def main(arguments: Sequence[str]) -> int | None:
     parser.add_argument("run", help="URL of the run folder")
     parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")
     parser.add_argument("--samples", type=int, default=1, metavar="K", help="draws of the latents of each image")
-    parser.add_argument("--bound", choices=get_args(Bound), default="elbo", help="iw: importance-weighted by K draws")
+    parser.add_argument(
+        "--bound",
+        choices=get_args(Bound),
+        default="elbo",
+        help="iw: importance-weighted by K draws; flow: the probability flow's likelihood, no bound",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="of a diffusion: its bound in T steps, or those of iw's chain or flow"
+    )
     parser.add_argument("--weights", choices=get_args(Weights), default="ema", help="averaged weights, or the raw ones")
     parser.add_argument("--seed", type=int, default=0, help="of the latents' noise")
     parser.add_argument("--workers", type=int, default=0, help="ranks, by Ray (default: this process, or torchrun's)")
     options = parser.parse_args(arguments)
     if options.samples < 1:
         raise ConfigError(f"--samples {options.samples}: at least one")
+    if options.steps is not None and options.steps < 1:
+        raise ConfigError(f"--steps {options.steps}: at least one")
     settings = vars(options) | {"run": absolute(options.run)}
     workers = settings.pop("workers")
     if workers:
@@ -66,21 +79,31 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
         raise ConfigError(f"{run_folder.url}: the run has no validation set; name shards by --split URL")
     index = Index.open(shards)
     model = load(run_folder.url, settings["weights"]).to(accelerator.device)
+    if settings["steps"]:
+        in_steps(model, settings["steps"])
     with evaluation_batches(
         config.data, index, batch=EVALUATION_BATCH, ranks=world_size(), rank=rank(), device=accelerator.device
     ) as batches:
         result = evaluate(model, batches, accelerator, settings["seed"], settings["samples"], settings["bound"])
-    facts = {name: settings[name] for name in ("split", "bound", "samples", "weights", "seed")}
+    facts = {name: settings[name] for name in ("split", "bound", "samples", "steps", "weights", "seed")}
     report = facts | {"binarisation": index.meta.binarised or None, "levels": index.levels, "images": result.images}
     report["figures"] = result.row("evaluation")
     say_on_rank_zero(as_text(report, result))
     on_rank_zero(lambda: keep(run_folder, config, report))
 
 
+def in_steps(model: Model, steps: int) -> None:
+    """Take a diffusion at T = `steps`, whatever it was trained with. Raises ConfigError for other models."""
+    if not isinstance(model, Diffusion | Latent):
+        raise ConfigError(f"--steps: is for diffusions, not for a {type(model).__name__}")
+    model.diffuser.steps = steps
+
+
 def keep(run_folder: Storage, config: RunConfig, report: dict[str, Any]) -> None:
     """Write the report to the run folder, and the figures to the summary of its W&B run."""
     split = report["split"] if report["split"] in ("validation", "train") else "other"
-    name = f"{split}-{report['bound']}-{report['samples']}-{report['weights']}"
+    steps = f"-{report['steps']}steps" if report["steps"] else ""
+    name = f"{split}-{report['bound']}-{report['samples']}{steps}-{report['weights']}"
     run_folder.write(f"evaluations/{name}.json", json.dumps(report, indent=1).encode())
     say_on_rank_zero(f"written to {join(run_folder.url, 'evaluations', name)}.json")
     if config.tracking.mode != "off":
@@ -91,8 +114,13 @@ def keep(run_folder: Storage, config: RunConfig, report: dict[str, Any]) -> None
 
 def as_text(report: dict[str, Any], result: Evaluation) -> str:
     """The report for a screen: what was measured, then the figures in nats an image."""
-    bound = f"importance-weighted bound of {report['samples']} draws" if report["bound"] == "iw" else "-ELBO"
-    draws = f", mean of {report['samples']} draws" if report["bound"] == "elbo" else ""
+    bound = {
+        "elbo": "-ELBO",
+        "iw": f"importance-weighted bound of {report['samples']} draws",
+        "flow": "probability-flow likelihood (an estimate, no bound)",
+    }[report["bound"]]
+    bound += f", in {report['steps']} steps" if report["steps"] else ""
+    draws = "" if report["bound"] == "iw" else f", mean of {report['samples']} draws"
     binarised = f", {report['binarisation']} binarisation" if report["binarisation"] else ""
     weights = "averaged (EMA)" if report["weights"] == "ema" else "raw"
     lines = [

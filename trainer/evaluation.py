@@ -11,7 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.elbo import bits_per_dimension
+from trainer.errors import TrainingError
 from trainer.models.base import Condition, Model
+from trainer.models.diffusion import Diffusion
 from trainer.noise import Noise
 from trainer.ranks import add_up
 
@@ -50,7 +52,7 @@ class Evaluation(NamedTuple):
         return f"{self.bpd:.4f} ± {bits_per_dimension(error, self.dimensions):.4f} bpd ({self.nats:.2f} nats)"
 
 
-Bound = Literal["elbo", "iw"]
+Bound = Literal["elbo", "iw", "flow"]
 
 
 @torch.no_grad()
@@ -65,10 +67,11 @@ def evaluate(
     """The bound of every image of `batches` (this rank's part of the set, padded with images of weight zero).
 
     elbo: the mean over `samples` draws of the latents of each image. iw: the importance-weighted bound of so many
-    draws, log 1/k sum w (Burda et al. 2016), which is one number: it has no distortion nor rates.
+    draws, log 1/k sum w (Burda et al. 2016), which is one number: it has no distortion nor rates. flow: of a
+    diffusion, the mean of its probability-flow likelihood, which is no bound but an estimate, one number too.
     """
     model.eval()
-    terms = _importance_weighted if bound == "iw" else _averaged
+    terms = {"elbo": _averaged, "iw": _importance_weighted, "flow": _flow}[bound]
     names: list[str] = []
     sums = torch.zeros(0)
     for batch in batches:
@@ -89,7 +92,7 @@ def evaluate(
         nats=mean,
         standard_error=math.sqrt(max(squares / count - mean**2, 0.0) / count),
         distortion=figures.pop(DISTORTION, math.nan),
-        rates={} if bound == "iw" else figures,
+        rates=figures if bound == "elbo" else {},
         dimensions=model.spec.dimensions,
         is_density=model.is_density,
     )
@@ -112,6 +115,14 @@ def _importance_weighted(
     """[B]: the negative importance-weighted bound."""
     log_weights = model.log_weights(images, given, noise, samples)
     return {"iw": math.log(samples) - torch.logsumexp(log_weights, dim=1)}
+
+
+def _flow(model: Model, images: Tensor, given: Condition, noise: Noise, samples: int) -> dict[str, Tensor]:
+    """[B]: the negative probability-flow likelihood, the mean over the draws. Raises TrainingError if it has none."""
+    if not isinstance(model, Diffusion):
+        raise TrainingError(f"a {type(model).__name__} has no probability flow; evaluate its elbo")
+    costs = (model.flow_cost(images, given, noise.with_draw(draw, samples)) / samples for draw in range(samples))
+    return {"flow": sum(costs, torch.zeros((), device=images.device))}
 
 
 def condition(model: Model, labels: Tensor | None) -> Condition:

@@ -35,11 +35,11 @@ def test_a_fair_coin_costs_one_bit_by_the_flow_too():
     """The flow of two levels under the exact denoiser, the one that an untrained `levels` prediction is."""
     denoiser = {"network": {"kind": "mlp", "width": 8, "depth": 1}}
     schedule = {"kind": "linear", "gamma_0": -4, "gamma_1": 9}
-    config = DiffusionConfig(kind="diffusion", schedule=schedule, denoiser=denoiser)
+    config = DiffusionConfig(kind="diffusion", steps=200, schedule=schedule, denoiser=denoiser)
     model = config.build(ImageSpec(1, 1, 1, 2)).double()
     images = (torch.arange(100) % 2).to(torch.uint8).reshape(-1, 1, 1, 1)
     noise = Noise(0, "evaluate", torch.arange(100), dtype=torch.float64)
     with torch.no_grad():
-        cost = model.flow_cost(images, None, noise, steps=200)
+        cost = model.flow_cost(images, None, noise)
     assert cost.mean().item() == pytest.approx(math.log(2), abs=5e-3)
     assert cost.std().item() < 0.02  # p(x | z_0) p(z_0) / q(z_0 | x) is p(x) at every z_0

@@ -20,6 +20,7 @@ from trainer.models.diffusion.reconstruction import level_log_prob, reconstructi
 from trainer.noise import Noise
 from trainer.samplers import SamplingConfig, noise_levels
 
+FLOW_STEPS = 100
 TRAJECTORIES, COLUMNS = 6, 10  # of the picture that shows estimates of x on the way to a sample
 
 
@@ -79,11 +80,13 @@ class Diffusion(Model):
             weights.append(ratio + level_log_prob(self.spec, images, z_0 / alpha(gamma_0), gamma_0))
         return torch.stack(weights, 1)
 
-    def flow_cost(self, images: Tensor, condition: Condition, noise: Noise, steps: int = 100) -> Tensor:
+    def flow_cost(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """[B] nats: -log p(x) with the probability flow in the place of the hierarchy above z_0; never the bound.
 
         E_q(z_0 | x)[-log p(x | z_0) + log q(z_0 | x) - log p(z_0)], p(z_0) by the flow, of one z_0 an image.
+        The solver takes T steps, in continuous time 100.
         """
+        steps = self.diffuser.steps or FLOW_STEPS
         x = self.spec.scaled(images, noise.dtype)
         gammas = noise_levels(self.diffuser.schedule, steps, "log_snr", x.dtype).flip(0).detach()
         eps = noise.normal("z0", self.spec.shape)
