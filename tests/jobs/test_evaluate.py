@@ -1,0 +1,108 @@
+"""Evaluating a run afterwards: the same figures by one process or many; and models side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs.compare import main as compare
+from jobs.config import load_config
+from jobs.evaluate import main as evaluate
+from jobs.worker import work
+from tests.jobs.conftest import BATCH
+from tests.testbed.jobs import run_job
+from tests.testbed.ranks import torchrun
+
+
+@pytest.fixture
+def finished(config_file):
+    """A finished tiny run and the evaluation that it ended with."""
+    config = load_config(str(config_file()))
+    return config.run, work(config).evaluation
+
+
+def report(run: str, name: str) -> dict:
+    return json.loads((Path(run) / f"evaluations/{name}.json").read_text())
+
+
+def test_the_final_evaluation_is_found_again(finished, capsys):
+    run, at_the_end = finished
+    evaluate([run])
+    found = report(run, "validation-elbo-1-ema")
+    assert found["figures"] == pytest.approx(at_the_end.row("evaluation"), rel=1e-9)
+    assert found["images"] == 270
+    said = capsys.readouterr().out
+    assert "270 images of validation, averaged (EMA) weights" in said
+    assert f"{at_the_end.bpd:.4f}" in said
+    assert "rate z1" in said
+
+
+def test_ranks_find_what_one_process_finds(finished):
+    run, _ = finished
+    evaluate([run, "--samples", "2", "--split", "train"])
+    alone = report(run, "train-elbo-2-ema")
+    for ranks in (2, 3):
+        torchrun(ranks, "jobs.evaluate", run, "--samples", 2, "--split", "train")
+        together = report(run, "train-elbo-2-ema")
+        assert together["images"] == alone["images"] == 1527
+        assert together["figures"] == pytest.approx(alone["figures"], rel=1e-6)
+
+
+def test_ray_finds_what_one_process_finds(finished):
+    run, _ = finished
+    evaluate([run, "--weights", "raw"])
+    alone = report(run, "validation-elbo-1-raw")
+    ended = run_job("evaluate", run, "--weights", "raw", "--workers", "2", timeout=240)
+    assert ended.status == 0, ended.stderr
+    assert report(run, "validation-elbo-1-raw")["figures"] == pytest.approx(alone["figures"], rel=1e-6)
+
+
+def test_the_importance_weighted_bound_is_tighter_and_has_no_rates(finished):
+    run, _ = finished
+    for samples in (1, 8, 32):
+        evaluate([run, "--bound", "iw", "--samples", str(samples)])
+    evaluate([run, "--samples", "8"])
+    bounds = [report(run, f"validation-iw-{samples}-ema")["figures"] for samples in (1, 8, 32)]
+    assert bounds[0]["evaluation/nats"] > bounds[1]["evaluation/nats"] > bounds[2]["evaluation/nats"]
+    assert report(run, "validation-elbo-8-ema")["figures"]["evaluation/nats"] > bounds[1]["evaluation/nats"]
+    assert not any("rate" in name or "distortion" in name for name in bounds[0])
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    ended = run_job("evaluate", str(tmp_path))
+    assert ended.status == 1
+    assert ended.error == f"error: {tmp_path}: no run here; a run folder has a config.yaml"
+
+
+def test_models_side_by_side(config_file, tmp_path, capsys):
+    small = config_file("small")
+    network = {"kind": "mlp", "hidden": [16]}
+    deep = {"kind": "hvae", "latents": [4, 2], "hidden": [8], "encoder": network, "decoder": network}
+    hierarchy = config_file("deep", model=deep)
+    out = tmp_path / "side-by-side"
+    arguments = [str(small), str(hierarchy), "--out", str(out), "--samples", "2", f"trainer.images={10 * BATCH}"]
+    compare(arguments)
+    rows = json.loads((out / "table.json").read_text())
+    assert {row["model"] for row in rows} == {"small", "deep"}
+    by_name = {row["model"]: row for row in rows}
+    assert {"evaluation/rate/z1", "evaluation/rate/z2"} <= by_name["deep"].keys()
+    assert by_name["small"]["evaluation/bpd"] > 0
+    table = (out / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    assert table.count("\n| ") == 3  # the head and a line a model
+    with Image.open(out / "samples.png") as picture:
+        assert picture.size == (16 * 50 + 2, 2 * (26 + 2 * 50 + 2))
+
+    compare(arguments)  # nothing is trained again
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_models_on_other_images_are_not_compared(config_file, digits):
+    one = config_file("one")
+    two = config_file("two", data={"shards": str(digits / "validation")})
+    ended = run_job("compare", str(one), str(two))
+    assert ended.status == 1
+    assert "one and two differ in data.shards" in ended.error
