@@ -18,6 +18,7 @@ from trainer.noise import Noise
 from trainer.ranks import add_up
 
 DISTORTION = "distortion"
+COLLAPSED = 0.01  # nats an image below which a level counts as unused
 
 
 class Evaluation(NamedTuple):
@@ -35,6 +36,11 @@ class Evaluation(NamedTuple):
     def bpd(self) -> float:
         """The negative bound in bits per dimension; NaN for a density, which has no place on that axis."""
         return math.nan if self.is_density else bits_per_dimension(self.nats, self.dimensions)
+
+    @property
+    def collapsed(self) -> list[str]:
+        """The levels whose posterior has become the prior: they carry next to nothing of the image."""
+        return [name for name, rate in self.rates.items() if name.startswith("z") and abs(rate) < COLLAPSED]
 
     def row(self, prefix: str) -> dict[str, float]:
         """The figures by their names in the metrics, `prefix`/..."""

@@ -30,6 +30,7 @@ from trainer.models.base import Model
 from trainer.noise import Noise
 from trainer.optimizer import OptimConfig, adamw, learning_rate, load_optimizer_state, optimizer_state
 from trainer.pictures import draw
+from trainer.plots import bars
 from trainer.ranks import Agreement, on_rank_zero, world_size
 from trainer.sums import Clock, Sums
 from trainer.tracking import Tracker
@@ -171,6 +172,10 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                         evaluation = evaluate(model, job.validation(), accelerator, job.seed)
                         row |= evaluation.row("validation")
                         say_on_rank_zero(f"{images:,} images: validation {evaluation}, averaged weights")
+                        if unused := evaluation.collapsed:
+                            say_on_rank_zero(f"posterior collapse: no rate in {', '.join(unused)}")
+                        if len(evaluation.rates) > 1:
+                            pictures["rates"] = bars(evaluation.rates, f"rate per level, nats, {images:,} images")
             if row or pictures:
                 row = {"images": images} | row
                 rows.append(row)
