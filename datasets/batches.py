@@ -28,7 +28,7 @@ _AHEAD = 2  # batches prepared ahead
 class Batch(NamedTuple):
     """One rank's share of one global batch, by ascending position, padded with images of weight zero."""
 
-    images: Tensor  # uint8 [n, C, H, W], levels
+    images: Tensor  # uint8 [n, C, H, W], levels; on a CPU in channels_last memory, as they were decoded
     labels: Tensor  # int64 [n]
     positions: Tensor  # int64 [n], in the whole job's order (training) or in the set (evaluation); 0 for padding
     weights: Tensor  # float32 [n]: 1, or 0 for padding and for quarantined images
@@ -166,15 +166,11 @@ class _Maker:
             weights[np.searchsorted(positions, [entry.position for entry in quarantined])] = 0
         batch = Batch(images, labels, places, weights)
         if self._stream is None:
-            return _Prepared(batch._replace(images=_channels_first(images)), quarantined, None)
+            return _Prepared(batch._replace(images=images.permute(0, 3, 1, 2)), quarantined, None)
         with torch.cuda.stream(self._stream):
             there = Batch(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
-            there = there._replace(images=_channels_first(there.images))
+            there = there._replace(images=there.images.permute(0, 3, 1, 2).contiguous())
             return _Prepared(there, quarantined, self._stream.record_event())
-
-
-def _channels_first(images: Tensor) -> Tensor:
-    return images.permute(0, 3, 1, 2).contiguous()
 
 
 def _pump(maker: _Maker, ready: queue.Queue[_Prepared | BaseException | None], stop: threading.Event) -> None:

@@ -74,7 +74,9 @@ class DataConfig(_Section):
     validation: Urls = ""
     """As `shards`, held out; empty: nothing is evaluated during training."""
     streams: int = Field(default=8, ge=1)
-    """C: every batch takes B/C images of each of C streams. Must divide the global batch; no fewer than ranks."""
+    """C: every batch takes B/C images of each of C streams. Must divide the global batch; no fewer than ranks. 8 do for
+    shards that were shuffled when they were written; where each shard holds images that are alike (sorted by class,
+    frames of a film), take as many streams as the batch allows: tests/benchmarks/shuffle.py measures it."""
     window: int = Field(default=256, ge=1)
     """W, images: a stream is read in windows of W images and shuffled inside them."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

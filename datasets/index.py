@@ -26,6 +26,7 @@ from datasets.errors import DataError
 from datasets.shardlist import ShardList
 
 VERSION = 1
+_NAMES_AT_ONCE = 1 << 14  # as Python strings
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),  # relative to the folder
@@ -186,8 +187,8 @@ class Index:
         """A hash of the relative names, counts and checksums of the shards: a copy in another bucket has the same."""
         digest = hashlib.blake2b(digest_size=16)
         for part in self.parts:
-            names = part.table.column("name").to_pylist()
-            digest.update("\n".join([*names, ""]).encode())
+            for batch in part.table.select(["name"]).to_batches(max_chunksize=_NAMES_AT_ONCE):
+                digest.update("\n".join([*batch.column(0).to_pylist(), ""]).encode())
             for name in ("images", "crc32"):
                 digest.update(part.table.column(name).to_numpy().astype("<i8").tobytes())
         return digest.hexdigest()

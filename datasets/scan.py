@@ -68,7 +68,7 @@ def scan_tar(storage: Storage, name: str) -> Scan:
             seen.add(key)
             samples.append(Sample(key, {}))
         if extension in samples[-1].members:
-            raise DataError(f"{where}: {key}.{extension} comes twice")
+            raise DataError(f"{where}: {f'{key}.{extension}'!r} comes twice")
         samples[-1].members[extension] = member
         try:
             if extension in IMAGE_FORMATS:
@@ -76,7 +76,7 @@ def scan_tar(storage: Storage, name: str) -> Scan:
             elif extension == LABEL:
                 labels = max(labels, decode_label(data) + 1)
         except DataError as error:
-            raise DataError(f"{where}: {key}.{extension}: {error}") from error
+            raise DataError(f"{where}: {f'{key}.{extension}'!r}: {error}") from error
     _check_whole(samples, where)
     return Scan(samples, sizes, labels, source.size, source.etag)
 
@@ -114,6 +114,7 @@ def _members(source: RangeFile, where: str) -> Iterator[tuple[str, str, Member, 
             continue
         if not info.isreg() or info.issparse():
             raise DataError(f"{where}: {info.name!r} is no plain file (a link, a device or sparse)")
+        _check_name(info.name, where)
         key, extension = base_plus_ext(info.name)
         if key is None:
             continue  # a name without an extension belongs to no sample
@@ -121,6 +122,13 @@ def _members(source: RangeFile, where: str) -> Iterator[tuple[str, str, Member, 
         data = memoryview(source.read(info.size))
         yield key, extension.lower(), Member(info.offset_data, info.size, zlib.crc32(data)), data
     _check_end(source, end, where)
+
+
+def _check_name(name: str, where: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: the name {name!r} is not UTF-8") from None
 
 
 def _check_magic(source: RangeFile, where: str) -> None:
@@ -154,7 +162,8 @@ def _told(where: str) -> Iterator[None]:
     except (DataError, OSError):
         raise
     except Exception as error:  # tarfile has raised every kind on headers made for it
-        raise DataError(f"{where}: not a tar, or a damaged one ({error or type(error).__name__})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: not a tar, or a damaged one ({reason})") from error
 
 
 class RangeFile(io.RawIOBase):

@@ -116,7 +116,7 @@ def test_a_folder_without_images_is_one_line(tmp_path):
 
 def test_an_image_that_cannot_be_read_is_named(pictures, tmp_path):
     (pictures / "cat" / "4.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"\.png: the image does not decode"):
+    with pytest.raises(DataError, match=r"\.png': the image does not decode"):
         pack(ImageFolder(str(pictures), held_out=0), str(tmp_path / "out"))
 
 

@@ -130,9 +130,9 @@ def test_a_header_flipped_anywhere_is_found(tmp_path):
         ([("a.png", png()), ("a.jpg", b"")], "does not decode|2 images"),
         ([("a.png", png()), ("b.png", png()), ("a.cls", b"1")], "members of 'a' do not lie together"),
         ([*pairs("a", "b", "a")], "members of 'a' do not lie together, or the key comes twice"),
-        ([("a.png", png()), ("a.png", png())], "a.png comes twice"),
-        ([("a.png", b"no png at all")], "a.png: the image does not decode"),
-        ([("a.png", png()), ("a.cls", b"cat")], "a.cls: the label 'cat' is not a whole number"),
+        ([("a.png", png()), ("a.png", png())], "'a.png' comes twice"),
+        ([("a.png", b"no png at all")], "'a.png': the image does not decode"),
+        ([("a.png", png()), ("a.cls", b"cat")], "'a.cls': the label 'cat' is not a whole number"),
         ([("a.png", png()), ("a.cls", b"-1")], "'-1' is not a whole number"),
     ],
 )
