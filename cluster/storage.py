@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # importing obstore is put off until a folder is opened
 
 RETRIES: dict[str, Any] = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
 # `timeout` covers a whole body and would cut long downloads; `read_timeout` notices a connection that has gone quiet.
+PART, PARTS = 16 << 20, 4  # bytes of a part of a large object (a store takes 10,000), and parts on their way at once
 CLIENT: dict[str, Any] = {"timeout": "30m", "connect_timeout": "10s", "read_timeout": "30s"}
 
 T = TypeVar("T")
@@ -148,13 +149,21 @@ class Storage:
 
     # ---- writing
 
-    def write(self, path: str, data: bytes | memoryview | Path) -> None:
-        """Put an object in one piece (a reader sees the old one or the new one), from bytes or from a local file."""
+    def write(self, path: str, data: bytes | memoryview | Path | Callable[[], Iterator[bytes | memoryview]]) -> None:
+        """Put an object in one piece (a reader sees the old one or the new one).
+
+        `data` is bytes, a local file, or a function that begins the object's pieces anew for each try; the last two go
+        up in parts, so that the object is never in memory as a whole.
+        """
         import obstore
 
-        # A file goes up in parts, so that it is never in memory as a whole.
-        parts = isinstance(data, Path) or None
-        self._ask(path, lambda: obstore.put(self._store(make=True), path, data, use_multipart=parts))
+        def put() -> None:
+            content = data() if callable(data) else data
+            parts = None if isinstance(data, bytes | memoryview) else True
+            store = self._store(make=True)
+            obstore.put(store, path, content, use_multipart=parts, chunk_size=PART, max_concurrency=PARTS)
+
+        self._ask(path, put)
 
     def create(self, path: str, data: bytes) -> bool:
         """Put an object only if there is none (If-None-Match: *). False if there is one already: somebody was first.

@@ -61,6 +61,8 @@ MAY_CHANGE = (
     "trainer.images",
     "trainer.micro_batch",
     "trainer.threads",
+    "trainer.sharding",
+    "trainer.hang_timeout",
     "trainer.log_every",
     "trainer.evaluate_every",
     "trainer.checkpoint_every",

@@ -22,6 +22,16 @@ from jobs.config import RunConfig, load_config
 
 ROOT = Path(__file__).parents[1]
 
+# So that a lost node costs seconds: a silent one is dead after about 8 s (Ray: 64 s) ...
+PROMPT = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+# ... and ranks that cannot be placed are given up after so many seconds, to try with fewer.
+PATIENCE = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+
 
 def main(arguments: Sequence[str]) -> int | None:
     """Train; 0 also after a stop that was asked for and committed."""
@@ -49,6 +59,8 @@ def ray_cluster(cpus: int) -> Iterator[None]:
 
     One of our own offers `cpus` CPUs, or as many as the machine has if those are more.
     """
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     if os.environ.get("RAY_ADDRESS"):
         import ray
 
@@ -61,6 +73,7 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         token.chmod(0o600)
         # before Ray is imported; its workers would otherwise run at a low priority
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
+        os.environ |= {name: value for name, value in PROMPT.items() if name not in os.environ}
         import ray
 
         ray.init(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from jobs.ledger import Ledger
 from trainer.checkpoints import Checkpoints
 from trainer.device import make_accelerator
 from trainer.display import say_on_rank_zero
-from trainer.errors import TrainingError
+from trainer.errors import DivergedError, TrainingError
 from trainer.export import FINAL, describe
 from trainer.images import ImageSpec
 from trainer.lineage import Commit
 from trainer.loop import Job, Outcome, fit
+from trainer.models.base import Model
 from trainer.ranks import on_rank_zero, rank, world_size
 from trainer.tracking import PictureFolder, Tracker, WandbTracker
 
@@ -32,15 +34,19 @@ EVALUATION_BATCH = 256  # images of a rank
 def work(
     config: RunConfig,
     should_stop: Callable[[], bool] = lambda: False,
+    should_save: Callable[[], bool] = lambda: False,
+    notice: Callable[[], bool] | None = None,
     on_commit: Callable[[Commit], None] = lambda commit: None,
 ) -> Outcome:
     """Train this rank's share of the run, from its newest commit to its budget or until a stop is asked for.
+
+    The callables are those of `Job` and of `Checkpoints`.
 
     Raises ConfigError, DataError, StorageError or TrainingError in one line.
     """
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    accelerator = make_accelerator(config.trainer.precision)
+    accelerator = make_accelerator(config.trainer.precision, config.trainer.hang_timeout)
     run, say = Storage(config.run), say_on_rank_zero
     index = Index.of(config.data)
     mine = {"config": fingerprint(config), "data": index.fingerprint}
@@ -49,13 +55,7 @@ def work(
         return Outcome(images, True, None)
 
     spec = ImageSpec(*output_format(config.data, index)[:5])
-    torch.manual_seed(config.seed)  # the initial weights, the same on every rank
-    try:
-        model = config.model.build(spec)
-    except ValueError as error:
-        raise ConfigError(f"model.{error}") from error
-    if config.trainer.compile:
-        model.compile()
+    model = _model(config, spec)
     description = describe(config.model, spec)
 
     def training(images: int) -> Batches:
@@ -93,8 +93,13 @@ def work(
         run.write("config.yaml", to_yaml(config).encode())
         run.write("model.json", json.dumps(description, indent=1).encode())
 
-    checkpoints = Checkpoints(config.run, config.trainer.checkpoints, say)
     trackers = _trackers(config, run, say) if rank() == 0 else ()
+
+    def before_commit() -> None:
+        for tracker in trackers:
+            tracker.commit()
+
+    checkpoints = Checkpoints(config.run, config.trainer.checkpoints, say, before_commit, on_commit)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {accelerator.device.type} x {world_size()}")
     job = Job(
         model=model,
@@ -111,10 +116,15 @@ def work(
         figures=ledger,
         trackers=trackers,
         should_stop=should_stop,
-        on_commit=on_commit,
+        should_save=should_save,
+        notice=notice,
     )
     try:
-        outcome = fit(job, accelerator)
+        try:
+            outcome = fit(job, accelerator)
+        except DivergedError as reason:
+            checkpoints.roll_back(reason, config.trainer.guard.rollback_lr)
+            outcome = fit(replace(job, model=_model(config, spec)), accelerator)
     finally:
         for tracker in trackers:
             tracker.finish()
@@ -123,6 +133,18 @@ def work(
     else:
         say(f"stopped after {outcome.images:,} images, committed; the same command goes on from there")
     return outcome
+
+
+def _model(config: RunConfig, spec: ImageSpec) -> Model:
+    """With the initial weights, the same on every rank."""
+    torch.manual_seed(config.seed)
+    try:
+        model = config.model.build(spec)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+    if config.trainer.compile:
+        model.compile()
+    return model
 
 
 def _trackers(config: RunConfig, run: Storage, say: Callable[[str], None]) -> tuple[Tracker, ...]:

@@ -1,39 +1,99 @@
-"""The state of a run, saved and loaded: tensors as safetensors, the rest as JSON; nothing loaded is ever unpickled."""
+"""The state of a run, saved and loaded: tensors as safetensors, the rest as JSON; nothing loaded is ever unpickled.
+
+A checkpoint is copied to host memory and written in the background, by all ranks in parallel; at most one is on its
+way. While one is, or while the store cannot be written to, the next one waits for its turn and training goes on.
+"""
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-from pydantic import PositiveInt
-from torch import Tensor
+from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.storage import Storage
 from trainer.config import Config
-from trainer.errors import TrainingError
+from trainer.errors import DivergedError, SupersededError, TrainingError
 from trainer.journal import Row, write_rows
-from trainer.lineage import Attempt, Commit, Lineage
-from trainer.ranks import on_rank_zero
-from trainer.tensors import pack, unpack
+from trainer.lineage import Attempt, Commit, Lineage, Sums
+from trainer.ranks import collected, on_rank_zero, told_by_rank_zero, whispering
+from trainer.retention import forget_old
+from trainer.staging import LAYOUT, Assembly, Share, Stage, State, merged, stream
+from trainer.tensors import unpack
 
-State = dict[str, dict[str, Any]]  # a section is all tensors, or all JSON
+PATIENCE = 3600.0  # seconds after which a rank no longer waits for another one's part of a checkpoint
+DRAIN = 60.0  # seconds that a process which fails gives to the checkpoint on its way
 
 
 class CheckpointConfig(Config):
-    """What is kept of the checkpoints."""
+    """What is kept of the checkpoints; the newest and what the newest attempt started from always are."""
 
     keep: PositiveInt = 2
     """Newest commits that are kept; at least two are."""
+    keep_best: NonNegativeInt = 1
+    """Commits that are kept for the lowest bound on the held-out set."""
+    keep_every: NonNegativeInt = 0
+    """Images: the first commit at or after each multiple is kept for good; 0: none."""
+
+
+class _Part(NamedTuple):
+    """What one rank tells of its share of a checkpoint."""
+
+    files: dict[str, Sums]
+    layout: dict[str, dict[str, Any]]
+    failure: str | None
+
+
+class _Writing(threading.Thread):
+    """A checkpoint on its way. `outcome` is its end, the same on all ranks: None if it is whole, else the error."""
+
+    def __init__(self, commit: Commit, write: Callable[[], Exception | None]):
+        super().__init__(name=f"checkpoint {commit.name}", daemon=True)
+        self.commit, self.write = commit, write
+        self.outcome: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.outcome = self.write()
+        except Exception as error:
+            self.outcome = error
 
 
 class Checkpoints:
-    """The commits of one attempt at a run, begun with `begin()`."""
+    """The commits of one attempt at a run, begun with `begin()`.
 
-    def __init__(self, run_url: str, config: CheckpointConfig, warn: Callable[[str], None] = print):
+    Used as a context it gives the checkpoint on its way a last while when the block fails.
+    """
+
+    def __init__(
+        self,
+        run_url: str,
+        config: CheckpointConfig,
+        warn: Callable[[str], None] = print,
+        before_commit: Callable[[], None] = lambda: None,
+        on_commit: Callable[[Commit], None] = lambda commit: None,
+    ):
+        """`before_commit` is called on rank 0, in the background, before a commit is made; `on_commit` with every
+        commit, on all ranks after the same step, by the thread that trains.
+        """
         self.run, self.config, self.warn = Storage(run_url), config, warn
+        self.before_commit, self.on_commit = before_commit, on_commit
         self.lineage = Lineage(self.run)
         self.attempt: Attempt | None = None
+        self.stage = Stage()
+        self.group: Any = None
+        self.started = 0
+        self.scores: dict[Commit, float | None] = {}  # of the commits, as retention has read them
+        self._writing: _Writing | None = None
+        self._failure: Exception | None = None  # of the last one, if it was not made
+        self._rows: list[tuple[Commit, list[Row]]] = []  # of checkpoints that are not whole yet
+        self._changes: dict[str, Any] = {}  # what a rollback changes in the next attempt
+
+    # ---- loading
 
     def begin(self, check: Callable[[State], None]) -> State | None:
         """Claim a new attempt and return the state to go on from, None at the start of a run.
@@ -45,37 +105,53 @@ class Checkpoints:
         read: list[State] = []  # by the rank that looked; the others read for themselves
 
         def claim() -> Attempt:
+            facts = self._inherited() | self._changes
             history = list(self.lineage.history())
             start, state = self._newest_whole(history, check)
-            attempt = self.lineage.claim(start)
+            attempt = self.lineage.claim(start, facts)
             # Up to the claim an older attempt could go on committing, and delete what this one starts from.
             newer = list(self.lineage.history(before=attempt.number))
             if newer[:1] != history[:1]:
                 start, state = self._newest_whole(newer, check)
-                attempt = self.lineage.claim(start)
+                attempt = self.lineage.claim(start, facts)
             read.append(state)
             return attempt
 
         self.attempt = on_rank_zero(claim)
+        self.group = self.group or whispering(PATIENCE)
         if self.attempt.start is None:
             return None
         return read[0] if read else self._state(self.attempt.start)
 
-    def save(self, images: int, state: State, rows: list[Row]) -> Commit:
-        """Commit the state after `images` images, and before it the rows of metrics since the last commit.
+    @property
+    def noise_salt(self) -> int:
+        """Makes the noise of an attempt after a rollback another one."""
+        return self._fact("noise_salt", 0)
 
-        Rank 0 writes. Raises TrainingError if a newer attempt has taken over.
+    @property
+    def lr_factor(self) -> float:
+        """By which a rollback has lowered the learning rate."""
+        return self._fact("lr_factor", 1.0)
+
+    def roll_back(self, reason: DivergedError, lr_factor: float | None) -> None:
+        """Let the next `begin` go back to the last good commit, with other noise and a lower learning rate.
+
+        Raises `reason` if that has been done before in this run, or is not wanted (None).
         """
-        assert self.attempt is not None, "begin() comes first"
-        commit = Commit(images, self.attempt.number)
+        if self.noise_salt or lr_factor is None:
+            raise reason
+        self._changes = {"noise_salt": 1, "lr_factor": lr_factor, "rolled_back": str(reason)}
+        self._rows, self._failure = [], None
+        self.warn(f"{reason}; going back once, with other noise and {lr_factor:g} times the learning rate")
 
-        def write() -> Commit:
-            write_rows(self.run, commit, rows)
-            self.lineage.write_commit(commit, self._packed(state))
-            self._forget_old()
-            return commit
+    def _fact(self, name: str, otherwise: Any) -> Any:
+        return self.attempt.facts.get(name, otherwise) if self.attempt else otherwise
 
-        return on_rank_zero(write)
+    def _inherited(self) -> dict[str, Any]:
+        """What an earlier attempt's rollback has changed for all that follow."""
+        attempts = self.lineage.attempts()
+        facts = attempts[max(attempts)].facts if attempts else {}
+        return {name: facts[name] for name in ("noise_salt", "lr_factor") if name in facts}
 
     def _newest_whole(self, history: list[Commit], check: Callable[[State], None]) -> tuple[Commit | None, State]:
         """The best commit of the history that holds, and its state; (None, {}) at the start of a run."""
@@ -87,44 +163,153 @@ class Checkpoints:
                 self.warn(f"{error}; going back to the commit before")
                 tried.append(commit.name)
                 continue
+            if self._changes and not state["progress"].get("healthy", True):
+                continue  # made when the trouble had begun
             check(state)
             return commit, state
         if tried:
             raise TrainingError(f"{self.run.url}: none of the checkpoints {', '.join(tried)} can be read")
         attempts = self.lineage.attempts()
-        if any(attempt.start for attempt in attempts.values()) or (not attempts and self.lineage.commits()):
+        if not history and (
+            any(attempt.start for attempt in attempts.values()) or (not attempts and self.lineage.commits())
+        ):
             gone = "its checkpoints are" if attempts else "the folder of its attempts is"
             raise TrainingError(
                 f"{self.run.url}: the run has begun, but {gone} gone; take another run folder (run=...)"
             )
         return None, {}
 
-    def _forget_old(self) -> None:
-        """Keep the newest commits, and the one that the newest attempt started from."""
-        history = list(self.lineage.history())
-        start = self.lineage.attempts()[self.lineage.newest_attempt()].start
-        for commit in history[max(self.config.keep, 2) :]:
-            if commit != start:
-                self.lineage.delete_commit(commit)
-
-    @staticmethod
-    def _packed(state: State) -> dict[str, bytes]:
-        files = {}
-        for section, content in state.items():
-            if content and all(isinstance(value, Tensor) for value in content.values()):
-                files[f"{section}.safetensors"] = pack(content)
-            else:
-                files[f"{section}.json"] = json.dumps(content, indent=1).encode()
-        return files
-
     def _state(self, commit: Commit) -> State:
-        """What a commit holds. Raises TrainingError if that cannot be read."""
-        state: State = {}
-        for name, data in self.lineage.read_commit(commit).items():
+        return read_state(self.lineage, commit)
+
+    # ---- saving
+
+    def save(self, images: int, state: State, rows: list[Row]) -> Commit:
+        """Commit the state after `images` images, and before it the rows of metrics since the last commit.
+
+        Raises SupersededError if a newer attempt has taken over, StorageError if it cannot be written.
+        """
+        self.ready(wait=True)
+        commit = self.start(images, state, rows)
+        self.wait()
+        return commit
+
+    def start(self, images: int, state: State, rows: list[Row]) -> Commit:
+        """The same in the background, when `ready()`. The state may change as soon as this returns."""
+        assert self.attempt is not None, "begin() comes first"
+        assert self._writing is None, "at most one at a time"
+        commit = Commit(images, self.attempt.number)
+        self._rows.append((commit, rows))
+        share, all_rows = self.stage.take(state), list(self._rows)
+        self.started += 1
+        self._writing = _Writing(commit, lambda: self._write(commit, share, all_rows))
+        return commit
+
+    @property
+    def written(self) -> int:
+        """How many checkpoints this rank has written, or failed to."""
+        under_way = self._writing is not None and self._writing.is_alive()
+        return self.started - under_way
+
+    def settle(self, written: int) -> None:
+        """Announce the last checkpoint if all ranks have written it, as `written` says, to all of them at one step."""
+        if self._writing is not None and written >= self.started:
+            self._announce(self._writing)
+
+    def ready(self, wait: bool = False) -> bool:
+        """Whether none is on its way; with `wait`, when that has ended."""
+        if self._writing is not None and wait:
+            self._announce(self._writing)
+        return self._writing is None
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is whole; raises what went wrong with it."""
+        self.ready(wait=True)
+        if self._failure is not None:
+            raise self._failure
+
+    def _announce(self, writing: _Writing) -> None:
+        writing.join()
+        self._writing, self._failure = None, writing.outcome
+        if writing.outcome is None:
+            self._rows = []
+            self.on_commit(writing.commit)
+        elif isinstance(writing.outcome, OSError):
+            self.warn(f"checkpoint {writing.commit.name} was not made, training goes on: {writing.outcome}")
+        else:
+            raise writing.outcome
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._writing is not None:
+            self._writing.join(DRAIN)
+            self._writing = None
+
+    # ---- in the background
+
+    def _write(self, commit: Commit, share: Share, rows: list[tuple[Commit, list[Row]]]) -> Exception | None:
+        """Write this rank's share; rank 0 makes the commit when all have. Returns the same on all ranks."""
+        failure: Exception | None = None
+        files: dict[str, Sums] = {}
+        try:
+            for name, tensors in share.tensors.items():
+                files[name] = self.lineage.write_file(commit, name, partial(stream, tensors))
+            for name, text in share.texts.items():
+                files[name] = self.lineage.write_file(commit, name, text)
+        except Exception as error:
+            failure = error
+        parts = collected(_Part(files, share.layout, str(failure) if failure else None), self.group)
+        outcome: Exception | None = failure
+        if parts:  # rank 0
+            outcome = failure or next((OSError(part.failure) for part in parts if part.failure), None)
+            try:
+                if outcome is None:
+                    self._commit(commit, parts, rows)
+            except Exception as error:
+                outcome = error
+        shared = told_by_rank_zero(_portable(outcome), self.group)
+        return outcome or shared
+
+    def _commit(self, commit: Commit, parts: list[_Part], rows: list[tuple[Commit, list[Row]]]) -> None:
+        self.before_commit()
+        for place, some in rows:
+            write_rows(self.run, place, some)
+        files = {name: sums for part in parts for name, sums in part.files.items()}
+        if layout := merged([part.layout for part in parts]):
+            files[LAYOUT] = self.lineage.write_file(commit, LAYOUT, json.dumps(layout).encode())
+        scores = [row["validation/nats"] for _, some in rows for row in some if "validation/nats" in row]
+        self.lineage.write_manifest(commit, files, {"validation/nats": scores[-1]} if scores else {})
+        self.scores[commit] = scores[-1] if scores else None
+        try:
+            forget_old(self.lineage, commit.attempt, self.config, self.scores)
+        except (OSError, TrainingError) as error:
+            self.warn(f"old checkpoints were not all removed: {error}")
+
+
+def read_state(lineage: Lineage, commit: Commit, only: tuple[str, ...] = ()) -> State:
+    """What a commit holds, or those sections that `only` names, whole tensors in host memory.
+
+    Raises TrainingError if that cannot be read.
+    """
+    names = list(lineage.manifest(commit).files)
+    where = f"{lineage.run.url}/checkpoints/{commit.name}"
+    layout = _json(f"{where}/{LAYOUT}", lineage.read_commit(commit, [LAYOUT])[LAYOUT]) if LAYOUT in names else {}
+    assembly = Assembly(layout)
+    wanted = [name for name in names if name != LAYOUT and (not only or name.split(".")[0].split("-")[0] in only)]
+    try:
+        for name, data in lineage.files(commit, wanted):
             section, kind = name.rsplit(".", 1)
-            where = f"{self.run.url}/checkpoints/{commit.name}/{name}"
-            state[section] = unpack(where, data) if kind == "safetensors" else _json(where, data)
-        return state
+            if kind == "safetensors":
+                assembly.add(name, unpack(f"{where}/{name}", data))
+            else:
+                assembly.state[section] = _json(f"{where}/{name}", data)
+        return assembly.whole(only)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, TrainingError):
+            raise
+        raise TrainingError(f"{where}: its parts do not fit together ({error})") from error
 
 
 def _json(where: str, data: bytes) -> Any:
@@ -132,3 +317,10 @@ def _json(where: str, data: bytes) -> Any:
         return json.loads(data)
     except ValueError as error:
         raise TrainingError(f"{where}: is not JSON ({error})") from error
+
+
+def _portable(outcome: Exception | None) -> Exception | None:
+    """An error as the other ranks can receive it."""
+    if outcome is None or isinstance(outcome, SupersededError):
+        return outcome
+    return OSError(str(outcome)) if isinstance(outcome, OSError) else TrainingError(str(outcome))

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+MARGIN = 60.0  # seconds from the stacks of a rank that hangs to the end of its collectives
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def make_accelerator(precision: Precision) -> Accelerator:
-    """Accelerate's wrapper for this rank, with autocast to bfloat16 where asked for (auto: on GPU)."""
+def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accelerator:
+    """Accelerate's wrapper for this rank, with autocast to bfloat16 where asked for (auto: on GPU).
+
+    The process group, if this makes it, gives a collective up a while after `hang_timeout` seconds, when the ranks
+    have told what they wait for (watchdog).
+    """
     gpu = torch.cuda.is_available()
     bf16 = precision == "bf16" or (precision == "auto" and gpu)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp])
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=hang_timeout + MARGIN))
+    accelerator = Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp, group])
     # Without this check ranks can each train alone, in silence.
     expected = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == expected, f"{accelerator.num_processes} ranks instead of {expected}"

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, kept on every rank."""
+"""Exponential moving average of the weights, cut among the ranks as the weights are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+from trainer.sharding import local, placed_like
 
 RAMP = 0.05  # early on the half-life is this share of the images seen (EDM2, Karras et al. 2024), so that the
 #              average forgets the initial weights
@@ -24,8 +26,8 @@ class Ema:
     def update(self, images: int, batch: int) -> None:
         """Take in the weights after `images` images, `batch` of them new."""
         decay = 0.5 ** (batch / min(self.half_life, max(RAMP * images, 1e-9)))
-        values = [_wide(value.detach()) for value in self.parameters.values()]
-        torch._foreach_lerp_(list(self.average.values()), values, 1 - decay)
+        values = [_wide(local(value.detach())) for value in self.parameters.values()]
+        torch._foreach_lerp_([local(value) for value in self.average.values()], values, 1 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -48,7 +50,7 @@ class Ema:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over the averages of a checkpoint."""
         for name, value in self.average.items():
-            value.copy_(state[name])
+            value.copy_(placed_like(value, state[name]))
 
 
 def _wide(value: Tensor) -> Tensor:

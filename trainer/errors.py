@@ -3,3 +3,11 @@
 
 class TrainingError(RuntimeError):
     """One line: what happened, to which run, what would be right."""
+
+
+class SupersededError(TrainingError):
+    """A newer process has taken the run over."""
+
+
+class DivergedError(TrainingError):
+    """The gradients have not been usable for many steps in a row."""

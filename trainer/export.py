@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from cluster.storage import MissingError, Storage
+from trainer.checkpoints import read_state
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.lineage import Lineage
@@ -51,17 +52,13 @@ def load(url: str, weights: Weights = "ema") -> Model:
         return _built(folder.url, description, unpack(f"{folder.url}/model.safetensors", data))
     lineage, failure = Lineage(run), TrainingError(f"{run.url}: no model here; a run's folder has checkpoints")
     for commit in lineage.history():
-        names = [f"{part}.safetensors" for part in ("model", "ema")[: 1 + (weights == "ema")]]
         try:
-            files = lineage.read_commit(commit, names)
+            state = read_state(lineage, commit, ("model", "ema")[: 1 + (weights == "ema")])
         except TrainingError as error:
             logger.warning("%s; taking the checkpoint before", error)
             failure = error
             continue
-        tensors: dict[str, Tensor] = {}
-        for name in names:
-            tensors |= unpack(f"{run.url}/checkpoints/{commit.name}/{name}", files[name])
-        return _built(run.url, run.read("model.json"), tensors)
+        return _built(run.url, run.read("model.json"), state["model"] | state.get("ema", {}))
     raise failure
 
 

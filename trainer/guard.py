@@ -9,7 +9,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config
-from trainer.errors import TrainingError
+from trainer.errors import DivergedError
+from trainer.sharding import gathered_tensor
 
 MEMORY = 0.02  # weight of the newest gradient norm in the running level
 PATIENCE = 20  # steps before the level is trusted
@@ -21,7 +22,11 @@ class GuardConfig(Config):
     factor: PositiveFloat = 20.0
     """A gradient norm above `factor` times its running level is an explosion."""
     max_skips: PositiveInt = 50
-    """Skipped steps in a row after which the run stops with the reason."""
+    """Skipped steps in a row after which the run goes back to its last good commit, and the second time stops with the
+    reason."""
+    rollback_lr: PositiveFloat | None = 0.5
+    """By which the learning rate is multiplied when the run goes back, for all that follows; None: it does not go
+    back but stops."""
 
 
 class Guard:
@@ -38,8 +43,7 @@ class Guard:
     def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> Tensor:
         """Clip the gradients to the norm `clip`, step unless the norm is bad, and return the norm before clipping."""
         norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if hasattr(norm, "full_tensor"):  # sharded parameters (FSDP2)
-            norm = norm.full_tensor()
+        norm = gathered_tensor(norm)
         level, taken, row, total, worst = self.state.unbind()
         log_norm = torch.log(norm.float().clamp(min=1e-30))
         exploded = (log_norm > level + math.log(self.config.factor)) & (taken >= PATIENCE)
@@ -54,12 +58,17 @@ class Guard:
         self.state = torch.stack([level, taken + 1 - skipped, row, total + skipped, torch.maximum(worst, row)])
         return norm
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the last step was taken; waits for the device."""
+        return self.state[2].item() == 0
+
     def check(self) -> int:
-        """The number of skipped steps so far. Raises TrainingError past the cap; waits for the device."""
+        """The number of skipped steps so far. Raises DivergedError past the cap; waits for the device."""
         level, taken, row, total, worst = self.state.tolist()
         self.state[4] = row
         if worst >= self.config.max_skips:
-            raise TrainingError(
+            raise DivergedError(
                 f"diverged: {worst:.0f} steps in a row had a gradient that was not finite or more than "
                 f"{self.config.factor:g} times its running level of {math.exp(level):.3g} "
                 f"(after {taken:.0f} good steps); lower optim.lr or lengthen optim.warmup"

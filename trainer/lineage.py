@@ -14,14 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import socket
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from cluster.storage import MissingError, Storage
-from trainer.errors import TrainingError
+from trainer.errors import SupersededError, TrainingError
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of a manifest and of the files that it lists
@@ -51,6 +52,20 @@ class Attempt(NamedTuple):
     number: int
     start: Commit | None  # the commit that it went on from
     facts: dict[str, Any]  # what this attempt changed (noise salt, learning-rate factor), and where it ran
+
+
+class Sums(NamedTuple):
+    """What a file of a commit must be."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(NamedTuple):
+    """What a commit consists of."""
+
+    files: dict[str, Sums]
+    facts: dict[str, Any]  # figures by which it is kept
 
 
 class Lineage:
@@ -129,25 +144,41 @@ class Lineage:
         return found[::-1]
 
     def check_not_superseded(self, attempt: int) -> None:
-        """Raises TrainingError if a newer attempt has taken the run over."""
+        """Raises SupersededError if a newer attempt has taken the run over."""
         newest = self.newest_attempt()
         if newest > attempt:
-            raise TrainingError(
+            raise SupersededError(
                 f"{self.run.url}: attempt {newest} has taken over this run, so attempt {attempt} stops here; "
                 "nothing that it wrote after that will be used"
             )
 
     # ---- a commit's files
 
-    def write_commit(self, commit: Commit, files: dict[str, bytes]) -> None:
-        """Write the files, then the manifest with their sizes and checksums. Raises TrainingError if superseded."""
-        folder = f"checkpoints/{commit.name}"
-        listed = {}
-        for name, data in files.items():
-            self.run.write(f"{folder}/{name}", data)
-            listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    def write_file(self, commit: Commit, name: str, data: bytes | Callable[[], Iterator[bytes | memoryview]]) -> Sums:
+        """Write a file of a commit that is being made, from bytes or from a function that begins its pieces anew."""
+        size, digest = 0, hashlib.sha256()
+
+        def pieces() -> Iterator[bytes | memoryview]:
+            nonlocal size, digest
+            size, digest = 0, hashlib.sha256()
+            for piece in [data] if isinstance(data, bytes) else data():
+                digest.update(piece)
+                size += len(piece)
+                yield piece
+
+        self.run.write(f"{_folder(commit)}/{name}", b"".join(pieces()) if isinstance(data, bytes) else pieces)
+        return Sums(size, digest.hexdigest())
+
+    def write_manifest(self, commit: Commit, files: dict[str, Sums], facts: dict[str, Any] | None = None) -> None:
+        """Make the commit, all its files having been written. Raises SupersededError if a newer attempt has begun."""
         self.check_not_superseded(commit.attempt)
-        self.run.write(f"{folder}/{MANIFEST}", json.dumps({"format": FORMAT, "files": listed}, indent=1).encode())
+        listed = {name: sums._asdict() for name, sums in sorted(files.items())}
+        manifest = {"format": FORMAT, "files": listed, "facts": facts or {}}
+        self.run.write(f"{_folder(commit)}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+
+    def write_commit(self, commit: Commit, files: dict[str, bytes]) -> None:
+        """Write the files, then the manifest with their sizes and checksums. Raises SupersededError."""
+        self.write_manifest(commit, {name: self.write_file(commit, name, data) for name, data in files.items()})
 
     def read_commit(self, commit: Commit, only: Collection[str] = ()) -> dict[str, bytes]:
         """The files of a commit, or of them those that `only` names.
@@ -155,42 +186,54 @@ class Lineage:
         Raises TrainingError if one is not what the manifest says, or if that lists anything but safetensors and JSON
         of the commit's own folder.
         """
-        folder = f"checkpoints/{commit.name}"
-        where = f"{self.run.url}/{folder}"
-        sums = self._manifest(folder)
-        files = {}
+        return dict(self.files(commit, only))
+
+    def files(self, commit: Commit, only: Collection[str] = ()) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the files that `read_commit` gives, one in memory at a time."""
+        where = f"{self.run.url}/{_folder(commit)}"
+        sums = self.manifest(commit).files
         for name in only or sums:
             if name not in sums:
                 raise TrainingError(f"{where}: not a whole checkpoint: it has no {name}")
             try:
-                files[name] = self.run.read(f"{folder}/{name}")
+                data = self.run.read(f"{_folder(commit)}/{name}")
             except MissingError as error:
                 raise TrainingError(f"{where}: not a whole checkpoint: {name} is missing") from error
-            if (len(files[name]), hashlib.sha256(files[name]).hexdigest()) != sums[name]:
+            if (len(data), hashlib.sha256(data).hexdigest()) != sums[name]:
                 raise TrainingError(f"{where}/{name}: its content is not what the manifest says")
-        return files
+            yield name, data
 
-    def _manifest(self, folder: str) -> dict[str, tuple[int, str]]:
-        """Size and checksum of each file of a commit."""
-        where = f"{self.run.url}/{folder}/{MANIFEST}"
+    def manifest(self, commit: Commit) -> Manifest:
+        """What a commit consists of. Raises TrainingError if it cannot be read."""
+        path = f"{_folder(commit)}/{MANIFEST}"
+        where = f"{self.run.url}/{path}"
         try:
-            manifest = json.loads(self.run.read(f"{folder}/{MANIFEST}"))
+            manifest = json.loads(self.run.read(path))
             written = manifest["format"]
-            sums = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
+            files = {name: Sums(listed["bytes"], listed["sha256"]) for name, listed in manifest["files"].items()}
+            facts = manifest.get("facts", {})
         except (MissingError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrainingError(f"{where}: not the manifest of a checkpoint ({error!r})") from error
         if written != FORMAT:
             raise TrainingError(f"{where}: is in format {written!r}, this version reads {FORMAT}")
-        if strange := [name for name in sums if not _FILE.fullmatch(name)]:
+        if strange := [name for name in files if not _FILE.fullmatch(name)]:
             raise TrainingError(f"{where}: lists {strange[0]!r}, which is no file of a checkpoint")
-        return sums
+        return Manifest(files, facts)
+
+    def orphans(self) -> set[Commit]:
+        """What has files but no manifest: it is being written, or its process died."""
+        found = {Commit.named(entry.path.split("/")[1]) for entry in self.run.list("checkpoints")}
+        if local := self.run.local_path("checkpoints"):  # half-written files are not listed
+            found |= {Commit.named(path.name) for path in local.glob("*-*")}
+        return {commit for commit in found if commit} - self.commits()
 
     def delete_commit(self, commit: Commit) -> None:
         """Remove a commit, its manifest first, so that it is never half there."""
-        folder = f"checkpoints/{commit.name}"
-        self.run.delete(f"{folder}/{MANIFEST}")
-        for entry in list(self.run.list(folder)):
+        self.run.delete(f"{_folder(commit)}/{MANIFEST}")
+        for entry in list(self.run.list(_folder(commit))):
             self.run.delete(entry.path)
+        if local := self.run.local_path(_folder(commit)):
+            shutil.rmtree(local, ignore_errors=True)
 
 
 _FILE = re.compile(r"[A-Za-z0-9_-]+\.(safetensors|json)")  # no other folder, nothing that would have to be unpickled
@@ -198,3 +241,7 @@ _FILE = re.compile(r"[A-Za-z0-9_-]+\.(safetensors|json)")  # no other folder, no
 
 def _record(number: int) -> str:
     return f"attempts/{number:04d}.json"
+
+
+def _folder(commit: Commit) -> str:
+    return f"checkpoints/{commit.name}"

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from trainer.checkpoints import CheckpointConfig, Checkpoints, State
+from trainer.checkpoints import CheckpointConfig, Checkpoints
 from trainer.config import Config
 from trainer.device import Precision
 from trainer.display import Display, say_on_rank_zero
@@ -25,15 +25,17 @@ from trainer.evaluation import Evaluation, condition, evaluate
 from trainer.export import FINAL, write_model
 from trainer.guard import Guard, GuardConfig
 from trainer.journal import Row
-from trainer.lineage import Commit
 from trainer.models.base import Model
 from trainer.noise import Noise
 from trainer.optimizer import OptimConfig, adamw, learning_rate, load_optimizer_state, optimizer_state
 from trainer.pictures import draw
 from trainer.plots import bars
 from trainer.ranks import Agreement, on_rank_zero, world_size
+from trainer.sharding import Parallel, Sharding, gathered, gathered_tensor, load_model_state
+from trainer.staging import State
 from trainer.sums import Clock, Sums
 from trainer.tracking import Tracker
+from trainer.watchdog import Watchdog
 
 
 class TrainerConfig(Config):
@@ -49,6 +51,11 @@ class TrainerConfig(Config):
     """auto: bf16 autocast on GPU, fp32 on CPU."""
     threads: PositiveInt | None = None
     """CPU threads of a rank; None: as many as PyTorch likes. With a fixed number a resumed run is bitwise the same."""
+    sharding: Sharding = "ddp"
+    """ddp: every rank has the whole state; fsdp: each a part of it (FSDP2). May change on resume."""
+    hang_timeout: PositiveFloat = 600.0
+    """Seconds without any progress (a rank that hangs, a network that is gone) after which a rank prints the stacks of
+    its threads and ends. Longer than a store may be away (LOWERBOUND_PATIENCE)."""
     compile: bool = False
     """torch.compile the model."""
     log_every: PositiveInt = 5_000
@@ -86,8 +93,10 @@ class Job:
     trackers: tuple[Tracker, ...] = ()
     should_stop: Callable[[], bool] = lambda: False
     """Asked once a step, on every rank: whether to commit and leave."""
-    on_commit: Callable[[Commit], None] = lambda commit: None
-    """Told of every commit, on every rank."""
+    should_save: Callable[[], bool] = lambda: False
+    """Asked once a step, on every rank: whether to commit now and go on."""
+    notice: Callable[[], bool] | None = None
+    """Asked every few seconds, on all ranks after the same step: whether to commit and leave."""
 
 
 class Outcome(NamedTuple):
@@ -100,13 +109,13 @@ class Outcome(NamedTuple):
 
 def fit(job: Job, accelerator: Accelerator) -> Outcome:
     """Train until the image budget is used up or a stop is asked for; go on from the run's newest commit."""
-    config, device = job.config, accelerator.device
+    config, device, checkpoints = job.config, accelerator.device, job.checkpoints
     model = job.model.to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what tensor cores like
-    wrapped = accelerator.prepare(model)
+    parallel = Parallel(model, accelerator, config.sharding)
     optimizer, ema, guard = adamw(model, job.optim), Ema(model, job.optim.ema), Guard(config.guard, device)
-    sums, agreement, rows = Sums(device), Agreement(device), list[Row]()
+    sums, agreement, rows = Sums(device), Agreement(device, job.notice), list[Row]()
     images = 0
 
     def state() -> State:
@@ -114,12 +123,19 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             "model": model.state_dict(),
             "ema": ema.state_dict(),
             "optimizer": optimizer_state(optimizer, model),
-            "progress": {"images": images, "guard": guard.state.tolist(), "sums": sums.state_dict()},
+            "progress": {
+                "images": images,
+                "healthy": guard.healthy,
+                "guard": guard.state.tolist(),
+                "sums": sums.state_dict(),
+                "noise_salt": checkpoints.noise_salt,
+                "lr_factor": checkpoints.lr_factor,
+            },
             "fingerprint": job.fingerprint,
         }
 
-    if restored := job.checkpoints.begin(lambda saved: job.check(saved["fingerprint"])):
-        model.load_state_dict(restored["model"])
+    if restored := checkpoints.begin(lambda saved: job.check(saved["fingerprint"])):
+        load_model_state(model, restored["model"])
         ema.load_state_dict(restored["ema"])
         load_optimizer_state(optimizer, model, restored["optimizer"])
         images = restored["progress"]["images"]
@@ -127,12 +143,14 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
         sums.load_state_dict(restored["progress"]["sums"])
     job.prepare()
 
-    committed, stopping = images, False
+    started, stopping, overdue = images, False, False
+    seed = job.seed + (checkpoints.noise_salt << 32)  # of the training noise; after a rollback another one
     evaluation: Evaluation | None = None
     seen = torch.tensor(float(images), dtype=torch.float64, device=device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    with Display(config.images, images) as display, job.training(images) as batches:
+    watchdog = Watchdog(config.hang_timeout)
+    with Display(config.images, images) as display, job.training(images) as batches, checkpoints, watchdog:
         if images:
             say_on_rank_zero(f"going on after {images:,} images")
         clock = Clock(images)
@@ -140,14 +158,14 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             # ---- one step: the positions [images, images + B) of the order
             batch = next(batches)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(job.optim, images, config.images)
+                group["lr"] = checkpoints.lr_factor * learning_rate(job.optim, images, config.images)
             optimizer.zero_grad(set_to_none=True)
             parts = split(batch, config.micro_batch)
             for part in parts:
                 # the ranks exchange gradients once a step, in the backward pass of the last part
-                with contextlib.nullcontext() if part is parts[-1] else accelerator.no_sync(wrapped):
-                    noise = Noise(job.seed, "train", part.positions, config.batch)
-                    elbo = wrapped(part.images, condition(model, part.labels), noise, seen)
+                with parallel.exchanging(part is parts[-1]):
+                    noise = Noise(seed, "train", part.positions, config.batch)
+                    elbo = parallel(part.images, condition(model, part.labels), noise, seen)
                     # DDP takes the mean over the ranks, so their number comes back in; B is always the divisor
                     loss = world_size() * (part.weights * elbo.descended).sum() / config.batch
                     accelerator.backward(loss)
@@ -156,9 +174,11 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             before, images = images, images + config.batch
             seen += config.batch
             ema.update(images, config.batch)
+            watchdog.beat()
 
             # ---- once in a while
-            stopping = agreement.reached(job.should_stop())
+            stopping = agreement.reached(job.should_stop(), checkpoints.written, job.should_save())
+            checkpoints.settle(agreement.written)
             row: Row = {}
             pictures: dict[str, bytes] = {}
             if due(config.log_every, before, images, config.images):
@@ -167,9 +187,11 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                 display.update(images, f"train {row.get('train/bpd', row['train/nats']):.4f}")
             if due(config.evaluate_every, before, images, config.images):
                 with ema.applied():
-                    pictures = draw(model, job.validation, config.pictures, job.seed, accelerator)
+                    watchdog.rest()
+                    with gathered(model):
+                        pictures = draw(model, job.validation, config.pictures, job.seed, accelerator)
                     if job.validation:
-                        evaluation = evaluate(model, job.validation(), accelerator, job.seed)
+                        evaluation = evaluate(model, watchdog.watching(job.validation()), accelerator, job.seed)
                         row |= evaluation.row("validation")
                         say_on_rank_zero(f"{images:,} images: validation {evaluation}, averaged weights")
                         if unused := evaluation.collapsed:
@@ -181,19 +203,24 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                 rows.append(row)
                 for tracker in job.trackers:
                     tracker.log(row, pictures)
-            if due(config.checkpoint_every, before, images, config.images) or stopping:
-                for tracker in job.trackers:
-                    tracker.commit()
-                job.on_commit(job.checkpoints.save(images, state(), rows))
-                committed, rows = images, []
-            if pictures or committed == images:
+            leaving = stopping or images >= config.images
+            overdue = overdue or agreement.save or due(config.checkpoint_every, before, images, config.images)
+            if staged := overdue and checkpoints.ready() and not leaving:
+                checkpoints.start(images, state(), rows)
+                rows, overdue = [], False
+            if pictures or staged:
                 clock.restart(images, batches.waited)  # the pace shown is that of training
 
+        # ---- at the end
+        watchdog.rest()
+        if images > started or stopping:
+            checkpoints.save(images, state(), rows)
         finished = images >= config.images
-        if finished:
-            tensors: dict[str, Tensor] = model.state_dict() | ema.state_dict()
+        if finished:  # also where an earlier process ended between its last commit and this
+            averaged: dict[str, Tensor] = model.state_dict() | ema.state_dict()
+            tensors = {name: gathered_tensor(value) for name, value in averaged.items()}
             facts = {"images_seen": images, "weights": "ema", "fingerprint": job.fingerprint}
-            on_rank_zero(lambda: write_model(job.checkpoints.run.folder(FINAL), job.description | facts, tensors))
+            on_rank_zero(lambda: write_model(checkpoints.run.folder(FINAL), job.description | facts, tensors))
     return Outcome(images, finished, evaluation)
 
 

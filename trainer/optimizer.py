@@ -10,6 +10,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from trainer.config import Config
+from trainer.sharding import placed_like
 
 
 class OptimConfig(Config):
@@ -66,4 +67,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sta
     for name, parameter in model.named_parameters():
         mine = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
         if mine:
-            optimizer.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in mine.items()}
+            optimizer.state[parameter] = {
+                key: (value if key == "step" else placed_like(parameter, value)).to(parameter.device, copy=True)
+                for key, value in mine.items()
+            }

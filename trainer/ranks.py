@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from trainer.errors import TrainingError
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25  # how often, about, the ranks ask one another whether to stop
+NOTICE_SECONDS = 4.0  # how often, about, they ask whether the machine of one is about to go
 
 
 def world_size() -> int:
@@ -33,6 +35,31 @@ def add_up(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def whispering(seconds: float) -> dist.ProcessGroup | None:
+    """A process group of all ranks for a background thread of each, whose waits end after `seconds`; None if alone."""
+    if world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
+
+
+def collected(mine: T, group: dist.ProcessGroup | None) -> list[T]:
+    """What each rank has, in a list on rank 0; empty on the others."""
+    if group is None:
+        return [mine]
+    parts: list[T] | None = [mine] * world_size() if rank() == 0 else None
+    dist.gather_object(mine, parts, dst=0, group=group)
+    return parts or []
+
+
+def told_by_rank_zero(word: T, group: dist.ProcessGroup | None) -> T:
+    """What rank 0 has, on every rank."""
+    if group is None:
+        return word
+    box = [word]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
 
 
 def on_rank_zero(action: Callable[[], T]) -> T:
@@ -55,23 +82,33 @@ def on_rank_zero(action: Callable[[], T]) -> T:
 
 
 class Agreement:
-    """Whether any rank wants to stop, answered on all ranks at the same step and without a collective a step.
+    """What all ranks know at the same step, without a collective a step: whether any of them wants to stop or to save,
+    and how many checkpoints every one of them has written.
 
     Every few steps the ranks start a small all-reduce and read it at the next turn, when it has long arrived. Rank 0
     chooses how many steps lie between the turns (a quarter of a second's worth) and sends that along.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, notice: Callable[[], bool] | None = None):
+        """`notice` is asked every NOTICE_SECONDS, about, by all ranks at the same step: another wish to stop."""
+        self.device, self.notice = device, notice
+        self.turns, self.asked = 0, time.monotonic()
+        self.save = False
         self.message: Tensor | None = None
         self.pending: dist.Work | None = None
+        self.written = 0
         self.steps_left, self.interval = 1, 1
         self.last = time.monotonic()
 
-    def reached(self, wish: bool) -> bool:
-        """Called once a step on every rank with its own wish; True on all of them at once."""
+    def reached(self, wish: bool, written: int = 0, save: bool = False) -> bool:
+        """Called once a step on every rank with its own wishes to stop and to save and its number of checkpoints
+        written. Whether to stop; `self.save` says whether to save, and `self.written` how many checkpoints all ranks
+        have written. All are the same on every rank.
+        """
         if world_size() == 1:
-            return wish
+            self.written, self.save = written, save
+            return wish or self._noticed(time.monotonic() - self.asked > NOTICE_SECONDS)
+        self.save = False
         self.steps_left -= 1
         if self.steps_left > 0:
             return False
@@ -81,10 +118,18 @@ class Agreement:
         agreed = False
         if self.pending is not None and self.message is not None:
             self.pending.wait()
-            wishes, interval = self.message.tolist()
-            agreed, self.interval = wishes > 0, round(interval)
+            wishes, interval, not_written, saves = self.message.tolist()
+            agreed, self.written, self.save, self.interval = wishes > 0, -round(not_written), saves > 0, round(interval)
         proposal = min(max(round(POLL_SECONDS * pace), 1), 1000) if rank() == 0 else 0
-        self.message = torch.tensor([float(wish), float(proposal)], device=self.device)
-        self.pending = dist.all_reduce(self.message, async_op=True)
+        self.turns += 1
+        wish |= self._noticed(self.turns % round(NOTICE_SECONDS / POLL_SECONDS) == 0)
+        self.message = torch.tensor([wish, proposal, -written, save], dtype=torch.float64, device=self.device)
+        self.pending = dist.all_reduce(self.message, dist.ReduceOp.MAX, async_op=True)
         self.steps_left = self.interval
         return agreed
+
+    def _noticed(self, due: bool) -> bool:
+        if not due or self.notice is None:
+            return False
+        self.asked = time.monotonic()
+        return self.notice()

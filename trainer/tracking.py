@@ -12,6 +12,11 @@ from typing import Any, Literal
 
 from cluster.storage import Storage
 from trainer.config import Config
+from trainer.errors import TrainingError
+from trainer.journal import read_metrics
+from trainer.wandb_rows import images_in_files, images_on_server
+
+INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # that W&B may take at the start and at the end
 
 
 class TrackingConfig(Config):
@@ -41,45 +46,37 @@ class PictureFolder(Tracker):
 
     def __init__(self, run: Storage):
         self.run = run
+        self.waiting: dict[str, bytes] = {}  # by path; written with the next checkpoint, so that no step waits for it
 
     def log(self, row: dict[str, Any], pictures: dict[str, bytes]) -> None:
-        for name, png in pictures.items():
-            self.run.write(f"pictures/{name}-{row['images']:012d}.png", png)
+        self.waiting |= {f"pictures/{name}-{row['images']:012d}.png": png for name, png in pictures.items()}
+
+    def commit(self) -> None:
+        for path in list(self.waiting):
+            self.run.write(path, self.waiting[path])
+            del self.waiting[path]
 
 
 class WandbTracker(Tracker):
     """One W&B run for the life of the run folder, on an axis of images.
 
-    A replay after a restart computes the same rows again; `wandb/sent` holds the image count up to which rows have been
-    handed over, so that they are not sent twice.
+    A replay after a restart computes the same rows again. What W&B has by then (its server says so, or the files that
+    its client has written) is not sent twice, and what it lost is sent again from the run's own metrics. Whatever W&B
+    does, training goes on.
     """
 
     def __init__(self, run: Storage, config: TrackingConfig, settings: dict[str, Any], say: Callable[[str], None]):
-        import wandb
-
-        self.run, self.say = run, say
+        self.run, self.say, self.failed = run, say, False
         self.scratch = None if run.local_path() else TemporaryDirectory(prefix="lowerbound-wandb-")
         folder = Path(self.scratch.name) if self.scratch else run.local_path() or Path()
         self.files = folder / "wandb"
         self.files.mkdir(parents=True, exist_ok=True)
-        self.sent_file = self.files / "sent"
-        self.sent = self._read_sent()
         self.online = config.mode == "online" or (config.mode == "auto" and _has_key())
-        # Rows reach the disk within a second, so that a killed process loses next to nothing.
-        own = wandb.Settings(x_transaction_log_flush_interval=1.0, silent=True, console="off")
-        self.wandb = wandb.init(
-            id=self._id(),
-            project=config.project,
-            entity=config.entity,
-            name=run.url.rsplit("/", 1)[-1],
-            dir=str(folder),
-            config=settings,
-            resume="allow",
-            mode="online" if self.online else "offline",
-            settings=own,
-        )
+        self.wandb = self._begun(config, settings, folder)
         self.wandb.define_metric("images")
         self.wandb.define_metric("*", step_metric="images")
+        self.sent = self._handed_over()
+        self._send_again()
         if self.online:
             say(f"W&B: {self.wandb.url}")
 
@@ -89,11 +86,14 @@ class WandbTracker(Tracker):
         import wandb
         from PIL import Image
 
-        loaded = {name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()}
-        figures = {name: value for name, value in row.items() if isinstance(value, int | float)}
-        self.wandb.log(figures | loaded)
+        try:
+            loaded = {name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()}
+            figures = {name: value for name, value in row.items() if isinstance(value, int | float)}
+            self.wandb.log(figures | loaded)
+        except Exception as error:  # of a library whose failures must not be ours
+            self._warn(error)
+            return
         self.sent = row["images"]
-        self.sent_file.write_text(str(self.sent))
 
     def summarise(self, figures: dict[str, float]) -> None:
         """Set figures of the run as a whole, beside its rows."""
@@ -106,7 +106,10 @@ class WandbTracker(Tracker):
                     self.run.write(f"wandb/{path.relative_to(self.files)}", path)
 
     def finish(self) -> None:
-        self.wandb.finish()
+        try:
+            self.wandb.finish()
+        except Exception as error:
+            self._warn(error)
         self.commit()
         if not self.online:
             where = self.run.local_path("wandb") or f"a copy of {self.run.url}/wandb"
@@ -114,15 +117,77 @@ class WandbTracker(Tracker):
         if self.scratch:
             self.scratch.cleanup()
 
+    def _begun(self, config: TrackingConfig, settings: dict[str, Any], folder: Path) -> Any:
+        import wandb
+
+        # Rows reach the disk within a second, so that a killed process loses next to nothing.
+        own = wandb.Settings(
+            x_transaction_log_flush_interval=1.0,
+            silent=True,
+            console="off",
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+        )
+
+        def begin(mode: Literal["online", "offline"]) -> Any:
+            return wandb.init(
+                id=self._id(),
+                project=config.project,
+                entity=config.entity,
+                name=self.run.url.rsplit("/", 1)[-1],
+                dir=str(folder),
+                config=settings,
+                resume="allow",
+                mode=mode,
+                settings=own,
+            )
+
+        if not self.online:
+            return begin("offline")
+        try:
+            return begin("online")
+        except wandb.errors.Error as error:
+            self.online = False
+            self._warn(error)
+            return begin("offline")
+
+    def _warn(self, error: Exception) -> None:
+        """Say once that W&B fails; the next process of the run sends again what is missing there."""
+        if not self.failed:
+            reason = " ".join(str(error).split())
+            self.say(f"W&B fails ({reason}); training goes on, and what is missing there is sent when the run goes on")
+        self.failed = True
+
     def _id(self) -> str:
         """The id of the run folder's W&B run, made by whoever comes first."""
         self.run.create("wandb-id", uuid.uuid4().hex[:12].encode())
         return self.run.read("wandb-id").decode()
 
-    def _read_sent(self) -> int:
-        if self.scratch and self.run.exists("wandb/sent"):
-            self.sent_file.write_bytes(self.run.read("wandb/sent"))
-        return int(self.sent_file.read_text()) if self.sent_file.exists() else -1
+    def _handed_over(self) -> int:
+        """The image count up to which W&B has the rows."""
+        if self.online:
+            images = images_on_server(self.wandb.entity, self.wandb.project, self.wandb.id)
+            return int(self.wandb.summary.get("images", -1)) if images is None else images
+        if self.scratch:  # what earlier processes wrote lies in the run folder
+            for entry in self.run.list("wandb"):
+                if entry.path.endswith(".wandb"):
+                    path = self.files / entry.path.removeprefix("wandb/")
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(self.run.read(entry.path))
+        return images_in_files(self.files)
+
+    def _send_again(self) -> None:
+        """Send the rows of the run's metrics that W&B has not."""
+        try:
+            rows = [row for row in read_metrics(self.run) if row["images"] > self.sent]
+        except TrainingError:  # whoever begins the attempt will say so
+            return
+        shown = [entry.path for entry in self.run.list("pictures")] if rows else []
+        for row in rows:
+            ending = f"-{row['images']:012d}.png"
+            mine = [path for path in shown if path.endswith(ending)]
+            named = {path.removeprefix("pictures/").removesuffix(ending): self.run.read(path) for path in mine}
+            self.log(row, named)
 
 
 def _has_key() -> bool:

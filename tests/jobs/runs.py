@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors.torch
 from torch import Tensor
 
 from cluster.storage import Storage
+from trainer.checkpoints import read_state
 from trainer.journal import read_metrics
 from trainer.lineage import Lineage
 
@@ -17,13 +17,8 @@ CLOCKED = ("images_per_second", "data_wait")  # figures that time decides
 def newest_tensors(run: Path | str) -> dict[str, Tensor]:
     """Every tensor of the newest commit, as "<section>/<name>"."""
     lineage = Lineage(Storage(str(run)))
-    files = lineage.read_commit(next(lineage.history()))
-    return {
-        f"{file.removesuffix('.safetensors')}/{name}": value
-        for file, data in files.items()
-        if file.endswith(".safetensors")
-        for name, value in safetensors.torch.load(data).items()
-    }
+    state = read_state(lineage, next(lineage.history()), ("model", "ema", "optimizer"))
+    return {f"{section}/{name}": value for section, content in state.items() for name, value in content.items()}
 
 
 def assert_bitwise_equal(mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:

@@ -187,11 +187,11 @@ def test_a_commit_between_looking_and_claiming_is_gone_on_from(url):
     old, new = Process(url).begin().save(100, 200), Process(url)
     claim, claimed = new.checkpoints.lineage.claim, []
 
-    def slow_claim(start):
+    def slow_claim(start, facts):
         if not claimed:
             old.save(300, 400, 500)
         claimed.append(start)
-        return claim(start)
+        return claim(start, facts)
 
     new.checkpoints.lineage.claim = slow_claim
     new.begin()
@@ -402,5 +402,5 @@ def test_rows_are_there_before_the_manifest_that_they_belong_to(local, monkeypat
     write = Storage.write
     monkeypatch.setattr(Storage, "write", lambda self, path, data: (written.append(path), write(self, path, data)))
     Process(local).begin().save(100)
-    assert written[0] == f"metrics/{Commit(100, 1).name}.jsonl"
+    assert written[-2] == f"metrics/{Commit(100, 1).name}.jsonl"
     assert written[-1] == f"checkpoints/{Commit(100, 1).name}/manifest.json"

@@ -105,7 +105,10 @@ def test_pictures_lie_in_the_run_folder_by_name_and_images(where, request, tmp_p
     url = tmp_path if where == "local" else f"{request.getfixturevalue('s3_environment').bucket('pictures')}/run"
     run = Storage(str(url))
     picture = grid(torch.full((1, 3, 2, 2), 200, dtype=torch.uint8), ImageSpec(3, 2, 2))
-    PictureFolder(run).log({"images": 1280}, {"samples": picture, "reconstructions": picture})
+    folder = PictureFolder(run)
+    folder.log({"images": 1280}, {"samples": picture, "reconstructions": picture})
+    assert list(run.list("pictures")) == []  # no step waits for the store
+    folder.commit()
     paths = [entry.path for entry in run.list("pictures")]
     assert paths == ["pictures/reconstructions-000000001280.png", "pictures/samples-000000001280.png"]
     assert run.read(paths[0]) == picture
