@@ -46,7 +46,7 @@ def in_groups(me, folder):
 
 def in_a_group(me, ranks, folder):
     """Everything that one rank sees."""
-    timeout = datetime.timedelta(seconds=60)
+    timeout = datetime.timedelta(minutes=10)
     dist.init_process_group("gloo", f"file://{folder}/store", timeout, world_size=ranks, rank=me)
     seen = {
         "identity": (rank(), world_size()),
