@@ -93,7 +93,7 @@ class Agreement:
         """`notice` is asked every NOTICE_SECONDS, about, by all ranks at the same step: another wish to stop."""
         self.device, self.notice = device, notice
         self.turns, self.asked = 0, time.monotonic()
-        self.save = False
+        self.save, self.unsaid = False, False
         self.message: Tensor | None = None
         self.pending: dist.Work | None = None
         self.written = 0
@@ -109,6 +109,7 @@ class Agreement:
             self.written, self.save = written, save
             return wish or self._noticed(time.monotonic() - self.asked > NOTICE_SECONDS)
         self.save = False
+        self.unsaid = self.unsaid or save  # a wish between the turns waits for the next one
         self.steps_left -= 1
         if self.steps_left > 0:
             return False
@@ -123,7 +124,8 @@ class Agreement:
         proposal = min(max(round(POLL_SECONDS * pace), 1), 1000) if rank() == 0 else 0
         self.turns += 1
         wish |= self._noticed(self.turns % round(NOTICE_SECONDS / POLL_SECONDS) == 0)
-        self.message = torch.tensor([wish, proposal, -written, save], dtype=torch.float64, device=self.device)
+        self.message = torch.tensor([wish, proposal, -written, self.unsaid], dtype=torch.float64, device=self.device)
+        self.unsaid = False
         self.pending = dist.all_reduce(self.message, dist.ReduceOp.MAX, async_op=True)
         self.steps_left = self.interval
         return agreed
