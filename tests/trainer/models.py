@@ -80,6 +80,35 @@ ALL_MODELS: dict[str, tuple[ImageSpec, dict[str, Any]]] = {
             "sampling": {"steps": 4},
         },
     ),
+    "diffusion-unet": (
+        COLOUR,
+        {
+            "kind": "diffusion",
+            "schedule": {"kind": "learned", "pieces": 8},
+            "steps": 20,
+            "denoiser": {
+                "network": {"kind": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
+                "prediction": {"kind": "mixture", "components": 2},
+                "fourier": [7],
+                "embedding": 16,
+            },
+            "sampling": {"sampler": "heun", "steps": 3, "spacing": "karras"},
+        },
+    ),
+    "diffusion-dit": (
+        BINARY,
+        {
+            "kind": "diffusion",
+            "schedule": {"kind": "cosine", "gamma_0": -5},
+            "weighting": {"kind": "sigmoid"},
+            "denoiser": {
+                "network": {"kind": "dit", "width": 16, "depth": 1, "heads": 2},
+                "prediction": {"kind": "v"},
+                "embedding": 16,
+            },
+            "sampling": {"sampler": "dpm_solver", "steps": 4, "spacing": "log_snr"},
+        },
+    ),
 }
 
 
