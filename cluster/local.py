@@ -1,0 +1,339 @@
+"""A real multi-host Ray cluster on one Linux machine, to try a cluster before paying for one.
+
+    python -m cluster.local up [--hosts 3] [--cpus 2]     start it; prints how to submit to it
+    python -m cluster.local env                           the variables that a client needs, for eval "$(...)"
+    python -m cluster.local drain NUMBER                  take a host away as a spot machine is taken: with a notice
+    python -m cluster.local cut NUMBER | mend NUMBER      pull its network cable, and plug it in again
+    python -m cluster.local down                          end it; nothing stays behind
+
+A host is a network namespace with an address, a host name, a /dev/shm and a process table of its own, in which one
+`ray start --block` is process 1, as in a container. That takes root; without it the hosts are plain processes that
+share this machine's network (no `cut`). Jobs are authenticated by a token made at `up`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+BRIDGE = "lb0"
+NETWORK = "10.77.0"  # .1, .2, ... are the hosts, .254 is this machine
+MARK = "LOWERBOUND_LOCAL_CLUSTER"  # in the environment of every process of the cluster: its folder
+GCS_PORT, DASHBOARD_PORT = 6399, 8265
+START_SECONDS = 120.0
+
+# What production has in its image and manifests, and a loss of contact that is noticed in 8 s instead of 64.
+SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_worker_niceness": "0",
+    "RAY_JOB_STOP_WAIT_TIME_S": "180",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+class LocalClusterError(RuntimeError):
+    """The cluster cannot be had, or is not there; the message is one line."""
+
+
+class Cluster(NamedTuple):
+    """A cluster that was started: its folder has this as state.json, beside the token and the hosts' logs."""
+
+    folder: Path
+    hosts: int
+    cpus: int
+    namespaces: bool
+
+    @property
+    def head(self) -> str:
+        return f"{NETWORK}.1" if self.namespaces else "127.0.0.1"
+
+    @property
+    def address(self) -> str:
+        """Of the dashboard and of the job API."""
+        return f"http://{self.head}:{DASHBOARD_PORT}"
+
+    @property
+    def token(self) -> Path:
+        return self.folder / "token"
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """What `ray job submit` and jobs.submit need."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_API_SERVER_ADDRESS": self.address,
+        }
+
+
+def up(folder: Path, hosts: int, cpus: int, plain: bool = False) -> Cluster:
+    """Start a cluster and wait until all its hosts have joined. Raises LocalClusterError."""
+    if folder.exists():
+        raise LocalClusterError(f"{folder}: a cluster is up already; end it with: python -m cluster.local down")
+    if not 1 <= hosts <= 200:
+        raise LocalClusterError(f"--hosts {hosts}: from 1 to 200")
+    cluster = Cluster(folder, hosts, cpus, namespaces=not plain and can_have_namespaces())
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        cluster.token.touch(mode=0o600)
+        cluster.token.write_text(secrets.token_hex(32))
+        state = cluster._asdict() | {"folder": str(folder)}
+        (folder / "state.json").write_text(json.dumps(state))
+        if cluster.namespaces:
+            _make_network(cluster)
+        for number in range(hosts):  # one by one: starting is what a small machine finds hardest
+            start_host(cluster, number)
+    except BaseException:
+        down(folder)
+        raise
+    return cluster
+
+
+def running(folder: Path) -> Cluster:
+    """The cluster of a folder. Raises LocalClusterError if there is none."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except FileNotFoundError as error:
+        raise LocalClusterError(f"{folder}: no cluster is up; start one with: python -m cluster.local up") from error
+    return Cluster(**state | {"folder": folder})
+
+
+def down(folder: Path) -> None:
+    """End whatever is left of the cluster of a folder: processes, network, files."""
+    _end_processes(folder)
+    if shutil.which("ip"):
+        for name in _namespaces():
+            _ip("netns", "del", name)
+        if Path("/sys/class/net", BRIDGE).exists():
+            _ip("link", "del", BRIDGE)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_host(cluster: Cluster, number: int) -> None:
+    """Start a host, also one that was drained, and wait until it has joined; number 0 is the head."""
+    log = cluster.folder / f"h{number}.log"
+    before = _alive(cluster)
+    for _ in range(3):  # Ray gives a node 30 s to start, which is not much on a busy machine
+        process = _launch(cluster, number, log)
+        deadline = time.monotonic() + START_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            if _alive(cluster) > before:
+                return
+            time.sleep(0.5)
+        process.kill()
+    said = log.read_text(errors="replace").strip().splitlines()
+    raise LocalClusterError(f"host {number} does not come up: {said[-1] if said else 'it says nothing'}")
+
+
+def _launch(cluster: Cluster, number: int, log: Path) -> subprocess.Popen[bytes]:
+    (cluster.folder / f"h{number}").mkdir(exist_ok=True)
+    (cluster.folder / "ray").mkdir(exist_ok=True)
+    address = f"{NETWORK}.{number + 1}" if cluster.namespaces else "127.0.0.1"
+    ray = ["ray", "start", "--block", "--disable-usage-stats", "--object-store-memory=200000000"]
+    ray += [f"--num-cpus={cluster.cpus}", f"--node-ip-address={address}"]
+    if number == 0:
+        ray += [
+            "--head",
+            f"--port={GCS_PORT}",
+            f"--dashboard-port={DASHBOARD_PORT}",
+            f"--temp-dir={cluster.folder}/ray",
+        ]
+        ray += [f"--dashboard-host={address}", "--include-dashboard=true"]
+    else:
+        ray += [f"--address={cluster.head}:{GCS_PORT}"]
+    if not cluster.namespaces:  # hosts share their ports: any that are free
+        ray += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--metrics-export-port=0"]
+    command = [*_inside(number, cluster.folder), *ray] if cluster.namespaces else ray
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(cluster.token), MARK: str(cluster.folder)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def drain(cluster: Cluster, number: int) -> None:
+    """Send a host the notice that it will be taken away: SIGTERM to its `ray start --block`, which drains the node."""
+    for process in _processes(cluster.folder):
+        words = _words(process, "cmdline")
+        address = f"--node-ip-address={NETWORK}.{number + 1}"
+        if "start" in words and "--block" in words and address in words and "unshare" not in words[0]:
+            os.kill(process, signal.SIGTERM)
+            return
+    raise LocalClusterError(f"host {number} is not running, or is a plain process among others")
+
+
+def plug(cluster: Cluster, number: int, state: str) -> None:
+    """Pull a host's network cable (`down`), or plug it in (`up`)."""
+    if not cluster.namespaces:
+        raise LocalClusterError("plain processes have no network cables of their own")
+    _ip("link", "set", f"lbv{number}", state)
+
+
+# ---- the network
+
+
+def can_have_namespaces() -> bool:
+    """Whether network namespaces, links and mounts can be made here: by root on a Linux that lets it."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
+        return False
+    tried = subprocess.run(
+        ["unshare", "--net", "--pid", "--uts", "--fork", "--mount-proc", "ip", "link", "add", "lbtry", "type", "veth"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    return tried.returncode == 0
+
+
+def _make_network(cluster: Cluster) -> None:
+    """A bridge, and a namespace with a cable to it for every host."""
+    _ip("link", "add", BRIDGE, "type", "bridge")
+    _ip("addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
+    _ip("link", "set", BRIDGE, "up")
+    names = "".join(f"{NETWORK}.{number + 1} lb-host-{number}\n" for number in range(cluster.hosts))
+    (cluster.folder / "hosts").write_text("127.0.0.1 localhost\n" + names)
+    for number in range(cluster.hosts):
+        space, cable = f"lbh{number}", f"lbv{number}"
+        _ip("netns", "add", space)
+        _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+        _ip("link", "set", cable, "master", BRIDGE, "up")
+        _ip("-n", space, "addr", "add", f"{NETWORK}.{number + 1}/24", "dev", "eth0")
+        _ip("-n", space, "link", "set", "eth0", "up")
+        _ip("-n", space, "link", "set", "lo", "up")
+
+
+def _inside(number: int, folder: Path) -> list[str]:
+    """The words before a command that is to run on a host as its first process."""
+    prepare = f"hostname lb-host-{number}; mount -t tmpfs tmpfs /dev/shm; mount --bind {folder}/hosts /etc/hosts; "
+    # Ray gives every node the path of the head's sessions: here too each must find a disk of its own there.
+    prepare += f"mount --bind {folder}/h{number} {folder}/ray"
+    private = ["unshare", "--pid", "--uts", "--mount", "--fork", "--mount-proc", "--kill-child"]
+    return ["ip", "netns", "exec", f"lbh{number}", *private, "sh", "-ec", f'{prepare}; exec "$@"', "sh"]
+
+
+def _namespaces() -> list[str]:
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
+    return [line.split()[0] for line in listed.splitlines() if line.startswith("lbh")]
+
+
+def _ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LocalClusterError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+# ---- processes
+
+
+def _processes(folder: Path) -> Iterator[int]:
+    """Every process of the cluster, whoever started it: they inherit the mark."""
+    mark = f"{MARK}={folder}"
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and mark in _words(int(entry.name), "environ"):
+            yield int(entry.name)
+
+
+def _end_processes(folder: Path) -> None:
+    deadline = time.monotonic() + 20
+    while left := list(_processes(folder)):
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise LocalClusterError(f"processes {left} do not end")
+        time.sleep(0.2)
+
+
+def _words(process: int, file: str) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/{file}").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # it has ended, or is another person's
+        return []
+
+
+def _alive(cluster: Cluster) -> int:
+    """Nodes that are alive, as the dashboard sees them."""
+    request = urllib.request.Request(
+        f"{cluster.address}/nodes?view=summary", headers={"Authorization": f"Bearer {cluster.token.read_text()}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+    except (urllib.error.URLError, OSError, ValueError, KeyError):
+        return 0
+    return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m cluster.local", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--folder", type=Path, default=Path("/tmp/lb-local"), help="of its state (default: %(default)s)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("up", help="start a cluster")
+    start.add_argument("--hosts", type=int, default=3, help="default: %(default)s")
+    start.add_argument("--cpus", type=int, default=2, help="that each host offers (default: %(default)s)")
+    start.add_argument("--plain", action="store_true", help="plain processes, no namespaces")
+    for name in ("env", "down"):
+        commands.add_parser(name)
+    for name in ("drain", "start", "cut", "mend"):
+        commands.add_parser(name).add_argument("number", type=int, help="host, from 0 (the head)")
+    options = parser.parse_args(arguments)
+    try:
+        _run(options)
+    except LocalClusterError as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.command == "up":
+        cluster = up(options.folder, options.hosts, options.cpus, options.plain)
+        what = "hosts in network namespaces" if cluster.namespaces else "hosts as plain processes"
+        print(f"{cluster.hosts} {what}, {cluster.cpus} CPUs each; dashboard {cluster.address}, token {cluster.token}")
+        print('eval "$(python -m cluster.local env)"')
+        print(f"python -m jobs.submit CONFIG --workers {cluster.hosts} --follow")
+        return
+    if options.command == "down":
+        down(options.folder)
+        return
+    cluster = running(options.folder)
+    if options.command == "env":
+        for name, value in cluster.client_environment.items():
+            print(f"export {name}={value}")
+    elif not 0 <= options.number < cluster.hosts:
+        raise LocalClusterError(f"host {options.number}: the hosts are 0 to {cluster.hosts - 1}")
+    elif options.command == "drain":
+        drain(cluster, options.number)
+    elif options.command == "start":
+        start_host(cluster, options.number)
+    else:
+        plug(cluster, options.number, {"cut": "down", "mend": "up"}[options.command])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
