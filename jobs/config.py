@@ -6,7 +6,8 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
@@ -104,6 +105,8 @@ def checked(values: dict[str, Any], origins: dict[str, str], path: str) -> RunCo
             near = difflib.get_close_matches(name, allowed, 1, 0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(f"{where}: unknown key; {hint}allowed are {', '.join(allowed)}") from error
+        if first["type"] == "union_tag_not_found":
+            raise ConfigError(f"{where}.kind: is missing; it says which {key.rpartition('.')[2]} it is") from error
         if first["type"] == "missing":
             raise ConfigError(f"{where}: is missing") from error
         if first["type"] == "union_tag_invalid":
@@ -129,9 +132,25 @@ def difference(saved: dict[str, Any], mine: dict[str, Any]) -> str | None:
     return None
 
 
+def completed(saved: dict[str, Any], mine: RunConfig) -> dict[str, Any]:
+    """A fingerprint of an older version with the defaults of the settings that it did not have yet."""
+    values = mine.model_dump(mode="json", include=set())
+    current = dict(_flattened(mine.model_dump(mode="json")))
+    for key, value in ({key: current[key] for key in current if _may_change(key)} | saved).items():
+        section = values
+        *path, name = key.split(".")
+        for part in path:
+            section = section.setdefault(part, {})
+        section[name] = value
+    try:
+        return fingerprint(RunConfig.model_validate(values))
+    except ValidationError:  # it has settings that this version does not know: they will be told as a difference
+        return saved
+
+
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 # ---- reading
@@ -151,6 +170,17 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what _Loader would take for something else."""
+
+
+# Both sets of rules: what any reader of YAML would mistake stays in quotes too.
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in yaml.SafeDumper.yaml_implicit_resolvers.keys() | _Loader.yaml_implicit_resolvers.keys()
+}
+
+
 def _read(path: Path, behind: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """The values of a file laid over those of its base, and which file gave each."""
     try:
@@ -168,9 +198,9 @@ def _read(path: Path, behind: tuple[Path, ...]) -> tuple[dict[str, Any], dict[st
         origins: dict[str, str] = {}
     else:
         base_path = path.parent / str(base)
-        if base_path in behind:
+        if base_path.resolve() in (*behind, path.resolve()):
             raise ConfigError(f"{path}: base: {base} leads back to itself")
-        merged, origins = _read(base_path, (*behind, path))
+        merged, origins = _read(base_path, (*behind, path.resolve()))
     _merge(merged, values, origins, str(path))
     return merged, origins
 
@@ -215,6 +245,8 @@ def _located(loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
         if section is not None and part not in getattr(current, "model_fields", {}):
             current = section  # the tag of a union, which is no key
             continue
+        if re.search(r"[^\w.]", str(part)) and get_origin(current) in (Union, UnionType):
+            continue  # which member of the union did not fit, in the words of the schema
         key.append(str(part))
         if isinstance(current, type) and issubclass(current, BaseModel):
             allowed = sorted(current.model_fields)

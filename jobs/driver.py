@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.errors import UnavailableError
 from cluster.storage import join
 from jobs.cli import MENDABLE
 from jobs.config import RunConfig
@@ -98,6 +99,8 @@ def _rank(settings: dict[str, Any]) -> None:
             # To return would end the run. Ray takes the ranks down when the machine goes and starts them elsewhere.
             time.sleep(PREEMPTION_SECONDS)
             raise RuntimeError("the machine whose end was announced is still there; starting again")
+    except UnavailableError:
+        raise  # a store that is away may come back: Ray starts the ranks again
     except MENDABLE as error:
         ray.get(desk.report_failure.remote(error))
         raise

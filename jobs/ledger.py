@@ -27,23 +27,32 @@ class Ledger:
         self.run = run
         self.images_of_set = 0 if config.mixture else index.images
         self.may_quarantine = config.on_bad == "quarantine"
-        self.images = 0
+        self.images = 0  # of the last row
         self.batches: Batches | None = None
         self.told = 0  # entries of this rank's batches that are in a row
         self.entries: list[Quarantined] = []  # of all ranks, over the life of the run
 
     def follow(self, batches: Batches, images: int) -> None:
         """Go on from `images` images with these batches; called on every rank."""
-        self.batches, self.images = batches, images
-        if self.may_quarantine and images:
+        self.batches, self.images, self.told, self.entries = batches, 0, 0, []
+        if images:
             rows = on_rank_zero(lambda: read_metrics(self.run))
+            self.images = max((row["images"] for row in rows if "data/epoch" in row), default=0)
             self.entries = [Quarantined(**entry) for row in rows for entry in row.get("quarantined", [])]
 
     def __call__(self, images: int) -> dict[str, Any]:
         """The figures after `images` images; asked on every rank at the same step."""
+        return self._row(images, self._fresh())
+
+    def closing(self, images: int) -> dict[str, Any]:
+        """The same if an image has been quarantined since the last row, which a commit must not lose; else nothing."""
+        fresh = self._fresh()
+        return self._row(images, fresh) if fresh else {}
+
+    def _row(self, images: int, fresh: list[Quarantined]) -> dict[str, Any]:
         row: dict[str, Any] = {}
         if self.may_quarantine:
-            if fresh := self._gathered():
+            if fresh:
                 self.entries += fresh
                 row["quarantined"] = [entry._asdict() for entry in fresh]
             row["data/quarantined"] = len(self.entries)
@@ -56,8 +65,10 @@ class Ledger:
         self.images = images
         return row
 
-    def _gathered(self) -> list[Quarantined]:
+    def _fresh(self) -> list[Quarantined]:
         """The entries of all ranks that are in no row yet, by position."""
+        if not self.may_quarantine:
+            return []
         assert self.batches is not None
         mine = self.batches.quarantined[self.told :]
         self.told += len(mine)

@@ -13,7 +13,7 @@ from cluster.storage import MissingError, Storage, join
 from datasets.index import Index
 from datasets.loader import Batch, Batches, evaluation_batches, training_batches
 from datasets.transform import output_format
-from jobs.config import RunConfig, difference, fingerprint, to_yaml
+from jobs.config import RunConfig, completed, difference, fingerprint, to_yaml
 from jobs.errors import ConfigError
 from jobs.ledger import Ledger
 from trainer.checkpoints import Checkpoints
@@ -50,7 +50,7 @@ def work(
     run, say = Storage(config.run), say_on_rank_zero
     index = Index.of(config.data)
     mine = {"config": fingerprint(config), "data": index.fingerprint}
-    if (images := _finished_at(run, mine)) is not None and images >= config.trainer.images:
+    if (images := _finished_at(run, config, mine)) is not None and images >= config.trainer.images:
         say(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")
         return Outcome(images, True, None)
 
@@ -89,11 +89,13 @@ def work(
             device=accelerator.device,
         )
 
+    trackers: list[Tracker] = []
+
     def prepare() -> None:
         run.write("config.yaml", to_yaml(config).encode())
         run.write("model.json", json.dumps(description, indent=1).encode())
-
-    trackers = _trackers(config, run, say) if rank() == 0 else ()
+        if not trackers:
+            trackers.extend(_trackers(config, run, say))
 
     def before_commit() -> None:
         for tracker in trackers:
@@ -111,9 +113,10 @@ def work(
         checkpoints=checkpoints,
         description=description,
         fingerprint=mine,
-        check=lambda saved: _check(config.run, saved, mine),
-        prepare=lambda: on_rank_zero(prepare),
+        check=lambda saved: _check(config, saved, mine),
+        prepare=lambda: on_rank_zero(prepare),  # so that only rank 0 has trackers
         figures=ledger,
+        closing=ledger.closing,
         trackers=trackers,
         should_stop=should_stop,
         should_save=should_save,
@@ -153,19 +156,20 @@ def _trackers(config: RunConfig, run: Storage, say: Callable[[str], None]) -> tu
     return PictureFolder(run), WandbTracker(run, config.tracking, config.model_dump(mode="json"), say)
 
 
-def _finished_at(run: Storage, mine: dict[str, Any]) -> int | None:
+def _finished_at(run: Storage, config: RunConfig, mine: dict[str, Any]) -> int | None:
     """After how many images the run finished; None if it has not. Raises if it is another run's folder."""
     try:
         facts = json.loads(run.read(f"{FINAL}/config.json"))
     except MissingError:
         return None
-    _check(run.url, facts["fingerprint"], mine)
+    _check(config, facts["fingerprint"], mine)
     return facts["images_seen"]
 
 
-def _check(run_url: str, saved: dict[str, Any], mine: dict[str, Any]) -> None:
+def _check(config: RunConfig, saved: dict[str, Any], mine: dict[str, Any]) -> None:
     """Raises TrainingError if the run was begun with other settings, or other data."""
-    if differs := difference(saved["config"], mine["config"]):
+    run_url = config.run
+    if differs := difference(completed(saved["config"], config), mine["config"]):
         raise TrainingError(f"{run_url}: {differs}; take another run folder (run=...), or the run's own settings")
     if saved["data"] != mine["data"]:
         raise TrainingError(f"{run_url}: was begun on other images (names, counts or checksums of the shards differ)")

@@ -52,7 +52,8 @@ class Guard:
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.step()
         memory = torch.clamp(1 / (taken + 1), min=MEMORY)  # at first the plain mean
-        level = torch.where(bad, level, level + memory * (log_norm - level))
+        still = bad | (norm == 0)  # a batch without a single usable image says nothing of the level
+        level = torch.where(still, level, level + memory * (log_norm - level))
         row = torch.where(bad, row + 1, torch.zeros_like(row))
         skipped = bad.float()
         self.state = torch.stack([level, taken + 1 - skipped, row, total + skipped, torch.maximum(worst, row)])

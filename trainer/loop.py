@@ -7,7 +7,8 @@ the global order, B being the global batch, whatever the number of ranks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,7 +91,9 @@ class Job:
     """Called once it is certain that this job may go on with the run."""
     figures: Callable[[int], Row] = lambda images: {}
     """More for a row of metrics after so many images; asked on every rank at the same steps."""
-    trackers: tuple[Tracker, ...] = ()
+    closing: Callable[[int], Row] = lambda images: {}
+    """What has to be in a row before a commit after so many images and is in none yet; asked on every rank."""
+    trackers: Sequence[Tracker] = ()
     should_stop: Callable[[], bool] = lambda: False
     """Asked once a step, on every rank: whether to commit and leave."""
     should_save: Callable[[], bool] = lambda: False
@@ -184,7 +187,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             if due(config.log_every, before, images, config.images):
                 row |= sums.row(model) | clock.row(images, batches.waited) | job.figures(images)
                 row |= {"train/lr": optimizer.param_groups[0]["lr"], "train/skipped": guard.check()}
-                display.update(images, f"train {row.get('train/bpd', row['train/nats']):.4f}")
+                display.update(images, f"train {row.get('train/bpd', row.get('train/nats', math.nan)):.4f}")
             if due(config.evaluate_every, before, images, config.images):
                 with ema.applied():
                     watchdog.rest()
@@ -206,7 +209,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             leaving = stopping or images >= config.images
             overdue = overdue or agreement.save or due(config.checkpoint_every, before, images, config.images)
             if staged := overdue and checkpoints.ready() and not leaving:
-                checkpoints.start(images, state(), rows)
+                checkpoints.start(images, state(), [*rows, *closed(job.closing(images), images)])
                 rows, overdue = [], False
             if pictures or staged:
                 clock.restart(images, batches.waited)  # the pace shown is that of training
@@ -214,7 +217,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
         # ---- at the end
         watchdog.rest()
         if images > started or stopping:
-            checkpoints.save(images, state(), rows)
+            checkpoints.save(images, state(), [*rows, *closed(job.closing(images), images)])
         finished = images >= config.images
         if finished:  # also where an earlier process ended between its last commit and this
             averaged: dict[str, Tensor] = model.state_dict() | ema.state_dict()
@@ -227,6 +230,11 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
 def due(every: int, before: int, now: int, budget: int) -> bool:
     """Whether a multiple of `every` images was reached in the step from `before` to `now`, or the end of the budget."""
     return now // every > before // every or now >= budget
+
+
+def closed(row: Row, images: int) -> list[Row]:
+    """The row that closes a commit, if there is anything in it."""
+    return [{"images": images} | row] if row else []
 
 
 class Part(NamedTuple):

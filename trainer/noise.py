@@ -21,6 +21,8 @@ Purpose = Literal["train", "evaluate", "sample"]
 
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive counters
 
+_SILVER = 0x6A09E667  # 2^32 (sqrt 2 - 1): spreads consecutive draws
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -90,7 +92,8 @@ class Noise:
         low = _mix(low + _signed(first + draw * _GOLDEN))
         key = _mix(low ^ _mix(high + _signed(second)))[:, None]
         element = torch.arange(n, dtype=torch.int32, device=counter.device) * _signed(_GOLDEN)
-        return _mix(element + key, inject=_mix(low + _signed(second))[:, None])
+        # The draw enters twice, by different steps: what one brings together for two images, the other keeps apart.
+        return _mix(element + key, inject=_mix(low + _signed(second + draw * _SILVER))[:, None])
 
 
 def _unit(bits: Tensor, dtype: torch.dtype) -> Tensor:

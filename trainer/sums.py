@@ -24,10 +24,11 @@ class Sums:
 
     @torch.no_grad()
     def add(self, elbo: Elbo, weights: Tensor) -> None:
-        """Take in a micro-batch."""
+        """Take in a micro-batch; an image whose bound is not finite does not count."""
         self.names = list(elbo.rates)
         columns = torch.stack([torch.ones_like(weights), elbo.distortion, *elbo.rates.values()])
-        part = (columns * weights).double().sum(1)
+        counted = columns.isfinite().all(0) & (weights > 0)
+        part = torch.where(counted, columns * weights, 0).double().sum(1)
         self.nats = part if self.nats is None else self.nats + part
 
     @torch.no_grad()
@@ -41,12 +42,13 @@ class Sums:
         assert self.nats is not None, "no step since the last row"
         images, distortion, *rates = add_up(self.nats).tolist()
         steps, norms = self.norms.tolist()
-        nats = (distortion + sum(rates)) / images
-        row = {"train/nats": nats}
-        if not model.is_density:
-            row["train/bpd"] = bits_per_dimension(nats, model.spec.dimensions)
-        row["train/distortion"] = distortion / images
-        row |= {f"train/rate/{name}": rate / images for name, rate in zip(self.names, rates, strict=True)}
+        row = {}
+        if images:  # else no image had a finite bound
+            row["train/nats"] = nats = (distortion + sum(rates)) / images
+            if not model.is_density:
+                row["train/bpd"] = bits_per_dimension(nats, model.spec.dimensions)
+            row["train/distortion"] = distortion / images
+            row |= {f"train/rate/{name}": rate / images for name, rate in zip(self.names, rates, strict=True)}
         row["train/gradient_norm"] = norms / max(steps, 1)
         self.nats = None
         self.norms.zero_()
