@@ -28,6 +28,7 @@ mkdir -p -m 700 "$$private"
 [ -s "$$private/token" ] || (umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > "$$private/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$$private/token" RAY_worker_niceness=0
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 PYTHONPATH="$$PWD"
+export RANKS=$$((SLURM_NNODES * (${gpus} > 0 ? ${gpus} : 1)))
 port=$$((20000 + SLURM_JOB_ID % 10000))
 head=$$(srun --nodes=1 --ntasks=1 --overlap hostname -I | awk '{print $$1}')
 stop="$$private/stop"
@@ -40,14 +41,14 @@ notice() { echo "notice: $$1"; [ "$$1" = USR1 ] && requeue=yes; touch "$$stop"; 
 trap 'notice USR1' USR1
 trap 'notice TERM' TERM
 
-# The driver gets the notice from a watcher of its own machine: signals sent to srun would end Ray under it.
+# The driver gets the notice from a watcher of its own machine. Slurm's own TERM would end Ray under it: it is ignored.
 srun --kill-on-bad-exit=0 --export=ALL \
-    ray symmetric-run --address "$$head:$$port" --min-nodes "$$SLURM_NNODES" \
+    bash -c 'trap "" TERM; exec "$$@"' - ray symmetric-run --address "$$head:$$port" --min-nodes "$$SLURM_NNODES" \
     --num-cpus=${cpus} --num-gpus=${gpus} --include-dashboard=true --dashboard-host=127.0.0.1 \
     --temp-dir="/tmp/ray-$$SLURM_JOB_ID" --disable-usage-stats -- \
     bash -c 'export RAY_ADDRESS='"$$head:$$port"'
         python -m jobs.train ${config} run=${run} data.shards=${shards}/train \
-            data.validation=${shards}/validation ray.workers=$$((SLURM_NNODES * ${gpus})) & driver=$$!
+            data.validation=${shards}/validation ray.workers=$$RANKS & driver=$$!
         while kill -0 $$driver 2>/dev/null; do [ -e '"$$stop"' ] && kill -TERM $$driver && break; sleep 1; done
         wait $$driver' &
 step=$$! status=1

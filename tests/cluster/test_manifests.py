@@ -183,7 +183,7 @@ def test_what_a_manifest_trains_is_a_configuration_that_jobs_train_takes(
 ) -> None:
     from jobs.config import load_config
 
-    text = render(manifest, settings).replace("\\\n", " ").replace("$((SLURM_NNODES * 1))", "2")
+    text = render(manifest, settings).replace("\\\n", " ").replace("$RANKS", "2")
     command = re.search(r"python -m jobs\.train (\S+) (.*?)(?: & driver.*)?$", text, re.MULTILINE)
     assert command
     config = load_config(str(REPOSITORY / command[1]), command[2].split())
