@@ -8,10 +8,11 @@ ARGS ?=
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install data train-local train-ray compare test lint types format bench lock clean
+.PHONY: help install data train-local train-ray compare submit cluster-local cluster-local-down
+.PHONY: test lint types format bench bench-data chaos lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 install: .venv/installed  ## install what running needs into .venv (the others do it when needed)
 
@@ -42,6 +43,17 @@ compare: .venv/installed data  ## train every family on the digits and write one
 FAMILIES ?= $(foreach family,vae hvae ladder diffusion,jobs/configs/digits-$(family).yaml)
 IMAGES ?= 300000
 
+submit: .venv/installed  ## send a run to the Ray cluster of RAY_ADDRESS: CONFIG=file.yaml ARGS="--workers 8 --follow"
+	$(BIN)/python -m jobs.submit $(CONFIG) $(ARGS)
+
+cluster-local: .venv/installed  ## a Ray cluster of HOSTS hosts on this Linux machine (network namespaces, root)
+	$(BIN)/python -m cluster.local up --hosts $(HOSTS) $(ARGS)
+
+cluster-local-down:  ## end that cluster; nothing stays behind
+	$(BIN)/python -m cluster.local down
+
+HOSTS ?= 3
+
 test: .venv/installed-dev  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -59,6 +71,12 @@ format: .venv/installed-dev  ## bring the code into the common format
 
 bench: .venv/installed-dev  ## measure our loop against a bare PyTorch loop, and Ray against the local loop
 	$(BIN)/python -m tests.benchmarks.loop $(ARGS)
+
+bench-data: .venv/installed-dev  ## measure the data path against the decode limit and webdataset's own pipeline
+	$(BIN)/python -m tests.benchmarks.data $(ARGS)
+
+chaos: .venv/installed-dev  ## kill runs at many moments and spoil their files; print what came of it
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: .venv/installed  ## choose the versions of all dependencies anew
 	$(BIN)/uv pip compile $(LOCK_OPTIONS) pyproject.toml -o requirements.lock
