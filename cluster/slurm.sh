@@ -27,10 +27,11 @@ private="$$PWD/.slurm/$$SLURM_JOB_ID"
 mkdir -p -m 700 "$$private"
 [ -s "$$private/token" ] || (umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > "$$private/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$$private/token" RAY_worker_niceness=0
-export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 PYTHONPATH="$$PWD"
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 PYTHONPATH="$$PWD" PYTHONUNBUFFERED=1
 export RANKS=$$((SLURM_NNODES * (${gpus} > 0 ? ${gpus} : 1)))
 port=$$((20000 + SLURM_JOB_ID % 10000))
 head=$$(srun --nodes=1 --ntasks=1 --overlap hostname -I | awk '{print $$1}')
+[ -n "$$head" ] || { echo "srun does not give the address of the first node"; exit 1; }
 stop="$$private/stop"
 rm -f "$$stop"
 
@@ -43,7 +44,7 @@ trap 'notice TERM' TERM
 
 # The driver gets the notice from a watcher of its own machine. Slurm's own TERM would end Ray under it: it is ignored.
 srun --kill-on-bad-exit=0 --export=ALL \
-    bash -c 'trap "" TERM; exec "$$@"' - ray symmetric-run --address "$$head:$$port" --min-nodes "$$SLURM_NNODES" \
+    bash -c 'trap "" TERM; "$$@"; status=$$?; rm -rf "/tmp/ray-$$SLURM_JOB_ID"; exit $$status' - ray symmetric-run --address "$$head:$$port" --min-nodes "$$SLURM_NNODES" \
     --num-cpus=${cpus} --num-gpus=${gpus} --include-dashboard=true --dashboard-host=127.0.0.1 \
     --temp-dir="/tmp/ray-$$SLURM_JOB_ID" --disable-usage-stats -- \
     bash -c 'export RAY_ADDRESS='"$$head:$$port"'
