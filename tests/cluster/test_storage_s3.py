@@ -121,7 +121,15 @@ def test_an_upload_that_is_cut_is_made_again(behind, proxy, tmp_path, size):
     assert behind.read("up") == data
 
 
-def test_an_upload_that_always_fails_leaves_the_old_object_and_no_parts(behind, s3, proxy, impatient, tmp_path):
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of the smallest size that stores take."""
+    monkeypatch.setattr(module, "PART", 5 << 20)
+
+
+def test_an_upload_that_always_fails_leaves_the_old_object_and_no_parts(
+    behind, s3, proxy, impatient, small_parts, tmp_path
+):
     (tmp_path / "source").write_bytes(bytes(11_000_000))
     proxy.add(Fault("status", method="PUT", path="partNumber=2"))
     with pytest.raises(UnavailableError):
@@ -131,7 +139,7 @@ def test_an_upload_that_always_fails_leaves_the_old_object_and_no_parts(behind, 
     assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=name, Prefix=prefix)
 
 
-def test_a_file_goes_up_in_parts(behind, proxy, tmp_path):
+def test_a_file_goes_up_in_parts(behind, proxy, small_parts, tmp_path):
     (tmp_path / "source").write_bytes(bytes(21_000_000))
     behind.write("up", tmp_path / "source")
     assert sum("partNumber=" in request.target for request in proxy.requests) >= 4
