@@ -1,6 +1,6 @@
 """Steps a second of our loop against a bare PyTorch loop, and of a Ray worker against our local loop.
 
-    python -m tests.benchmarks.loop [--rounds 5] [--steps 400] [--batch 256] [--ray]
+    python -m tests.benchmarks.loop [--rounds 5] [--steps 400] [--batch 256] [--clock wall|cpu] [--ray]
 
 The bare loop has the same model, batch and images, all in memory: forward, backward, clip, fused AdamW, and nothing
 else (no averaged weights, no guard, no figures). Rounds alternate, so that what else the machine does hits both; each
@@ -34,6 +34,7 @@ from trainer.journal import read_metrics
 from trainer.noise import Noise
 
 WARM_UP = 50  # steps
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def main() -> None:
@@ -41,6 +42,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: of the training thread, on a busy machine"
+    )
     parser.add_argument("--ray", action="store_true", help="also measure one Ray worker against the local loop")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +56,7 @@ def main() -> None:
             )
             for i in range(options.rounds)
         ]
-        report("our loop / bare loop", loop, "steps/s")
+        report(f"our loop / bare loop, {options.clock} clock", loop, "steps/s")
         if options.ray:
             pairs = [ray_pair(folder, i, options) for i in range(min(options.rounds, 3))]
             report("one Ray worker / local loop", pairs, "images/s")
@@ -86,9 +90,10 @@ def config_in(folder: str, name: str, options: argparse.Namespace) -> RunConfig:
 def our_steps_per_second(config: RunConfig, options: argparse.Namespace) -> float:
     """The whole of `work`, timed from a step after the warm-up to a later one."""
     times: list[float] = []
+    clock = CLOCKS[options.clock]
 
     def should_stop() -> bool:
-        times.append(time.perf_counter())
+        times.append(clock())
         return len(times) > WARM_UP + options.steps
 
     work(config, should_stop)
@@ -107,17 +112,17 @@ def bare_steps_per_second(folder: str, options: argparse.Namespace) -> float:
     model = config.model.build(spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     progress = torch.zeros(())
-    began = 0.0
+    began, clock = 0.0, CLOCKS[options.clock]
     for step in range(WARM_UP + options.steps):
         if step == WARM_UP:
-            began = time.perf_counter()
+            began = clock()
         chosen = torch.randint(len(images), (options.batch,))
         noise = Noise(0, "train", torch.arange(options.batch) + step * options.batch, options.batch)
         optimizer.zero_grad(set_to_none=True)
         model(images[chosen], None, noise, progress).negative_bound.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
         optimizer.step()
-    return options.steps / (time.perf_counter() - began)
+    return options.steps / (clock() - began)
 
 
 def ray_pair(folder: str, number: int, options: argparse.Namespace) -> tuple[float, float]:
