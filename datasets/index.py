@@ -216,6 +216,12 @@ class Index:
         part, row = self.place(number)
         return join(part.url, part.table.column("name")[row].as_py())
 
+    def odd_shard(self) -> str:
+        """The URL of the first shard whose images are not all of the first one's size."""
+        heights, widths = self._column("height"), self._column("width")
+        other = (heights == 0) | (heights != heights[0]) | (widths != widths[0])
+        return self.where(int(np.flatnonzero(other)[0]))
+
     def members(self, number: int) -> pa.Table:
         """The samples of shard `number`, as `Part.members`."""
         part, row = self.place(number)

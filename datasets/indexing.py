@@ -112,7 +112,9 @@ def describe(shards: Iterable[Shard], levels: int, class_names: tuple[str, ...],
         without = next(shard.name for shard in full if not shard.classes)
         raise DataError(f"{url}: {without} has no labels, but other shards have")
     if class_names and len(class_names) < classes:
-        raise DataError(f"{len(class_names)} names of classes, but there are labels up to {classes - 1}")
+        beyond = next(shard.name for shard in full if shard.classes == classes)
+        names = f"{len(class_names)} names of classes"
+        raise DataError(f"{url}: {beyond}: the label {classes - 1} is outside the {names}")
     shapes = {(shard.height, shard.width) for shard in full}
     height, width = shapes.pop() if len(shapes) == 1 else (0, 0)
     channels = max(shard.channels for shard in full)

@@ -20,7 +20,10 @@ def output_format(config: DataConfig, index: Index) -> Format:
         height, width = config.transform.size
         return index.format._replace(height=height, width=width)
     if not index.height:
-        raise DataError(f"{index.url}: the images differ in size; give data.transform.size: [height, width]")
+        where = index.odd_shard()
+        raise DataError(
+            f"{where}: images differ in size, here or from others; give data.transform.size: [height, width]"
+        )
     return index.format
 
 

@@ -94,7 +94,7 @@ def test_names_of_classes_are_kept_and_have_to_be_enough(tmp_path):
     index_shards(str(tmp_path), str(tmp_path / "index"), class_names=("cat", "dog", "owl"))
     index = Index.open(str(tmp_path))
     assert (index.classes, index.meta.class_names) == (3, ("cat", "dog", "owl"))
-    with pytest.raises(DataError, match="1 names of classes, but there are labels up to 1"):
+    with pytest.raises(DataError, match="the label 1 is outside the 1 names of classes"):
         index_shards(str(tmp_path), str(tmp_path / "index"), class_names=("cat",))
 
 

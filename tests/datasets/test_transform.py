@@ -86,7 +86,7 @@ def test_images_of_many_sizes_become_one(tmp_path):
     index_shards(str(tmp_path), str(tmp_path / "index"))
     index = Index.open(str(tmp_path))
     config = DataConfig(shards=str(tmp_path), workers=0)
-    with pytest.raises(DataError, match=r"the images differ in size; give data\.transform\.size"):
+    with pytest.raises(DataError, match=r"images differ in size, here or from others; give data\.transform\.size"):
         evaluation_batches(config, index, batch=3)
     config = config.model_copy(update={"transform": TransformConfig(size=(8, 8))})
     assert output_format(config, index).shape == (8, 8, 3)
