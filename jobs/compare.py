@@ -61,11 +61,12 @@ def main(arguments: Sequence[str]) -> int | None:
             name = Path(path).stem
             configs[name] = load_config(path, [*overrides, f"run={join(out, name)}"])
     _check_same(configs)
-    should_stop = StopOnSignal()
     entries = []
     for name, config in configs.items():
         print(f"--- {name}", flush=True)
-        if not work(config, should_stop).finished:
+        with StopOnSignal() as should_stop:
+            finished = work(config, should_stop).finished
+        if not finished:
             return 0
         entries.append(_entry(name, config, options.samples))
     budget = next(iter(configs.values())).trainer.images

@@ -17,12 +17,19 @@ from jobs.worker import work
 
 
 class StopOnSignal:
-    """Notes SIGINT, SIGTERM and SIGUSR1 (Slurm's notice); a second Ctrl-C interrupts at once."""
+    """Inside the block notes SIGINT, SIGTERM and SIGUSR1 (Slurm's notice); a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
+
+    def __enter__(self) -> StopOnSignal:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self.before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
@@ -40,7 +47,8 @@ def main(arguments: Sequence[str]) -> int | None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, optim.lr=1e-4")
     parsed = parser.parse_args(arguments)
     config = load_config(parsed.config, parsed.overrides)
-    work(config, should_stop=StopOnSignal())
+    with StopOnSignal() as should_stop:
+        work(config, should_stop)
     return 0
 
 
