@@ -46,7 +46,8 @@ def config_file(tmp_path: Path, digits: Path) -> Callable[..., Path]:
         }
         for section, content in sections.items():
             below = values.get(section)
-            values[section] = below | content if isinstance(below, dict) and isinstance(content, dict) else content
+            laid_over = isinstance(below, dict) and isinstance(content, dict) and "kind" not in content
+            values[section] = below | content if laid_over else content
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
         return path

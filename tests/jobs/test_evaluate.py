@@ -105,4 +105,4 @@ def test_models_on_other_images_are_not_compared(config_file, digits):
     two = config_file("two", data={"shards": str(digits / "validation")})
     ended = run_job("compare", str(one), str(two))
     assert ended.status == 1
-    assert "one and two differ in data.shards" in ended.error
+    assert "one and two have different data.shards" in ended.error
