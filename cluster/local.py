@@ -122,6 +122,9 @@ def down(folder: Path) -> None:
     _end_processes(folder)
     if shutil.which("ip"):
         for name in _namespaces():
+            cable = f"lbv{name.removeprefix('lbh')}"  # the kernel takes its time to end a namespace and its cables
+            if Path("/sys/class/net", cable).exists():
+                _ip("link", "del", cable)
             _ip("netns", "del", name)
         if Path("/sys/class/net", BRIDGE).exists():
             _ip("link", "del", BRIDGE)
