@@ -121,10 +121,9 @@ def down(folder: Path) -> None:
     """End whatever is left of the cluster of a folder: processes, network, files."""
     _end_processes(folder)
     if shutil.which("ip"):
+        for cable in Path("/sys/class/net").glob("lbv*"):  # the kernel takes its time to end them with a namespace
+            _ip("link", "del", cable.name)
         for name in _namespaces():
-            cable = f"lbv{name.removeprefix('lbh')}"  # the kernel takes its time to end a namespace and its cables
-            if Path("/sys/class/net", cable).exists():
-                _ip("link", "del", cable)
             _ip("netns", "del", name)
         if Path("/sys/class/net", BRIDGE).exists():
             _ip("link", "del", BRIDGE)
