@@ -14,7 +14,7 @@ from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, ScalingCo
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.errors import UnavailableError
-from cluster.storage import join
+from cluster.storage import Storage, join
 from jobs.cli import MENDABLE
 from jobs.config import RunConfig
 from jobs.desk import POLL_SECONDS, Desk, Wishes
@@ -35,6 +35,9 @@ def train(config: RunConfig) -> None:
     Raises ConfigError, DataError, StorageError or TrainingError in one line, whichever rank found it.
     """
     desk = Desk.remote()  # type: ignore[attr-defined]
+    # Ray's list of the commits that it was told of names some that are long deleted, and Ray would refuse to start with
+    # it. Which commit to go on from is the trainer's business.
+    Storage(config.run).delete("checkpoint_manager_snapshot.json")
     # Ray accepts our checkpoints as its own only below its experiment's folder, which therefore is the run folder.
     above, _, name = config.run.rpartition("/")
     filesystem, above = filesystem_of(above)
