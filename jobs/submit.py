@@ -17,7 +17,6 @@ import os
 import re
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from jobs.cli import run
 from jobs.config import RunConfig, difference, fingerprint, load_config
 from jobs.errors import ConfigError
 from jobs.submissions import ROOT, connect, details, follow, running_at, stop, submit
+from trainer.tracking import run_id
 
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -181,9 +181,7 @@ def _wandb_address(config: RunConfig) -> str:
     """Where the run's figures will be seen, as far as it can be known here."""
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").replace("//api.wandb.ai", "//wandb.ai")
     entity = config.tracking.entity or os.environ.get("WANDB_ENTITY")
-    folder = Storage(config.run)
-    folder.create("wandb-id", uuid.uuid4().hex[:12].encode())  # as trainer.tracking does: who comes first makes it
-    name = folder.read("wandb-id").decode()
+    name = run_id(Storage(config.run))
     if entity is None:
         return f"run {name} of project {config.tracking.project}; the log prints its address"
     return f"{server}/{entity}/{config.tracking.project}/runs/{name}"

@@ -57,6 +57,12 @@ class PictureFolder(Tracker):
             del self.waiting[path]
 
 
+def run_id(run: Storage) -> str:
+    """The id of the run folder's W&B run, made by whoever comes first."""
+    run.create("wandb-id", uuid.uuid4().hex[:12].encode())
+    return run.read("wandb-id").decode()
+
+
 class WandbTracker(Tracker):
     """One W&B run for the life of the run folder, on an axis of images.
 
@@ -131,7 +137,7 @@ class WandbTracker(Tracker):
 
         def begin(mode: Literal["online", "offline"]) -> Any:
             return wandb.init(
-                id=self._id(),
+                id=run_id(self.run),
                 project=config.project,
                 entity=config.entity,
                 name=self.run.url.rsplit("/", 1)[-1],
@@ -157,11 +163,6 @@ class WandbTracker(Tracker):
             reason = " ".join(str(error).split())
             self.say(f"W&B fails ({reason}); training goes on, and what is missing there is sent when the run goes on")
         self.failed = True
-
-    def _id(self) -> str:
-        """The id of the run folder's W&B run, made by whoever comes first."""
-        self.run.create("wandb-id", uuid.uuid4().hex[:12].encode())
-        return self.run.read("wandb-id").decode()
 
     def _handed_over(self) -> int:
         """The image count up to which W&B has the rows."""
