@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import random
 import re
 import socket
 import struct
+import termios
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -34,9 +36,9 @@ class Fault:
 
     Kinds that spoil the answer: "status" (it is `status`, and the server is never asked), "refuse" (RST before the
     server is asked), "lose answer" (RST after the server has done what was asked). Those that spoil its body: "reset"
-    (RST after `after` bytes), "truncate" (FIN there, the announced length left as it was), "stall" (nothing more for
-    `seconds`, then FIN), "corrupt" (the byte there is flipped), "slow" (`rate` bytes/s). "cut upload" passes on `after`
-    bytes of the request's own body, then RST.
+    (RST once `after` bytes have arrived), "truncate" (FIN there, the announced length left as it was), "stall" (nothing
+    more for `seconds`, then FIN), "corrupt" (the byte there is flipped), "slow" (`rate` bytes/s). "cut upload" passes
+    on `after` bytes of the request's own body, then RST.
     """
 
     kind: Kind
@@ -243,6 +245,7 @@ class FaultProxy:
                 if fault.kind == "stall":
                     await asyncio.sleep(fault.seconds)
                 if fault.kind == "reset":
+                    await _arrived(to_client)
                     _reset(to_client)
                 return False
         await to_client.drain()
@@ -292,6 +295,20 @@ def _answer(status: int, empty: bool) -> bytes:
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>on purpose</Message></Error>'.encode()
     head = f"HTTP/1.1 {status} On Purpose\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
     return head.encode() + b"Connection: close\r\n\r\n" + (b"" if empty else body)
+
+
+async def _arrived(writer: asyncio.StreamWriter) -> None:
+    """Wait until all that was written is at the other end: a RST throws away what is still on its way."""
+    connection = writer.get_extra_info("socket")
+    while writer.transport.get_write_buffer_size() or _unsent(connection):
+        await asyncio.sleep(0.001)
+        if writer.transport.is_closing():
+            return
+
+
+def _unsent(connection: socket.socket) -> int:
+    """Bytes that the kernel has of a connection and the other end has not acknowledged."""
+    return struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
