@@ -26,6 +26,16 @@ def _personal(environment: MutableMapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if _PERSONAL.match(name)}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several test processes, one runs a file, whose tests share runs and servers, and one runs all that start Ray:
+    two clusters on a machine can find each other.
+    """
+    for item in items:
+        name = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nobodys_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No credentials, addresses or settings of the person who runs the tests, nor keys from the home folder."""

@@ -51,6 +51,7 @@ def test_ranks_find_what_one_process_finds(finished):
         assert together["figures"] == pytest.approx(alone["figures"], rel=1e-6)
 
 
+@pytest.mark.ray
 def test_ray_finds_what_one_process_finds(finished):
     run, _ = finished
     evaluate([run, "--weights", "raw"])

@@ -17,6 +17,8 @@ from trainer.lineage import Lineage
 
 RAY_SECONDS = 240.0
 
+pytestmark = pytest.mark.ray
+
 
 def test_ray_stops_on_request_and_another_launcher_goes_on(config_file):
     """SIGTERM to the driver: the ranks commit and leave; a plain process ends the run."""
