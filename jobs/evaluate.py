@@ -28,8 +28,7 @@ from trainer.display import say_on_rank_zero
 from trainer.evaluation import Bound, Evaluation, evaluate
 from trainer.export import Weights, load
 from trainer.models import Model
-from trainer.models.diffusion import Diffusion
-from trainer.models.latent import Latent
+from trainer.models.diffusion import DiffusionModel
 from trainer.ranks import on_rank_zero, rank, world_size
 from trainer.tracking import WandbTracker
 
@@ -94,7 +93,7 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
 
 def in_steps(model: Model, steps: int) -> None:
     """Take a diffusion at T = `steps`, whatever it was trained with. Raises ConfigError for other models."""
-    if not isinstance(model, Diffusion | Latent):
+    if not isinstance(model, DiffusionModel):
         raise ConfigError(f"--steps: is for diffusions, not for a {type(model).__name__}")
     model.diffuser.steps = steps
 

@@ -25,8 +25,7 @@ from jobs.sampling import Plan, assemble_grid, condition_of, fingerprint, make_u
 from trainer.animation import gif
 from trainer.interpolation import Between
 from trainer.models import Model
-from trainer.models.diffusion import Diffusion
-from trainer.models.latent import Latent
+from trainer.models.diffusion import DiffusionModel
 from trainer.noise import Noise
 from trainer.pictures import grid
 from trainer.samplers import SamplerName, Spacing
@@ -82,7 +81,7 @@ def _plan(options: argparse.Namespace, model: Model) -> Plan:
 def _settings(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     names = ("sampler", "steps", "spacing", "guidance")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if not isinstance(model, Diffusion | Latent):
+    if not isinstance(model, DiffusionModel):
         if given or options.trajectory:
             wrong = "trajectory" if options.trajectory else next(iter(given))
             raise ConfigError(f"--{wrong}: is for diffusions; {options.run} is a {type(model).__name__}")
@@ -132,7 +131,7 @@ def _interpolate(plan: Plan, model: Model) -> str:
 @torch.no_grad()
 def _trajectory(plan: Plan, model: Model, kind: str) -> str:
     """The denoiser's estimates on the way to `count` samples, as a strip or moving; the URL of the picture."""
-    assert isinstance(model, Diffusion | Latent)
+    assert isinstance(model, DiffusionModel)
     noise = Noise(plan.seed, "sample", torch.arange(plan.count))
     condition = condition_of(plan, noise.positions, torch.device("cpu"))
     frames = list(model.cpu().trajectory(noise, condition, plan.temperature, **plan.settings))

@@ -14,6 +14,7 @@ from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
+from trainer.models.autoencoder import Autoencoder
 from trainer.models.base import Condition
 from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.rates import WeightedRates
@@ -44,25 +45,15 @@ class HvaeConfig(WeightedRates):
         return Hvae(self, spec)
 
 
-class Hvae(Hierarchy):
+class Hvae(Autoencoder, Hierarchy):
     """q(z_1 | x) prod_t q(z_t | z_t-1) and p(z_T) prod_t p(z_t-1 | z_t) p(x | z_1), with p(z_T) = N(0, I)."""
 
     def __init__(self, config: HvaeConfig, spec: ImageSpec):
-        super().__init__()
-        self.spec, self.config, self.latents = spec, config, config.latents
-        self.levels = len(self.latents)
-        self.likelihood = config.likelihood.build(spec)
-        self.is_density = self.likelihood.is_density
-        self.encoder = config.encoder.encoder(spec, 2 * self.latents[0])
-        self.decoder = config.decoder.decoder(spec, self.latents[0], self.likelihood.outputs)
+        super().__init__(spec, config.latents[0], config.encoder, config.decoder, config.likelihood)
+        self.config, self.latents, self.levels = config, config.latents, len(config.latents)
         pairs = list(itertools.pairwise(self.latents))
         self.up = nn.ModuleList(Transition(low, high, config) for low, high in pairs)  # [t - 2] is q(z_t | z_t-1)
         self.down = nn.ModuleList(Transition(high, low, config) for low, high in pairs)  # [t - 2] is p(z_t-1 | z_t)
-
-    def encode(self, images: Tensor, noise: Noise) -> Normal:
-        """q(z_1 | x)."""
-        mean, log_scale = self.encoder(self.spec.scaled(images, noise.dtype)).to(noise.dtype).chunk(2, dim=1)
-        return Normal(mean, bounded(log_scale))
 
     def ascend(self, first: Normal, noise: Noise) -> tuple[list[Normal], list[Tensor]]:
         """From q(z_1 | x): the factors of q and a draw of z_1 .. z_T from them (equation 22)."""
@@ -75,10 +66,6 @@ class Hvae(Hierarchy):
     def priors(self, z: list[Tensor]) -> list[Normal]:
         """p(z_1 | z_2) .. p(z_T-1 | z_T), p(z_T) (equation 23)."""
         return [*(down(above) for down, above in zip(self.down, z[1:], strict=True)), Normal.standard(z[-1])]
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The parameters of p(x | z_1), in the type of z whatever the networks compute in."""
-        return self.decoder(z).to(z.dtype)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         q, z = self.ascend(self.encode(images, noise), noise)

@@ -4,7 +4,6 @@ al. 2022, arXiv 2112.10752), with the bound of the whole."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Literal, Self
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha
 from trainer.images import ImageSpec
-from trainer.models.base import Condition, Model
+from trainer.models.base import Condition
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
+from trainer.models.diffusion.sampled import DiffusionModel
 from trainer.models.vae import Vae
 from trainer.noise import Noise
 from trainer.normal import Normal
-from trainer.samplers import SamplingConfig
 
 
 class LatentConfig(DiffuserConfig):
@@ -42,7 +41,7 @@ class LatentConfig(DiffuserConfig):
         return Latent(self, spec, vae)
 
 
-class Latent(Model):
+class Latent(DiffusionModel):
     """-log p(x) <= E_q(z|x)[-log p(x | z) + log q(z | x) - log p(z)], the last term again bounded by the diffusion.
 
     The last step of that is a density, p(z | z_0) = N(z; z_0 / alpha_0, (sigma_0 / alpha_0)^2 I); together with
@@ -66,25 +65,14 @@ class Latent(Model):
         z = q.sample(noise.normal("z", (self.vae.latent,)))
         distortion = -self.vae.likelihood.log_prob(self.vae.decode(z), images)  # [B]
         entropy = (q.log_scale + 0.5 * math.log(2 * math.pi * math.e)).sum(1)  # [B] of q(z | x)
-        last = 0.5 * (self._gamma_0(z) + math.log(2 * math.pi * math.e)) * self.vae.latent  # -E log p(z | z_0)
+        last = 0.5 * (self.gamma_0(z) + math.log(2 * math.pi * math.e)) * self.vae.latent  # -E log p(z | z_0)
         rates = self.diffuser(z[:, :, None, None], condition, noise)
         parts = {"posterior": -entropy, "z0": last.expand_as(entropy)}
         objective = None if rates.objective is None else distortion - entropy + last + rates.objective
         return Elbo(distortion, parts | {"prior": rates.prior, "diffusion": rates.diffusion}, objective)
 
-    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object) -> Tensor:
-        """New images, uint8 [B, C, H, W]; `sampling` changes fields of the configuration's SamplingConfig."""
-        *_, last = self.trajectory(noise, condition, temperature, **sampling)
-        return last
-
-    def trajectory(
-        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object
-    ) -> Iterator[Tensor]:
-        """The decoded estimates of z on the way and the sample last, uint8 [B, C, H, W] each."""
-        chosen = SamplingConfig.model_validate(self.diffuser.sampling.model_dump() | sampling)
-        for step in self.diffuser.trajectory(noise, condition, temperature, chosen):
-            yield self._shown(step.x)
-        yield self._shown(step.z / alpha(step.gamma))
+    def shown(self, x: Tensor) -> Tensor:
+        return self.vae.likelihood.mean(self.vae.decode(x.flatten(1)))
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """What the VAE makes of its own latents."""
@@ -96,15 +84,9 @@ class Latent(Model):
         for draw in range(k):
             own = noise.with_draw(draw, k)
             z = q.sample(own.normal("z", (self.vae.latent,)))
-            gamma_0 = self._gamma_0(z)
+            gamma_0 = self.gamma_0(z)
             z_0, ratio = self.diffuser.log_ratio(z[:, :, None, None], condition, own)
             last = Normal(z_0.flatten(1) / alpha(gamma_0), (0.5 * gamma_0).expand_as(z)).log_prob(z)
             first = self.vae.likelihood.log_prob(self.vae.decode(z), images) - q.log_prob(z)
             weights.append(first + last + ratio)
         return torch.stack(weights, 1)
-
-    def _gamma_0(self, z: Tensor) -> Tensor:
-        return self.diffuser.schedule.ends.to(z.dtype)[0]
-
-    def _shown(self, z: Tensor) -> Tensor:
-        return self.vae.likelihood.mean(self.vae.decode(z.flatten(1)))

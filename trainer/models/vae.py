@@ -12,11 +12,12 @@ from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
-from trainer.models.base import Condition, Model
+from trainer.models.autoencoder import Autoencoder
+from trainer.models.base import Condition
 from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
 from trainer.noise import Noise
-from trainer.normal import Normal, bounded
+from trainer.normal import Normal
 
 
 class VaeConfig(WeightedRates):
@@ -33,25 +34,12 @@ class VaeConfig(WeightedRates):
         return Vae(self, spec)
 
 
-class Vae(Model):
+class Vae(Autoencoder):
     """q(z | x) = N(m(x), s(x)^2 I), p(z) = N(0, I), p(x | z) any likelihood."""
 
     def __init__(self, config: VaeConfig, spec: ImageSpec):
-        super().__init__()
-        self.spec, self.config, self.latent = spec, config, config.latent
-        self.likelihood = config.likelihood.build(spec)
-        self.is_density = self.likelihood.is_density
-        self.encoder = config.encoder.encoder(spec, 2 * config.latent)
-        self.decoder = config.decoder.decoder(spec, config.latent, self.likelihood.outputs)
-
-    def encode(self, images: Tensor, noise: Noise) -> Normal:
-        """q(z | x) (equation 19)."""
-        mean, log_scale = self.encoder(self.spec.scaled(images, noise.dtype)).to(noise.dtype).chunk(2, dim=1)
-        return Normal(mean, bounded(log_scale))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The parameters of p(x | z), in the type of z whatever the networks compute in."""
-        return self.decoder(z).to(z.dtype)
+        super().__init__(spec, config.latent, config.encoder, config.decoder, config.likelihood)
+        self.config, self.latent = config, config.latent
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         q = self.encode(images, noise)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,15 +11,15 @@ from torch import Tensor
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha, diffuse
 from trainer.images import ImageSpec
-from trainer.models.base import Condition, Model, Picture
+from trainer.models.base import Condition
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.diffusion.flow import flow_log_density
 from trainer.models.diffusion.reconstruction import level_log_prob, reconstruction_cost
+from trainer.models.diffusion.sampled import DiffusionModel
 from trainer.noise import Noise
-from trainer.samplers import SamplingConfig, noise_levels
+from trainer.samplers import noise_levels
 
 FLOW_STEPS = 100
-TRAJECTORIES, COLUMNS = 6, 10  # of the picture that shows estimates of x on the way to a sample
 
 
 class DiffusionConfig(DiffuserConfig):
@@ -33,7 +31,7 @@ class DiffusionConfig(DiffuserConfig):
         return Diffusion(self, spec)
 
 
-class Diffusion(Model):
+class Diffusion(DiffusionModel):
     """-log p(x) <= E[-log p(x | z_0)] + KL(q(z_1 | x) || p(z_1)) + diffusion loss (VDM, equation 11)."""
 
     def __init__(self, config: DiffusionConfig, spec: ImageSpec):
@@ -44,25 +42,14 @@ class Diffusion(Model):
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         x = self.spec.scaled(images, noise.dtype)
         # 1. reconstruction: p(x | z_0), exact in z_0
-        distortion = reconstruction_cost(self.spec, images, self._gamma_0(x))  # [B]
+        distortion = reconstruction_cost(self.spec, images, self.gamma_0(x))  # [B]
         # 2. prior, and 3. diffusion, at one time an image
         rates = self.diffuser(x, condition, noise)
         objective = None if rates.objective is None else distortion + rates.objective
         return Elbo(distortion, {"prior": rates.prior, "diffusion": rates.diffusion}, objective)
 
-    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object) -> Tensor:
-        """New images, uint8 [B, C, H, W]; `sampling` changes fields of the configuration's SamplingConfig."""
-        *_, last = self.trajectory(noise, condition, temperature, **sampling)
-        return last
-
-    def trajectory(
-        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object
-    ) -> Iterator[Tensor]:
-        """The estimates of x on the way and the sample last, uint8 [B, C, H, W] each, one more than there are steps."""
-        chosen = SamplingConfig.model_validate(self.diffuser.sampling.model_dump() | sampling)
-        for step in self.diffuser.trajectory(noise, condition, temperature, chosen):
-            yield self.spec.nearest_level(step.x)
-        yield self.spec.nearest_level(step.z / alpha(step.gamma))
+    def shown(self, x: Tensor) -> Tensor:
+        return self.spec.nearest_level(x)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """The denoiser's estimate from the middle latent, z_t at t = 1/2."""
@@ -73,7 +60,7 @@ class Diffusion(Model):
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
         x = self.spec.scaled(images, noise.dtype)
-        gamma_0 = self._gamma_0(x)
+        gamma_0 = self.gamma_0(x)
         weights = []
         for draw in range(k):
             z_0, ratio = self.diffuser.log_ratio(x, condition, noise.with_draw(draw, k))
@@ -94,13 +81,3 @@ class Diffusion(Model):
         entropy = (0.5 * (eps.square() + math.log(2 * math.pi) + gammas[0])).flatten(1).sum(1)  # -log q(y_0 | x)
         log_p = flow_log_density(self.diffuser.denoise(condition, noise), y, gammas, noise)
         return -level_log_prob(self.spec, images, y, gammas[0]) - entropy - log_p
-
-    def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
-        shown = super().pictures(images, condition, noise)
-        few = replace(noise, positions=noise.positions[:TRAJECTORIES])
-        path = list(self.trajectory(few))
-        kept = [path[round(i * (len(path) - 1) / (COLUMNS - 1))] for i in range(COLUMNS)]
-        return shown | {"trajectories": Picture(torch.stack(kept, 1).flatten(0, 1), COLUMNS)}
-
-    def _gamma_0(self, x: Tensor) -> Tensor:
-        return self.diffuser.schedule.ends.to(x.dtype)[0]

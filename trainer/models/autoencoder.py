@@ -1,0 +1,40 @@
+"""What models with an encoder from images and a decoder to images have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trainer.images import ImageSpec
+from trainer.likelihoods import LikelihoodConfig
+from trainer.models.base import Model
+from trainer.networks import NetworkConfig
+from trainer.noise import Noise
+from trainer.normal import Normal, bounded
+
+
+class Autoencoder(Model):
+    """q(z | x) = N(m(x), s(x)^2 I) and p(x | z) for the latent z next to the image, a vector of `width` numbers."""
+
+    def __init__(
+        self,
+        spec: ImageSpec,
+        width: int,
+        encoder: NetworkConfig,
+        decoder: NetworkConfig,
+        likelihood: LikelihoodConfig,
+    ):
+        super().__init__()
+        self.spec = spec
+        self.likelihood = likelihood.build(spec)
+        self.is_density = self.likelihood.is_density
+        self.encoder = encoder.encoder(spec, 2 * width)
+        self.decoder = decoder.decoder(spec, width, self.likelihood.outputs)
+
+    def encode(self, images: Tensor, noise: Noise) -> Normal:
+        """q(z | x) (equation 19)."""
+        mean, log_scale = self.encoder(self.spec.scaled(images, noise.dtype)).to(noise.dtype).chunk(2, dim=1)
+        return Normal(mean, bounded(log_scale))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The parameters of p(x | z), in the type of z whatever the networks compute in."""
+        return self.decoder(z).to(z.dtype)
