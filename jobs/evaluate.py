@@ -1,6 +1,6 @@
 """The bound of a run's model over a whole set, every image once, by one process or many.
 
-python -m jobs.evaluate RUN_URL [--split validation|train|URL] [--samples K] [--bound elbo|iw|flow] [--weights ema|raw]
+python -m jobs.evaluate RUN_URL [--split validation|train|URL] [--samples K] [--bound elbo|iw|flow] [--weights W]
 torchrun --nproc-per-node 8 -m jobs.evaluate RUN_URL ...
 python -m jobs.evaluate RUN_URL --workers 8 ...            by Ray: a cluster's, or one of this machine's own
 """
@@ -26,11 +26,13 @@ from jobs.worker import EVALUATION_BATCH
 from trainer.device import make_accelerator
 from trainer.display import say_on_rank_zero
 from trainer.evaluation import Bound, Evaluation, evaluate
-from trainer.export import Weights, load
+from trainer.export import load
 from trainer.models import Model
 from trainer.models.diffusion import DiffusionModel
 from trainer.ranks import on_rank_zero, rank, world_size
 from trainer.tracking import WandbTracker
+from trainer.weights import HELP as WEIGHTS
+from trainer.weights import in_words
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str]) -> int | None:
     parser.add_argument(
         "--steps", type=int, help="of a diffusion: its bound in T steps, or those of iw's chain or flow"
     )
-    parser.add_argument("--weights", choices=get_args(Weights), default="ema", help="averaged weights, or the raw ones")
+    parser.add_argument("--weights", default="ema", help=WEIGHTS)
     parser.add_argument("--seed", type=int, default=0, help="of the latents' noise")
     parser.add_argument("--workers", type=int, default=0, help="ranks, by Ray (default: this process, or torchrun's)")
     options = parser.parse_args(arguments)
@@ -102,7 +104,7 @@ def keep(run_folder: Storage, config: RunConfig, report: dict[str, Any]) -> None
     """Write the report to the run folder, and the figures to the summary of its W&B run."""
     split = report["split"] if report["split"] in ("validation", "train") else "other"
     steps = f"-{report['steps']}steps" if report["steps"] else ""
-    name = f"{split}-{report['bound']}-{report['samples']}{steps}-{report['weights']}"
+    name = f"{split}-{report['bound']}-{report['samples']}{steps}-{report['weights'].replace(':', '-')}"
     run_folder.write(f"evaluations/{name}.json", json.dumps(report, indent=1).encode())
     say_on_rank_zero(f"written to {join(run_folder.url, 'evaluations', name)}.json")
     if config.tracking.mode != "off":
@@ -121,10 +123,9 @@ def as_text(report: dict[str, Any], result: Evaluation) -> str:
     bound += f", in {report['steps']} steps" if report["steps"] else ""
     draws = "" if report["bound"] == "iw" else f", mean of {report['samples']} draws"
     binarised = f", {report['binarisation']} binarisation" if report["binarisation"] else ""
-    weights = "averaged (EMA)" if report["weights"] == "ema" else "raw"
     lines = [
         f"{bound}{draws}: {result}",
-        f"{report['images']:,} images of {report['split']}{binarised}, {weights} weights",
+        f"{report['images']:,} images of {report['split']}{binarised}, {in_words(report['weights'])} weights",
     ]
     if result.rates:
         lines.append(f"  distortion {result.distortion:10.4f} nats")

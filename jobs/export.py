@@ -1,6 +1,6 @@
 """Export the model of a run: weights, configuration and a model card.
 
-    python -m jobs.export RUN_URL --out URL [--weights ema|raw]
+    python -m jobs.export RUN_URL --out URL [--weights W]
 
 `trainer.load(URL)` opens what was exported, and so does `init_from:` of another run.
 """
@@ -13,33 +13,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from torch import Tensor
 
 from cluster.storage import MissingError, Storage, absolute
 from jobs.cli import run
 from jobs.errors import ConfigError
 from trainer.errors import TrainingError
-from trainer.export import Weights, load, write_model
+from trainer.export import load, weights_at, write_model
 from trainer.journal import Row, read_metrics
-from trainer.lineage import Commit, Lineage
-from trainer.tensors import unpack
+from trainer.lineage import Lineage
+from trainer.weights import HELP as WEIGHTS
+from trainer.weights import in_words
 
 CARD = "README.md"  # where model hubs look for it
-_WEIGHTS = {"ema": "averaged (EMA)", "raw": "raw"}
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="URL of the run's folder")
     parser.add_argument("--out", required=True, help="URL of the folder that the model goes to")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="default: ema, the averaged ones")
+    parser.add_argument("--weights", default="ema", help=WEIGHTS)
     options = parser.parse_args(arguments)
-    commit = export(options.run, options.out, options.weights)
-    print(f"exported {options.weights} weights after {commit.images:,} images: {absolute(options.out)}")
+    images = export(options.run, options.out, options.weights)
+    print(f"exported {options.weights} weights after {images:,} images: {absolute(options.out)}")
 
 
-def export(run_url: str, out: str, weights: Weights = "ema") -> Commit:
-    """Write the model of a run's newest commit to `out`, and return that commit.
+def export(run_url: str, out: str, weights: str = "ema") -> int:
+    """Write the model of a run's newest commit to `out`; the images after which its weights are what they are.
 
     Raises TrainingError if there is none, ConfigError if something is there already, StorageError.
     """
@@ -50,23 +49,20 @@ def export(run_url: str, out: str, weights: Weights = "ema") -> Commit:
     commit = next(iter(lineage.history()), None)
     if commit is None:
         raise TrainingError(f"{source.url}: no checkpoint here; name the folder of a run (its key `run`)")
-    names = ["model.safetensors", *(["ema.safetensors"] if weights == "ema" else [])]
-    tensors: dict[str, Tensor] = {}
-    for name, data in lineage.read_commit(commit, names).items():
-        tensors |= unpack(f"{source.url}/checkpoints/{commit.name}/{name}", data)
+    images, tensors = weights_at(lineage, commit, weights)
     description = json.loads(source.read("model.json"))
     config = yaml.safe_load(source.read("config.yaml"))
-    facts = {"images_seen": commit.images, "weights": weights, "batch": config["trainer"]["batch"]}
+    facts = {"images_seen": images, "weights": weights, "batch": config["trainer"]["batch"]}
     facts |= {"seed": config["seed"]}
     write_model(target, description | facts, tensors)
     model = load(target.url)  # raises if what lies there does not open
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    picture = _samples(source, commit)
+    picture = _samples(source, images)
     if picture:
         target.write("samples.png", picture)
-    rows = [row for row in read_metrics(source) if row["images"] <= commit.images]
+    rows = [row for row in read_metrics(source) if row["images"] <= images]
     target.write(CARD, card(description | facts, parameters, rows, target.url, bool(picture)).encode())
-    return commit
+    return images
 
 
 def card(description: dict[str, Any], parameters: int, rows: Sequence[Row], url: str, samples: bool) -> str:
@@ -84,7 +80,7 @@ def card(description: dict[str, Any], parameters: int, rows: Sequence[Row], url:
         f"# {model['kind']}: {parameters:,} parameters",
         "",
         f"Images: {size}{classes}. Trained on {description['images_seen']:,} images in batches of "
-        f"{description['batch']}, seed {description['seed']}. Weights: {_WEIGHTS[description['weights']]}.",
+        f"{description['batch']}, seed {description['seed']}. Weights: {in_words(description['weights'])}.",
         "",
         *_figures(rows, description["weights"]),
         "",
@@ -132,15 +128,16 @@ def _figures(rows: Sequence[Row], weights: str) -> list[str]:
         lines += [f"| {name}, nats an image | {value:.3f} | {of} |" for name, value in parts.items()]
     if len(lines) == 2:
         return ["Nothing was measured before this checkpoint."]
-    if weights == "raw" and held_out is not None:
-        lines += ["", "The exported weights are the raw ones; the validation figures are those of the averaged ones."]
+    if weights != "ema" and held_out is not None:
+        whose = f"The exported weights are {in_words(weights)}"
+        lines += ["", f"{whose}; the validation figures are those of the averaged ones (EMA)."]
     return lines
 
 
-def _samples(run_folder: Storage, commit: Commit) -> bytes | None:
-    """The picture of samples that was made at a commit."""
+def _samples(run_folder: Storage, images: int) -> bytes | None:
+    """The picture of samples that was made after so many images."""
     try:
-        return run_folder.read(f"pictures/samples-{commit.images:012d}.png")
+        return run_folder.read(f"pictures/samples-{images:012d}.png")
     except MissingError:
         return None
 

@@ -29,6 +29,8 @@ from trainer.models.diffusion import DiffusionModel
 from trainer.noise import Noise
 from trainer.pictures import grid
 from trainer.samplers import SamplerName, Spacing
+from trainer.weights import HELP as WEIGHTS
+from trainer.weights import in_words
 
 COLUMNS = 12  # of a strip
 
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         for made in each(partial(make_unit, plan), todo, options.processes):
             bar.update(made)
     where = assemble_grid(plan, model) if plan.format == "grid" else plan.out
-    print(f"{plan.count:,} samples of the {_weights(plan)} weights ({done:,} of them were there): {where}")
+    print(f"{plan.count:,} samples, {in_words(plan.weights)} weights ({done:,} of them were there): {where}")
     if plan.format == "shards":
         print(f"to train on them: python -m jobs.index {where} --levels {model.spec.levels}")
     return 0
@@ -145,10 +147,6 @@ def _trajectory(plan: Plan, model: Model, kind: str) -> str:
     return join(plan.out, "trajectory.png")
 
 
-def _weights(plan: Plan) -> str:
-    return {"ema": "averaged", "raw": "raw"}[plan.weights]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.sample", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", help="URL of a run or of an exported model")
@@ -157,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("grid", "images", "shards"), default="grid", help="default: grid, one PNG")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=1.0, help="standard deviation of the latents' noise")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="default: ema, the averaged ones")
+    parser.add_argument("--weights", default="ema", help=WEIGHTS)
     parser.add_argument("--label", default="", help="class of the images: 3, or 0,1,2 in turn, or all in turn")
     parser.add_argument("--sampler", choices=get_args(SamplerName), help="default: the run's configuration")
     parser.add_argument("--steps", type=int, help="of the sampler")

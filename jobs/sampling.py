@@ -18,7 +18,7 @@ from cluster.storage import Storage, join
 from datasets.pack import encode_png, write_tar
 from datasets.sources.source import Example
 from jobs.errors import ConfigError
-from trainer.export import Weights, load
+from trainer.export import load
 from trainer.models import Condition, Model
 from trainer.noise import Noise
 from trainer.pictures import grid
@@ -33,7 +33,7 @@ class Plan:
     """What is to be made. Image i depends on this and on i alone."""
 
     run: str
-    weights: Weights
+    weights: str
     fingerprint: str
     """Checksum of the weights: a run that has gone on since is another model."""
     out: str
@@ -106,7 +106,7 @@ def sample(plan: Plan, positions: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1)
-def opened(run: str, weights: Weights) -> tuple[Model, torch.device]:
+def opened(run: str, weights: str) -> tuple[Model, torch.device]:
     """The model of a run on this process's device, kept from one unit to the next."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":

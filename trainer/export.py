@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -14,13 +14,13 @@ from cluster.storage import MissingError, Storage
 from trainer.checkpoints import read_state
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec
-from trainer.lineage import Lineage
+from trainer.lineage import Commit, Lineage
 from trainer.models import Model, ModelConfig
+from trainer.snapshots import reconstruct
 from trainer.tensors import pack, unpack
+from trainer.weights import width_of
 
 FINAL = "final"  # folder of a finished run
-
-Weights = Literal["ema", "raw"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,15 @@ def write_model(folder: Storage, description: dict[str, Any], tensors: dict[str,
     folder.write("config.json", json.dumps(description, indent=1).encode())
 
 
-def load(url: str, weights: Weights = "ema") -> Model:
+def load(url: str, weights: str = "ema") -> Model:
     """The model of a run (finished, or at its newest checkpoint) or of an export, in evaluation mode on the CPU.
 
-    Where the newest checkpoint is damaged, the one before is taken, with a warning in the log.
+    `weights`: ema, raw or, of a run with snapshots of averages, posthoc:WIDTH (weights.py). Where the newest checkpoint
+    is damaged, the one before is taken, with a warning in the log.
 
     Raises TrainingError or StorageError in one line if there is none, or if it cannot be read.
     """
+    width_of(weights)  # raises if there are no such weights
     run = Storage(url)
     for folder in (run, run.folder(FINAL)) if weights == "ema" else ():
         try:
@@ -53,13 +55,25 @@ def load(url: str, weights: Weights = "ema") -> Model:
     lineage, failure = Lineage(run), TrainingError(f"{run.url}: no model here; a run's folder has checkpoints")
     for commit in lineage.history():
         try:
-            state = read_state(lineage, commit, ("model", "ema")[: 1 + (weights == "ema")])
+            _, tensors = weights_at(lineage, commit, weights)
         except TrainingError as error:
             logger.warning("%s; taking the checkpoint before", error)
             failure = error
             continue
-        return _built(run.url, run.read("model.json"), state["model"] | state.get("ema", {}))
+        return _built(run.url, run.read("model.json"), tensors)
     raise failure
+
+
+def weights_at(lineage: Lineage, commit: Commit, weights: str) -> tuple[int, dict[str, Tensor]]:
+    """The weights of a commit by name, and the images after which they are what they are.
+
+    Those of `posthoc:WIDTH` are of the last snapshot, only what was not trained is the commit's. Raises TrainingError.
+    """
+    state = read_state(lineage, commit, ("model", "ema")[: 1 + (weights == "ema")])
+    if width := width_of(weights):
+        averaged = reconstruct(lineage.run, width)
+        return averaged.images, state["model"] | averaged.tensors
+    return commit.images, state["model"] | state.get("ema", {})
 
 
 def _built(url: str, description: bytes, tensors: dict[str, Tensor]) -> Model:

@@ -31,8 +31,10 @@ from trainer.noise import Noise
 from trainer.optimizer import OptimConfig, adamw, learning_rate, load_optimizer_state, optimizer_state
 from trainer.pictures import draw
 from trainer.plots import bars
+from trainer.posthoc_ema import PosthocEma
 from trainer.ranks import Agreement, on_rank_zero, world_size
 from trainer.sharding import Parallel, Sharding, gathered, gathered_tensor, load_model_state
+from trainer.snapshots import take_snapshots
 from trainer.staging import State
 from trainer.sums import Clock, Sums
 from trainer.tracking import Tracker
@@ -118,6 +120,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what tensor cores like
     parallel = Parallel(model, accelerator, config.sharding)
     optimizer, ema, guard = adamw(model, job.optim), Ema(model, job.optim.ema), Guard(config.guard, device)
+    posthoc = PosthocEma(model) if job.optim.posthoc else None
     sums, agreement, rows = Sums(device), Agreement(device, job.notice), list[Row]()
     images = 0
 
@@ -125,6 +128,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
         return {
             "model": model.state_dict(),
             "ema": ema.state_dict(),
+            **({"posthoc": posthoc.state_dict()} if posthoc else {}),
             "optimizer": optimizer_state(optimizer, model),
             "progress": {
                 "images": images,
@@ -140,6 +144,8 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
     if restored := checkpoints.begin(lambda saved: job.check(saved["fingerprint"])):
         load_model_state(model, restored["model"])
         ema.load_state_dict(restored["ema"])
+        if posthoc:
+            posthoc.load_state_dict(restored["posthoc"])
         load_optimizer_state(optimizer, model, restored["optimizer"])
         images = restored["progress"]["images"]
         guard.state = torch.tensor(restored["progress"]["guard"], device=device)
@@ -177,6 +183,8 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             before, images = images, images + config.batch
             seen += config.batch
             ema.update(images, config.batch)
+            if posthoc:
+                posthoc.update(images, config.batch)
             watchdog.beat()
 
             # ---- once in a while
@@ -201,6 +209,9 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                             say_on_rank_zero(f"posterior collapse: no rate in {', '.join(unused)}")
                         if len(evaluation.rates) > 1:
                             pictures["rates"] = bars(evaluation.rates, f"rate per level, nats, {images:,} images")
+            if posthoc and due(job.optim.posthoc, before, images, config.images):
+                watchdog.rest()
+                take_snapshots(checkpoints, images, posthoc)
             if row or pictures:
                 row = {"images": images} | row
                 rows.append(row)

@@ -32,6 +32,9 @@ class OptimConfig(Config):
     """Norm to which larger gradients are scaled down; of the mean objective in nats an image."""
     ema: PositiveInt = 20_000
     """Half-life of the averaged weights, in images."""
+    posthoc: NonNegativeInt = 0
+    """Images between snapshots of two more averages (half precision, in `averages/` of the run), of which one of any
+    width is made afterwards (`--weights posthoc:0.08`; Karras et al. 2024, EDM2); 0: none."""
 
 
 def learning_rate(config: OptimConfig, images: int, budget: int) -> float:

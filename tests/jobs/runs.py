@@ -17,7 +17,7 @@ CLOCKED = ("images_per_second", "data_wait")  # figures that time decides
 def newest_tensors(run: Path | str) -> dict[str, Tensor]:
     """Every tensor of the newest commit, as "<section>/<name>"."""
     lineage = Lineage(Storage(str(run)))
-    state = read_state(lineage, next(lineage.history()), ("model", "ema", "optimizer"))
+    state = read_state(lineage, next(lineage.history()), ("model", "ema", "posthoc", "optimizer"))
     return {f"{section}/{name}": value for section, content in state.items() for name, value in content.items()}
 
 

@@ -14,7 +14,7 @@ from jobs.evaluate import main as evaluate
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.testbed.jobs import run_job
-from tests.testbed.ranks import torchrun
+from tests.testbed.ranks import together
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_ranks_find_what_one_process_finds(finished):
     evaluate([run, "--samples", "2", "--split", "train"])
     alone = report(run, "train-elbo-2-ema")
     for ranks in (2, 3):
-        torchrun(ranks, "jobs.evaluate", run, "--samples", 2, "--split", "train")
+        together(ranks, evaluate, [run, "--samples", "2", "--split", "train"])
         together = report(run, "train-elbo-2-ema")
         assert together["images"] == alone["images"] == 1527
         assert together["figures"] == pytest.approx(alone["figures"], rel=1e-6)

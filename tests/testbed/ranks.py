@@ -1,10 +1,15 @@
-"""Several ranks on this machine, as torchrun starts them."""
+"""Several ranks on this machine: as torchrun starts them, or as forks of one process that has imported everything."""
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.testbed.processes import REPOSITORY
@@ -23,3 +28,36 @@ def torchrun(ranks: int, module: str, *arguments: str | Path | int, timeout: flo
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
+
+
+def together(ranks: int, call: Callable[..., object], *arguments: object, timeout: float = 180.0) -> None:
+    """Run `call(*arguments)`, a function of a module, on so many ranks; AssertionError if one failed.
+
+    Each is a process of its own, but the import of the trainer, which costs more than a small run, is paid once a
+    session: by a server that the ranks are forked from.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jobs.worker"])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    processes = [context.Process(target=_as_rank, args=(me, ranks, port, call, arguments)) for me in range(ranks)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + timeout
+    try:
+        while any(process.is_alive() for process in processes):
+            multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], end - time.monotonic())
+            assert time.monotonic() < end, f"the ranks have not ended after {timeout} s"
+            assert not any(process.exitcode for process in processes), "a rank failed; its error is above"
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    assert not any(process.exitcode for process in processes), "a rank failed; its error is above"
+
+
+def _as_rank(me: int, ranks: int, port: int, call: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    place = {"RANK": me, "LOCAL_RANK": me, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    call(*arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from jobs.config import load_config
 from jobs.worker import work
@@ -19,5 +20,11 @@ class StopAfter:
         return self.left <= 0
 
 
+def train(config: str | Path, steps: int | None = None, *overrides: str) -> None:
+    """Train the run of a configuration file, and stop after so many steps if given."""
+    never = 1 << 60
+    work(load_config(str(config), overrides), should_stop=StopAfter(steps or never))
+
+
 if __name__ == "__main__":
-    work(load_config(sys.argv[1], sys.argv[3:]), should_stop=StopAfter(int(sys.argv[2])))
+    train(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -6,25 +6,27 @@ import torch
 
 from cluster.storage import Storage
 from trainer.errors import TrainingError
-from trainer.posthoc_ema import WIDTHS, PowerEma, Snapshot, combination, exponent, reconstruct
+from trainer.lineage import Commit, Lineage
+from trainer.posthoc_ema import WIDTHS, PosthocEma, PowerEma, Snapshot, combination, exponent
+from trainer.snapshots import reconstruct, stored_snapshots, write_snapshots
 
 BATCH, BUDGET = 10, 20_000
 
 
-def trained(folder, widths=WIDTHS, every=2_000):
-    """Averages of a weight that wanders, the last of each width, with snapshots in `folder`."""
+def trained(run, widths=WIDTHS, every=2_000):
+    """Averages of a weight that wanders, the last of each width, with snapshots in the run's folder."""
+    attempt = Lineage(run).claim(None).number
     generator = torch.Generator().manual_seed(0)
     model = torch.nn.Linear(3, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    averages = [PowerEma(model, width) for width in widths]
+    posthoc = PosthocEma(model, widths)
     for images in range(BATCH, BUDGET + 1, BATCH):
         with torch.no_grad():
             model.weight += 0.05 * torch.randn(1, 3, generator=generator) + 0.002
-        for average in averages:
-            average.update(images, BATCH)
-            if images % every == 0:
-                average.write(folder, images)
-    return [average.average["weight"] for average in averages]
+        posthoc.update(images, BATCH)
+        if images % every == 0:
+            write_snapshots(run, Commit(images, attempt), posthoc.halves())
+    return [average.average["weight"] for average in posthoc.averages]
 
 
 @pytest.mark.parametrize(("width", "gamma"), [(0.05, 16.97), (0.1, 6.94)])
@@ -50,7 +52,7 @@ def test_an_average_of_another_width_is_made_of_the_snapshots(width, tmp_path):
     folder = Storage(str(tmp_path / "two"))
     other, *_ = trained(Storage(str(tmp_path / "other")), widths=(width,))
     own = trained(folder)
-    made = reconstruct(folder, width)["weight"]
+    made = reconstruct(folder, width).tensors["weight"]
     error = (made - other).abs().max().item()
     assert error < 0.02
     assert error < 0.5 * min((average - other).abs().max().item() for average in own) + 2e-3
@@ -59,8 +61,8 @@ def test_an_average_of_another_width_is_made_of_the_snapshots(width, tmp_path):
 def test_an_average_of_an_earlier_time_is_made_of_the_snapshots(tmp_path):
     folder = Storage(str(tmp_path))
     trained(folder)
-    stored = reconstruct(folder, 0.05, 10_000)["weight"]
-    assert not torch.allclose(stored, reconstruct(folder, 0.05)["weight"], atol=0.05)
+    stored = reconstruct(folder, 0.05, 10_000).tensors["weight"]
+    assert not torch.allclose(stored, reconstruct(folder, 0.05).tensors["weight"], atol=0.05)
 
 
 def test_a_stored_average_is_itself():
@@ -82,3 +84,29 @@ def test_no_snapshots_and_a_time_beyond_them_are_told_in_one_line(tmp_path):
         reconstruct(folder, 0.1, 30_000)
     with pytest.raises(ValueError, match=r"width: 0\.3 is not between 0 and 0\.289"):
         exponent(0.3)
+
+
+def test_snapshots_outside_of_the_history_are_passed_over(tmp_path):
+    """Attempt 1 stored one more after the commit that attempt 2 went on from."""
+    run = Storage(str(tmp_path))
+    lineage = Lineage(run)
+
+    def store(images, attempt, value):
+        write_snapshots(run, Commit(images, attempt), {0.05: {"w": torch.full((2,), value)}})
+
+    first = lineage.claim(None).number
+    for images in (100, 200):
+        store(images, first, 1.0)
+    assert {s.images for s in stored_snapshots(run).values()} == {100, 200}
+    second = lineage.claim(Commit(100, first)).number
+    store(300, second, 2.0)
+    assert {s.images for s in stored_snapshots(run).values()} == {100, 300}
+    store(400, first, 9.0)  # a process that does not know yet that it was superseded
+    assert reconstruct(run, 0.05).images == 300
+    torch.testing.assert_close(reconstruct(run, 0.05).tensors["w"], torch.full((2,), 2.0))
+
+
+def test_only_what_is_trained_is_stored():
+    model = torch.nn.Linear(3, 1)
+    model.bias.requires_grad_(False)
+    assert all(tensors.keys() == {"weight"} for tensors in PosthocEma(model).halves().values())

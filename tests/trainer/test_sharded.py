@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cluster.storage import Storage
 from jobs.config import load_config
 from jobs.worker import work
 from tests.jobs.conftest import BATCH, config_file, digits  # noqa: F401  (fixtures)
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
-from tests.testbed.ranks import torchrun
+from tests.testbed.ranks import together
+from tests.testbed.steps import train
+from trainer.export import load
+from trainer.snapshots import reconstruct
 from trainer.staging import Assembly, merged, stream
 from trainer.tensors import unpack
 
@@ -47,11 +51,11 @@ def test_a_run_goes_from_two_ranks_to_one_and_back(config_file, sharding):  # no
     alone = config_file("alone")
     work(load_config(str(alone)))
     path = config_file("moved", trainer={"sharding": sharding})
-    torchrun(2, "tests.testbed.steps", path, 6)
+    together(2, train, path, 6)
     moved = load_config(str(path))
     before = newest_tensors(moved.run)
     work(load_config(str(path), [f"trainer.images={10 * BATCH}"]))
-    torchrun(2, "jobs.train_local", path)
+    together(2, train, path)
     assert before.keys() == newest_tensors(moved.run).keys()
     for name, value in newest_tensors(load_config(str(alone)).run).items():
         torch.testing.assert_close(newest_tensors(moved.run)[name], value, rtol=5e-3, atol=5e-4)
@@ -59,9 +63,17 @@ def test_a_run_goes_from_two_ranks_to_one_and_back(config_file, sharding):  # no
 
 
 def test_two_sharded_ranks_go_on_bitwise(config_file):  # noqa: F811
-    straight, broken = (config_file(name, trainer={"sharding": "fsdp"}) for name in ("straight", "broken"))
-    torchrun(2, "jobs.train_local", straight)
-    torchrun(2, "tests.testbed.steps", broken, 7)
-    torchrun(2, "jobs.train_local", broken)
+    straight, broken = (
+        config_file(name, trainer={"sharding": "fsdp"}, optim={"posthoc": 5 * BATCH}) for name in ("straight", "broken")
+    )
+    together(2, train, straight)
+    together(2, train, broken, 7)
+    together(2, train, broken)
     runs = [load_config(str(path)).run for path in (straight, broken)]
     assert_bitwise_equal(newest_tensors(runs[0]), newest_tensors(runs[1]))
+    assert any(name.startswith("posthoc/") for name in newest_tensors(runs[0]))
+    averages = [reconstruct(Storage(run), 0.08).tensors for run in runs]
+    assert_bitwise_equal(*averages)
+    assert {name: value.shape for name, value in averages[0].items()} == {
+        name: value.shape for name, value in load(runs[0]).named_parameters()
+    }
