@@ -46,9 +46,9 @@ def test_ranks_find_what_one_process_finds(finished):
     alone = report(run, "train-elbo-2-ema")
     for ranks in (2, 3):
         together(ranks, evaluate, [run, "--samples", "2", "--split", "train"])
-        together = report(run, "train-elbo-2-ema")
-        assert together["images"] == alone["images"] == 1527
-        assert together["figures"] == pytest.approx(alone["figures"], rel=1e-6)
+        parted = report(run, "train-elbo-2-ema")
+        assert parted["images"] == alone["images"] == 1527
+        assert parted["figures"] == pytest.approx(alone["figures"], rel=1e-6)
 
 
 @pytest.mark.ray

@@ -85,9 +85,9 @@ ALL_MODELS: dict[str, tuple[ImageSpec, dict[str, Any]]] = {
         {
             "kind": "diffusion",
             "schedule": {"kind": "learned", "pieces": 8},
-            "steps": 20,
+            "steps": 5,
             "denoiser": {
-                "network": {"kind": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
+                "network": {"kind": "unet", "channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
                 "prediction": {"kind": "mixture", "components": 2},
                 "fourier": [7],
                 "embedding": 16,
