@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 MARGIN = 60.0  # seconds from the stacks of a rank that hangs to the end of its collectives
 
@@ -22,6 +23,9 @@ def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accel
     The process group, if this makes it, gives a collective up a while after `hang_timeout` seconds, when the ranks
     have told what they wait for (watchdog).
     """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
     gpu = torch.cuda.is_available()
     bf16 = precision == "bf16" or (precision == "auto" and gpu)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)

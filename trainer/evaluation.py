@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.elbo import bits_per_dimension
@@ -16,6 +15,9 @@ from trainer.models.base import Condition, Model
 from trainer.models.diffusion import Diffusion
 from trainer.noise import Noise
 from trainer.ranks import add_up
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 DISTORTION = "distortion"
 COLLAPSED = 0.01  # nats an image below which a level counts as unused

@@ -10,10 +10,9 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -39,6 +38,9 @@ from trainer.staging import State
 from trainer.sums import Clock, Sums
 from trainer.tracking import Tracker
 from trainer.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class TrainerConfig(Config):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -16,6 +15,9 @@ from trainer.evaluation import condition
 from trainer.images import ImageSpec
 from trainer.models.base import Model
 from trainer.noise import Noise
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SIDE = 48  # smaller images are enlarged by a whole factor to about this many pixels
 CAPTION = 26  # pixels in height

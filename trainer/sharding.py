@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from trainer.elbo import Elbo
 from trainer.errors import TrainingError
 from trainer.models.base import Model
 from trainer.ranks import world_size
+
+if TYPE_CHECKING:  # they take seconds to import
+    from accelerate import Accelerator
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 Sharding = Literal["ddp", "fsdp"]
 
@@ -30,6 +32,8 @@ class Parallel:
     def __init__(self, model: Model, accelerator: Accelerator, sharding: Sharding):
         self.accelerator = accelerator
         if sharding == "fsdp" and world_size() > 1:
+            from torch.distributed.fsdp import fully_shard
+
             _refuse_scalars(model)
             # Without resharding, whoever looks at the parameters after an evaluation would see gathered copies.
             fully_shard(model, reshard_after_forward=True)  # in place
@@ -44,7 +48,7 @@ class Parallel:
     @contextlib.contextmanager
     def exchanging(self, exchange: bool) -> Iterator[None]:
         """Whether the backward passes of the block exchange gradients; they add up until one does."""
-        if isinstance(self.forward, FSDPModule):
+        if _gathers(self.forward):
             self.forward.set_requires_gradient_sync(exchange)
             yield
         else:
@@ -61,7 +65,7 @@ def _refuse_scalars(model: nn.Module) -> None:
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """The model has whole weights inside the block, for calls other than `forward`. All ranks together."""
-    if not isinstance(model, FSDPModule):
+    if not _gathers(model):
         yield
         return
     model.unshard()
@@ -71,34 +75,44 @@ def gathered(model: nn.Module) -> Iterator[None]:
         model.reshard()
 
 
-def is_sharded(value: Tensor) -> bool:
+def _gathers(model: nn.Module) -> TypeGuard[FSDPModule]:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # if nobody has imported it, nothing is of its kind
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
+
+
+def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
     """Whether this rank holds a part of the tensor only."""
-    return isinstance(value, DTensor)
+    tensor = sys.modules.get("torch.distributed.tensor")
+    return tensor is not None and isinstance(value, tensor.DTensor)
 
 
 def local_part(value: Tensor) -> tuple[Tensor, list[int]]:
     """This rank's part of a sharded tensor, and where in the whole it begins."""
-    assert isinstance(value, DTensor)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    assert is_sharded(value)
     _, offset = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
     return value.to_local(), list(offset)
 
 
 def local(value: Tensor) -> Tensor:
     """What this rank holds of a tensor: its part of a sharded one, else all of it."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.to_local() if is_sharded(value) else value
 
 
 def placed_like(like: Tensor, whole: Tensor) -> Tensor:
     """A whole tensor on the device of another one, and cut among the ranks as that is."""
     whole = whole.to(like.device)
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gathered_tensor(value: Tensor) -> Tensor:
     """The whole of a tensor. All ranks together."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 def load_model_state(model: nn.Module, saved: dict[str, Tensor]) -> None:
