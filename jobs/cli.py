@@ -10,6 +10,7 @@ from cluster.storage import StorageError
 from datasets.errors import DataError
 from jobs.errors import ConfigError
 from trainer.errors import TrainingError
+from trainer.ranks import leave
 
 MENDABLE = (ConfigError, DataError, StorageError, TrainingError)
 
@@ -23,6 +24,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         status = main(arguments) or 0
+        leave()
     except MENDABLE as error:
         if debug:
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -79,6 +81,20 @@ def on_rank_zero(action: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise TrainingError(str(outcome[1]))
     return outcome[0]  # type: ignore[return-value]
+
+
+def leave() -> None:
+    """Leave the process group, all ranks together, and end its threads; nothing happens without one.
+
+    A thread of gloo that still holds a tensor when the interpreter takes itself down would abort the process ("terminate
+    called without an active exception"), after all work was done.
+    """
+    if not dist.is_initialized():
+        return
+    with contextlib.suppress(RuntimeError):  # another rank has gone without a word: that is its failure
+        dist.barrier()
+    dist.destroy_process_group()
+    gc.collect()  # what is left of the group in cycles; with the last reference its threads are joined
 
 
 class Agreement:

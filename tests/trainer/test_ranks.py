@@ -4,6 +4,7 @@ import datetime
 import pickle
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.lineage import Commit, Lineage
 from trainer.models.base import Model
-from trainer.ranks import POLL_SECONDS, Agreement, add_up, on_rank_zero, rank, world_size
+from trainer.ranks import POLL_SECONDS, Agreement, add_up, leave, on_rank_zero, rank, world_size
 from trainer.sums import Sums
 
 CPU = torch.device("cpu")
@@ -58,8 +59,14 @@ def in_a_group(me, ranks, folder):
         "paces": [pace(seconds, steps) for seconds, steps in PACES],
         "checkpoints": checkpoints(f"{folder}/run"),
     }
-    dist.destroy_process_group()
-    return seen
+    running = threads()
+    leave()
+    return seen | {"threads": (running, threads())}
+
+
+def threads():
+    """The names of this process's threads, whoever started them."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def sums(me):
@@ -180,6 +187,15 @@ def all_agree(seen, key):
 
 def test_every_rank_knows_its_place(seen):
     assert [each["identity"] for each in seen] == [(me, len(seen)) for me in range(len(seen))]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed in /proc")
+def test_no_thread_of_a_group_is_left_when_its_ranks_have_left(seen):
+    """One that still held a tensor while the interpreter ends would abort the process."""
+    for each in seen:
+        running, left = each["threads"]
+        assert [name for name in running if "gloo" in name]
+        assert [name for name in left if "gloo" in name] == []
 
 
 def test_sums_are_those_of_all_ranks_and_leave_their_own_alone(seen):
