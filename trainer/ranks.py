@@ -86,8 +86,8 @@ def on_rank_zero(action: Callable[[], T]) -> T:
 def leave() -> None:
     """Leave the process group, all ranks together, and end its threads; nothing happens without one.
 
-    A thread of gloo that still holds a tensor when the interpreter takes itself down would abort the process ("terminate
-    called without an active exception"), after all work was done.
+    A thread of gloo that still holds a tensor when the interpreter takes itself down would abort the process, after all
+    work was done ("terminate called without an active exception").
     """
     if not dist.is_initialized():
         return
