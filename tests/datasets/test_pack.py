@@ -117,6 +117,7 @@ def test_idx_files_are_packed_plain_or_zipped_and_binarised_on_request(tmp_path,
         (gzip.compress(idx(np.zeros((3, 5, 4), np.uint8))[:-1]), "59 values, but its header says 3 x 5 x 4"),
         (gzip.compress(idx(np.zeros((3, 5, 4), np.uint8))), r"\(3, 5, 4\) and train-labels-idx1-ubyte \(20,\)"),
     ],
+    ids=["no gzip", "no idx", "too short", "other labels"],
 )
 def test_damaged_idx_files_are_one_line(tmp_path, data, told):
     folder = idx_files(tmp_path)
