@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,8 +31,9 @@ class Display:
         on_terminal = self.shown and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True, disable=not on_terminal, leave=False)
 
-    def update(self, images: int, figures: str) -> None:
-        """`images` have been seen; `figures` is the text to show beside that."""
+    def update(self, images: int, row: Mapping[str, Any]) -> None:
+        """`images` have been seen; of the row of figures the bound is shown beside that."""
+        figures = _bound(row)
         self.bar.update(images - self.bar.n)
         self.bar.set_postfix_str(figures)
         now = time.monotonic()
@@ -45,6 +48,12 @@ class Display:
 
     def __exit__(self, *failure: object) -> None:
         self.bar.close()
+
+
+def _bound(row: Mapping[str, Any]) -> str:
+    if "train/bpd" in row:
+        return f"train {row['train/bpd']:.4f} bpd"
+    return f"train {row['train/nats']:.2f} nats" if "train/nats" in row else "no finite bound"
 
 
 def _clock(seconds: float) -> str:

@@ -7,7 +7,6 @@ the global order, B being the global batch, whatever the number of ranks.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -197,7 +196,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             if due(config.log_every, before, images, config.images):
                 row |= sums.row(model) | clock.row(images, batches.waited) | job.figures(images)
                 row |= {"train/lr": optimizer.param_groups[0]["lr"], "train/skipped": guard.check()}
-                display.update(images, f"train {row.get('train/bpd', row.get('train/nats', math.nan)):.4f}")
+                display.update(images, row)
             if due(config.evaluate_every, before, images, config.images):
                 with ema.applied():
                     watchdog.rest()
