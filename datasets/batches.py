@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from datasets.cache import DecodedSet
-from datasets.decode import Pixels
 from datasets.errors import DataError
 from datasets.ledger import Quarantined
 from datasets.order import Integers
@@ -37,8 +36,10 @@ class Batch(NamedTuple):
 class Filler(Protocol):
     """Where the images of a step come from: this process, or loader processes."""
 
-    def fill(self, step: int, images: Pixels, labels: Integers) -> list[Quarantined]:
-        """Decode a step's images into uint8 [n, H, W, C] and its labels into int64 [n]; what was quarantined."""
+    def fill(self, step: int, labels: Integers) -> tuple[Tensor, list[Quarantined]]:
+        """A step's images in the first rows of uint8 [size, H, W, C], what the other rows hold being anything, and its
+        labels in the first of int64 [size]; what was quarantined.
+        """
 
     def close(self) -> None:
         """Let go of threads and processes."""
@@ -47,12 +48,17 @@ class Filler(Protocol):
 class LocalFiller:
     """Decodes in this process."""
 
-    def __init__(self, work: Work, cache: DecodedSet | None):
+    def __init__(self, work: Work, cache: DecodedSet | None, size: int, pin: bool):
+        """`size` is the number of images of a batch, padding included; `pin`: in memory that a GPU can read."""
         self._schedule = work.schedule
         self._reader = work.reader(cache)
+        self._shape, self._pin = (size, *work.shape), pin
 
-    def fill(self, step: int, images: Pixels, labels: Integers) -> list[Quarantined]:
-        return self._reader.read(self._schedule.positions(step), images, labels)
+    def fill(self, step: int, labels: Integers) -> tuple[Tensor, list[Quarantined]]:
+        images = torch.empty(self._shape, dtype=torch.uint8, pin_memory=self._pin)
+        positions = self._schedule.positions(step)
+        n = len(positions)
+        return images, self._reader.read(positions, images.numpy()[:n], labels[:n])
 
     def close(self) -> None:
         self._reader.close()
@@ -147,19 +153,20 @@ class _Maker:
     def __init__(self, work: Work, filler: Filler, size: int, device: torch.device | None):
         self.schedule = work.schedule
         self._filler = filler
-        self._shape = (size, *work.shape)
+        self._size = size
         self._device = device
         self._stream = torch.cuda.Stream(device) if device else None
 
     def make(self, step: int) -> _Prepared:
         positions = self.schedule.positions(step)
-        n, size, pin = len(positions), self._shape[0], self._device is not None
-        images = torch.empty(self._shape, dtype=torch.uint8, pin_memory=pin)
-        images[n:] = 0
+        n, size, pin = len(positions), self._size, self._device is not None
         labels = torch.zeros(size, dtype=torch.int64, pin_memory=pin)
         places = torch.zeros(size, dtype=torch.int64, pin_memory=pin)
         weights = torch.zeros(size, dtype=torch.float32, pin_memory=pin)
-        quarantined = self._filler.fill(step, images.numpy()[:n], labels.numpy()[:n])
+        images, quarantined = self._filler.fill(step, labels.numpy())
+        images[n:] = 0
+        if pin:
+            images = images.pin_memory()  # as it is, if it is that already
         places[:n] = torch.from_numpy(positions)
         weights[:n] = 1
         if quarantined:

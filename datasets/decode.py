@@ -48,15 +48,16 @@ class Format(NamedTuple):
 _ANY = Format(3, 0, 0)
 
 
-def decode_image(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
+def decode_image(data: bytes | memoryview, extension: str, format: Format, out: Pixels | None = None) -> Pixels:
     """The image, uint8 [H, W, C], upright (EXIF), with values below `format.levels`; of any size if height is 0.
 
-    Of 16 bits the upper 8 are taken, of an alpha channel nothing. Raises `DataError` (a line without the place, which
-    the caller knows) if it is not an image of the format.
+    `out`, contiguous and of the format's shape, is written where the decoder can do without memory of its own, and is
+    then what is returned. Of 16 bits the upper 8 are taken, of an alpha channel nothing. Raises `DataError` (a line
+    without the place, which the caller knows) if it is not an image of the format.
     """
     with_decoder = _DECODERS.get(extension, _decode_picture)
     try:
-        image = with_decoder(data, extension, format)
+        image = with_decoder(data, extension, format, out)
     except DataError:
         raise
     except Exception as error:  # decoders raise all kinds on bytes made for it
@@ -103,17 +104,18 @@ def describe(height: int, width: int, channels: int = 1, *more: int) -> str:
     return f"{width} x {height} with {channels} channel{'s' * (channels != 1)}"
 
 
-def _decode_jpeg(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
+def _decode_jpeg(data: bytes | memoryview, extension: str, format: Format, out: Pixels | None) -> Pixels:
     """The same pixels as Pillow's, by libjpeg-turbo without Pillow's detours; Pillow where a JPEG is out of the way."""
     height, width, colours, _ = decode_jpeg_header(data)
     grey = colours == "Gray"
     if b"Exif" in bytes(data[:_EXIF_BEFORE]) or colours in ("CMYK", "YCCK") or grey != (format.channels == 1):
-        return _decode_picture(data, extension, format)
+        return _decode_picture(data, extension, format, out)
     _check_size(width, height, format)
-    return decode_jpeg(data, "GRAY" if grey else "RGB")
+    image = decode_jpeg(data, "GRAY" if grey else "RGB", buffer=out)
+    return image if out is None else out
 
 
-def _decode_picture(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
+def _decode_picture(data: bytes | memoryview, extension: str, format: Format, out: Pixels | None) -> Pixels:
     picture = _open(data, extension)
     _check_size(*_upright_size(picture), format)
     if "exif" in picture.info:
@@ -179,7 +181,7 @@ def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _decode_npy(data: bytes | memoryview, extension: str, format: Format) -> Pixels:
+def _decode_npy(data: bytes | memoryview, extension: str, format: Format, out: Pixels | None) -> Pixels:
     stream = io.BytesIO(data)
     shape, dtype = _npy_header(stream)
     if dtype != np.uint8 or len(shape) not in (2, 3):

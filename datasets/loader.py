@@ -96,12 +96,13 @@ def _batches(
     work = Work(index, schedule, ReaderOptions(config.on_bad == "quarantine", by_member), transform, format.shape)
     if workers:
         said.append(f"{workers} loader process{'es' * (workers > 1)}")
-        return Batches(work, WorkerPool(work, workers), size, allowed, device, "; ".join(said))
+        return Batches(work, WorkerPool(work, workers, size), size, allowed, device, "; ".join(said))
     said.append("decoded in this process")
     cache = DecodedSet(index) if fits and isinstance(schedule, Training) else None
     if cache is not None:
         said.append(f"kept decoded: {_readable(cache.images.nbytes)}")
-    return Batches(work, LocalFiller(work, cache), size, allowed, device, "; ".join(said))
+    pin = device is not None and device.type == "cuda"
+    return Batches(work, LocalFiller(work, cache, size, pin), size, allowed, device, "; ".join(said))
 
 
 def _workers(config: DataConfig, fits: bool, schedule: Schedule) -> int:

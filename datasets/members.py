@@ -68,15 +68,17 @@ class EncodedRange(NamedTuple):
     members: ShardMembers
 
 
-def decode_sample(sample: Encoded, format: Format, again: Callable[[str], memoryview]) -> tuple[Pixels, int]:
-    """The image of a sample, uint8 [H, W, C], and its label (0 in a set without classes).
+def decode_sample(
+    sample: Encoded, format: Format, again: Callable[[str], memoryview], out: Pixels | None = None
+) -> tuple[Pixels, int]:
+    """The image of a sample, uint8 [H, W, C], in `out` perhaps (see `decode_image`), and its label (0 without classes).
 
     `again(extension)` reads a member anew whose checksum is wrong. Raises `DataError`.
     """
     image, image_crc32, extension, label, label_crc32 = sample
     if crc32(image) != image_crc32:
         image = again(extension)
-    pixels = decode_image(image, extension, format)
+    pixels = decode_image(image, extension, format, out)
     if not format.classes:
         return pixels, 0
     if label is None:

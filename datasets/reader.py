@@ -95,7 +95,13 @@ class Reader:
         """
         if self._cache is not None:
             return self._read_cached(self._cache, positions, images, labels)
-        return self._decode(positions, images, labels, np.arange(len(positions)), self._transform)
+        return self.read_to(np.arange(len(positions)), positions, images, labels)
+
+    def read_to(
+        self, rows: NDArray[np.int64], positions: Integers, images: Pixels, labels: Integers
+    ) -> list[Quarantined]:
+        """As `read`, to `rows` [n] of larger `images` and `labels`, the images being decoded there where they can."""
+        return self._decode(positions, images, labels, rows, self._transform)
 
     def _read_cached(
         self, cache: DecodedSet, positions: Integers, images: Pixels, labels: Integers
@@ -138,8 +144,12 @@ class Reader:
         for (epoch, held, slot), position, row in zip(sources, positions.tolist(), rows.tolist(), strict=True):
             try:
                 again = partial(self._again, held, slot)
-                pixels, labels[row] = decode_sample(held.samples[slot], self._format, again)
-                images[row] = pixels if transform is None else transform(pixels, position)
+                place = images[row] if transform is None else None
+                pixels, labels[row] = decode_sample(held.samples[slot], self._format, again, place)
+                if transform is not None:
+                    images[row] = transform(pixels, position)
+                elif pixels is not place:
+                    images[row] = pixels
             except DataError as error:
                 shard, key = self.members.where(*held.place(slot))
                 if not self._options.quarantine:

@@ -1,4 +1,4 @@
-"""A loader process: decodes the pieces of its streams into shared memory.
+"""A loader process: decodes the images of its streams into their rows of the batches of its rank, in shared memory.
 
 Started by `datasets.workers` with two inherited file descriptors. It does not import torch, so that it is up in a
 fraction of a second, and it ends when its parent does: the connection closes.
@@ -21,6 +21,7 @@ import numpy as np
 from datasets.decode import Pixels
 from datasets.ledger import Quarantined
 from datasets.order import Integers
+from datasets.schedule import Schedule
 from datasets.work import Work
 
 
@@ -28,64 +29,56 @@ class Task(NamedTuple):
     """What a loader process is to do."""
 
     work: Work
-    slots: int  # pieces that fit into the shared memory
-    capacity: int  # images of a piece at most
-
-    @property
-    def slot_shape(self) -> tuple[int, ...]:
-        """The shared memory is uint8 [slots, capacity, H, W, C]."""
-        return (self.slots, self.capacity, *self.work.shape)
+    rank: Schedule  # of the whole rank, whose positions are the rows of a batch
+    memory: tuple[int, ...]  # the shared memory is uint8 [slots, images of a batch, H, W, C]
 
 
 class Piece(NamedTuple):
-    """A worker's part of a step; its images lie in a slot of the shared memory."""
+    """A worker's part of a step; its images lie in the slot that the parent has named for the step."""
 
-    slot: int  # -1: there is nothing to read for this worker
+    rows: Integers  # of the batch
     labels: Integers
     quarantined: list[Quarantined]
 
 
-def slot_views(memory: mmap.mmap, task: Task) -> Pixels:
+def slot_views(memory: mmap.mmap, shape: tuple[int, ...]) -> Pixels:
     """The shared memory as an array."""
-    shape = task.slot_shape
     return np.frombuffer(memory, dtype=np.uint8, count=math.prod(shape)).reshape(shape)
 
 
 def serve(connection: Connection, memory: mmap.mmap) -> None:
-    """Send a `Piece` for every step, or the exception that ended the work."""
+    """Send a `Piece` for every step, or the exception that ended the work. The parent sends a slot for every step."""
     task: Task = connection.recv()
-    free = _slots_given_back(connection, task.slots)
-    views = slot_views(memory, task)
+    slots = _slots_of_steps(connection)
+    views = slot_views(memory, task.memory)
     try:
         reader, schedule = task.work.reader(), task.work.schedule
+        labels = np.empty(task.memory[1], dtype=np.int64)
         step = schedule.first
         while schedule.steps is None or step < schedule.steps:
             positions = schedule.positions(step)
-            labels = np.zeros(len(positions), dtype=np.int64)
-            slot = free.get() if len(positions) else -1
-            quarantined = reader.read(positions, views[slot, : len(positions)], labels)
-            connection.send(Piece(slot, labels, quarantined))
+            rows = np.searchsorted(task.rank.positions(step), positions)
+            quarantined = reader.read_to(rows, positions, views[slots.get()], labels)
+            connection.send(Piece(rows, labels[rows], quarantined))
             step += 1
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         connection.send(error.with_traceback(None))
     threading.Event().wait()  # until the parent hangs up
 
 
-def _slots_given_back(connection: Connection, slots: int) -> queue.SimpleQueue[int]:
-    """The numbers of the slots that may be written, as the parent gives them back."""
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(slots):
-        free.put(slot)
+def _slots_of_steps(connection: Connection) -> queue.SimpleQueue[int]:
+    """The slots that are to be written, one step after another, as the parent names them."""
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def listen() -> None:
         try:
             while True:
-                free.put(connection.recv())
+                slots.put(connection.recv())
         except (EOFError, OSError):
             os._exit(0)  # the parent has closed its end or is no more
 
     threading.Thread(target=listen, daemon=True).start()
-    return free
+    return slots
 
 
 def main() -> None:

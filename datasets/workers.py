@@ -1,25 +1,34 @@
-"""The parent's side of the loader processes."""
+"""The parent's side of the loader processes.
+
+The batches of a rank lie in slots of shared memory. Every loader process decodes into its rows of a slot, and the
+consumer is lent the slot itself: between the decoder and the model an image of some hundred kilobytes is not copied.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import multiprocessing
 import os
+import queue
 import subprocess
 import sys
 import tempfile
+import weakref
+from collections import deque
 from pathlib import Path
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from datasets.decode import Pixels
 from datasets.ledger import Quarantined
 from datasets.order import Integers
 from datasets.work import Work
 from datasets.worker import Piece, Task, slot_views
 
-_SLOTS = 3  # pieces that a worker may be ahead
+_BEING_FILLED = 3  # slots that the workers have at least
+_LENT = 5  # and that the consumer may hold: two that wait, one being handed over, the last one and the one before it
 # One image after another of the same size: memory that is freed is kept, not given back and faulted in again.
 _SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456"}
 _MAIN = "from datasets.worker import main; main()"
@@ -28,44 +37,37 @@ _MAIN = "from datasets.worker import main; main()"
 class Worker:
     """One loader process."""
 
-    def __init__(self, task: Task):
-        self.schedule = task.work.schedule
-        size = max(math.prod(task.slot_shape), 1)
-        file = _shared_file(size)
-        self._memory = mmap.mmap(file, size)
-        self._views = slot_views(self._memory, task)
+    def __init__(self, task: Task, memory: int):
+        """`memory` is the descriptor of the shared memory."""
         self._connection, theirs = multiprocessing.Pipe()
         root = str(Path(__file__).parent.parent)
         paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environment = os.environ | _SETTINGS | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), str(file)],
-                pass_fds=(theirs.fileno(), file),
+                [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), str(memory)],
+                pass_fds=(theirs.fileno(), memory),
                 stdin=subprocess.DEVNULL,
                 env=environment,
             )
         finally:
             theirs.close()
-            os.close(file)
         self._connection.send(task)
 
-    def fill(self, images: Pixels, labels: Integers, rows: Integers) -> list[Quarantined]:
-        """Wait for the next piece and copy it to `rows` of a batch; what it quarantined.
+    def fill(self, slot: int) -> None:
+        """Let its next step be written to this slot."""
+        with contextlib.suppress(OSError):  # if it is no more, `piece` says so
+            self._connection.send(slot)
 
-        Raises what the process raised.
-        """
+    def piece(self) -> Piece:
+        """Wait for the end of its next step. Raises what the process raised."""
         try:
             piece = self._connection.recv()
         except (EOFError, OSError):
             raise RuntimeError(f"a loader process ended unasked, with status {self._process.wait()}") from None
         if not isinstance(piece, Piece):
             raise piece
-        if piece.slot >= 0:
-            images[rows] = self._views[piece.slot, : len(rows)]
-            labels[rows] = piece.labels
-            self._connection.send(piece.slot)
-        return piece.quarantined
+        return piece
 
     def close(self) -> None:
         """End the process, which holds nothing that could be lost."""
@@ -77,29 +79,55 @@ class Worker:
 class WorkerPool:
     """The loader processes of a rank: each has some of its streams, and all answer for every step."""
 
-    def __init__(self, work: Work, workers: int):
-        self._schedule = work.schedule
+    def __init__(self, work: Work, workers: int, size: int):
+        """`size` is the number of images of a batch, padding included."""
+        shape = (_BEING_FILLED + _LENT, size, *work.shape)
+        file = _shared_file(math.prod(shape))
+        self._views = slot_views(mmap.mmap(file, math.prod(shape)), shape)
+        self._filling: deque[int] = deque()  # slots of the next steps
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()  # filled by finalizers, in any thread
         self._workers: list[Worker] = []
         try:
             for part in work.split(workers):
-                self._workers.append(Worker(Task(part, _SLOTS, part.schedule.largest)))
+                self._workers.append(Worker(Task(part, work.schedule, shape), file))
         except BaseException:
             self.close()
             raise
+        finally:
+            os.close(file)
+        for slot in range(shape[0]):
+            self._free.put(slot)
 
-    def fill(self, step: int, images: Pixels, labels: Integers) -> list[Quarantined]:
-        """The images and labels of the positions of a step, in their order. Steps are asked for one after another."""
-        positions = self._schedule.positions(step)
+    def fill(self, step: int, labels: Integers) -> tuple[Tensor, list[Quarantined]]:
+        """As `Filler.fill`. Steps are asked for one after another."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._filling.append(slot := self._free.get_nowait())
+                for worker in self._workers:
+                    worker.fill(slot)
         quarantined = []
         for worker in self._workers:
-            rows = np.searchsorted(positions, worker.schedule.positions(step))
-            quarantined += worker.fill(images, labels, rows)
-        return quarantined
+            piece = worker.piece()
+            labels[piece.rows] = piece.labels
+            quarantined += piece.quarantined
+        return self._lent(self._filling.popleft()), quarantined
 
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
         self._workers.clear()
+
+    def _lent(self, slot: int) -> Tensor:
+        """A slot as a tensor, which may be written anew once the tensor's memory is let go of.
+
+        A consumer that keeps many batches is given copies: the workers do not wait for it.
+        """
+        view = self._views[slot]
+        if len(self._filling) + self._free.qsize() < _BEING_FILLED:
+            self._free.put(slot)
+            return torch.from_numpy(view.copy())
+        weakref.finalize(view, self._free.put, slot).atexit = False
+        return torch.from_numpy(view)
 
 
 def _shared_file(size: int) -> int:

@@ -55,7 +55,9 @@ def _decode_for_ever(format: str, folder: str, count: Any, stop: Any) -> None:
     wanted = Format(shape[2], shape[0], shape[1])
     while not stop.is_set():
         for i, blob in enumerate(blobs[:BATCH]):
-            batch[i] = decode_image(blob, format, wanted)
+            image = decode_image(blob, format, wanted, batch[i])
+            if image.base is not batch:
+                batch[i] = image
         blobs = blobs[BATCH:] + blobs[:BATCH]
         with count.get_lock():
             count.value += BATCH
