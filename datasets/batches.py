@@ -7,7 +7,6 @@ import queue
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from datasets.cache import DecodedSet
 from datasets.errors import DataError
-from datasets.ledger import Quarantined
+from datasets.ledger import Quarantined, check_share
 from datasets.order import Integers
 from datasets.work import Work
 
@@ -68,7 +67,7 @@ class Batches:
     """An iterator of `Batch`, one a step, prepared ahead by a thread. Close it, or use it as a context manager.
 
     What goes wrong while a batch is prepared is raised where that batch would have come. `allowed` is how many images
-    may be quarantined in an epoch before a `DataError` ends it.
+    may be quarantined in an epoch, here alone, before a `DataError` ends it.
     """
 
     def __init__(
@@ -120,14 +119,11 @@ class Batches:
 
     def _write_down(self, entries: list[Quarantined]) -> None:
         self.quarantined += entries
-        epoch, count = Counter(entry.epoch for entry in self.quarantined).most_common(1)[0]
-        if count > self._allowed:
+        try:
+            check_share(self.quarantined, self._allowed)
+        except DataError:
             self.close()
-            last = entries[-1]
-            raise DataError(
-                f"{count} images quarantined in epoch {epoch} are more than data.bad_share allows; "
-                f"the last is {last.shard}: sample {last.key!r}: {last.reason}"
-            )
+            raise
 
 
 class _Prepared(NamedTuple):

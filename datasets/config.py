@@ -22,6 +22,15 @@ def parse_bytes(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
+def in_words(size: float) -> str:
+    """A number of bytes for a person: 512 bytes, 1.5 MiB, 300 GiB."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if size >= 100 or unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
 def _absolute(urls: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if isinstance(urls, str):
         return urls and absolute(urls)
@@ -90,7 +99,8 @@ class DataConfig(_Section):
     on_bad: Literal["stop", "quarantine"] = "stop"
     """What an image that is damaged or does not decode does: end the run, or weigh nothing and be written down."""
     bad_share: float = Field(default=0.001, ge=0, le=1)
-    """With `on_bad: quarantine`: the share of a rank's images of an epoch beyond which the run ends all the same."""
+    """With `on_bad: quarantine`: the share of an epoch's images beyond which the run ends all the same. Counted over
+    all ranks whenever a row of metrics or a checkpoint is made, and at once where one rank alone has met so many."""
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> DataConfig:

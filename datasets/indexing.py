@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cluster.storage import Entry, MissingError, Storage
 from datasets.errors import DataError
-from datasets.index import Meta, Shard, encode_table, member_file, read_index, write_index
+from datasets.index_files import Meta, Shard, encode_table, member_file, read_index, write_index
 from datasets.scan import Sample, scan_tar
 from datasets.shardlist import ShardList
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from datasets.errors import DataError
 
 
 class Quarantined(NamedTuple):
@@ -24,6 +26,19 @@ class EpochRow(NamedTuple):
     expected: int  # images of an epoch
     seen: int  # that took part in the training
     quarantined: int
+
+
+def check_share(quarantined: Sequence[Quarantined], allowed: float) -> None:
+    """Raise `DataError` if more images of an epoch are among them than `allowed`."""
+    if not quarantined:
+        return
+    epoch, count = Counter(entry.epoch for entry in quarantined).most_common(1)[0]
+    if count > allowed:
+        last = quarantined[-1]
+        raise DataError(
+            f"{count} images quarantined in epoch {epoch} are more than data.bad_share allows; "
+            f"the last is {last.shard}: sample {last.key!r}: {last.reason}"
+        )
 
 
 def epoch_rows(images_of_set: int, images_seen: int, quarantined: Iterable[Quarantined]) -> list[EpochRow]:

@@ -8,7 +8,7 @@ import torch
 
 from datasets.batches import Batch, Batches, LocalFiller
 from datasets.cache import DecodedSet
-from datasets.config import DataConfig
+from datasets.config import DataConfig, in_words
 from datasets.errors import DataError
 from datasets.index import Index
 from datasets.order import check_batch, deal, largest_share
@@ -50,8 +50,7 @@ def training_batches(
     size = largest_share(batch, config.streams, ranks)
     if micro_batch:
         size = -(-size // micro_batch) * micro_batch
-    allowed = config.bad_share * index.images * len(mine) / config.streams
-    return _batches(config, index, schedule, size, seed, allowed, device)
+    return _batches(config, index, schedule, size, seed, config.bad_share * index.images, device)
 
 
 def evaluation_batches(
@@ -71,7 +70,7 @@ def evaluation_batches(
     """
     taken = index.images if limit is None else min(limit, index.images)
     schedule = Evaluation(index.images, taken, batch, ranks, rank)
-    return _batches(config, index, schedule, batch, None, config.bad_share * taken / ranks, device)
+    return _batches(config, index, schedule, batch, None, config.bad_share * taken, device)
 
 
 def _batches(
@@ -89,10 +88,10 @@ def _batches(
     workers = _workers(config, fits, schedule)
     window = config.window if isinstance(schedule, Training) else schedule.largest
     needed = memory_needed(index, schedule.streams, window)
-    said = [f"{schedule.streams} streams in windows of {window} images: up to {_readable(needed)} encoded"]
+    said = [f"{schedule.streams} streams in windows of {window} images: up to {in_words(needed)} encoded"]
     by_member = needed > config.memory
     if by_member:
-        said = [f"windows of {window} images need {_readable(needed)}, more than data.memory: every image is a request"]
+        said = [f"windows of {window} images need {in_words(needed)}, more than data.memory: every image is a request"]
     work = Work(index, schedule, ReaderOptions(config.on_bad == "quarantine", by_member), transform, format.shape)
     if workers:
         said.append(f"{workers} loader process{'es' * (workers > 1)}")
@@ -100,7 +99,7 @@ def _batches(
     said.append("decoded in this process")
     cache = DecodedSet(index) if fits and isinstance(schedule, Training) else None
     if cache is not None:
-        said.append(f"kept decoded: {_readable(cache.images.nbytes)}")
+        said.append(f"kept decoded: {in_words(cache.images.nbytes)}")
     pin = device is not None and device.type == "cuda"
     return Batches(work, LocalFiller(work, cache, size, pin), size, allowed, device, "; ".join(said))
 
@@ -114,12 +113,3 @@ def _workers(config: DataConfig, fits: bool, schedule: Schedule) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(cores // max(here, 1), schedule.streams, _MOST_WORKERS))
-
-
-def _readable(size: float) -> str:
-    """Bytes in words."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if size >= 10 or unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError

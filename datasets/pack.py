@@ -18,7 +18,8 @@ from cluster.storage import MissingError, Storage
 from datasets.config import TransformConfig
 from datasets.decode import LABEL, Format, Pixels, decode_image, image_size
 from datasets.errors import DataError
-from datasets.index import Index, Meta, Shard, write_index
+from datasets.index import Index
+from datasets.index_files import Meta, Shard, write_index
 from datasets.indexing import describe, index_shard
 from datasets.sources.source import SPLITS, Example, Source
 from datasets.transform import Transform

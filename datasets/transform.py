@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 
-from datasets.config import DataConfig, TransformConfig
 from datasets.decode import Format, Pixels
 from datasets.errors import DataError
 from datasets.hashing import derive, key_of
 from datasets.index import Index
+
+if TYPE_CHECKING:  # a loader process without a transform does without pydantic
+    from datasets.config import DataConfig, TransformConfig
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 

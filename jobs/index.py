@@ -13,7 +13,7 @@ from functools import partial
 from tqdm import tqdm
 
 from cluster.storage import Storage, absolute, join
-from datasets.index import Shard
+from datasets.index_files import Shard
 from datasets.indexing import index_shard, index_shards
 from datasets.shardlist import ShardList
 from jobs.cli import run

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from cluster.storage import Storage
 from datasets.config import DataConfig
 from datasets.index import Index
-from datasets.ledger import Quarantined, epoch_rows
+from datasets.ledger import Quarantined, check_share, epoch_rows
 from datasets.loader import Batches
 from trainer.journal import read_metrics
 from trainer.ranks import on_rank_zero, world_size
@@ -20,13 +20,14 @@ class Ledger:
 
     "ledger": [{"epoch", "expected", "seen", "quarantined"} ...] for each epoch that has ended (of a single set), and
     "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...] for each image that could not be used; their
-    counts so far as "data/epoch" and "data/quarantined".
+    counts so far as "data/epoch" and "data/quarantined". Raises `DataError` where there are more than the share allows.
     """
 
     def __init__(self, config: DataConfig, index: Index, run: Storage):
         self.run = run
         self.images_of_set = 0 if config.mixture else index.images
         self.may_quarantine = config.on_bad == "quarantine"
+        self.allowed = config.bad_share * index.images
         self.images = 0  # of the last row
         self.batches: Batches | None = None
         self.told = 0  # entries of this rank's batches that are in a row
@@ -54,6 +55,7 @@ class Ledger:
         if self.may_quarantine:
             if fresh:
                 self.entries += fresh
+                check_share(self.entries, self.allowed)  # on all ranks at once, as they have the same entries
                 row["quarantined"] = [entry._asdict() for entry in fresh]
             row["data/quarantined"] = len(self.entries)
         if self.images_of_set:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from datasets.config import in_words
 from datasets.index import Index
 from datasets.order import deal, largest_share
 from datasets.reader import memory_needed
@@ -94,29 +95,21 @@ def report(config: RunConfig) -> str:
     epochs = config.trainer.images / index.images
     lines = {
         "parameters": f"{trained:,} trained" + (f" of {_count(model):,}" if _count(model) != trained else ""),
-        "memory": f"{_bytes(own + gradients + optimizer + averages + activations)} a rank: "
-        f"weights {_bytes(own)}, gradients {_bytes(gradients)}, optimiser {_bytes(optimizer)}, "
-        f"averages {_bytes(averages)}, activations about {_bytes(activations)}",
+        "memory": f"{in_words(own + gradients + optimizer + averages + activations)} a rank: "
+        f"weights {in_words(own)}, gradients {in_words(gradients)}, optimiser {in_words(optimizer)}, "
+        f"averages {in_words(averages)}, activations about {in_words(activations)}",
         "": f"(activations estimated: what autograd keeps of {at_once} images at once in "
         f"{'bfloat16 autocast' if bf16 else 'float32'}; workspaces of kernels come on top)",
         "compute": f"{taken.flops / 1e9:.3g} GFLOP an image, forward and backward (matrix products, convolutions); "
         f"{taken.flops * config.trainer.images:.3g} FLOP in all",
         "images": f"{index.images:,} an epoch; {config.trainer.images:,} in all, {epochs:.3g} epochs",
         "steps": f"{steps:,} of {config.trainer.batch} images; {ranks}, at most {share} images a rank",
-        "checkpoint": f"{_bytes(own + optimizer + averages)}, every {config.trainer.checkpoint_every:,} images; "
+        "checkpoint": f"{in_words(own + optimizer + averages)}, every {config.trainer.checkpoint_every:,} images; "
         f"{max(config.trainer.checkpoints.keep, 2)} are kept",
-        "loader": f"{_bytes(loader)} of encoded images a rank, {within} data.memory {_bytes(config.data.memory)}",
+        "loader": f"{in_words(loader)} of encoded images a rank, {within} data.memory {in_words(config.data.memory)}",
     }
     return "".join(f"{name:11} {text}\n" for name, text in lines.items())
 
 
 def _count(model: Model) -> int:
     return sum(tensor.numel() for tensor in model.parameters())
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if size >= 100 or unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError

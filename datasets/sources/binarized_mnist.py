@@ -7,7 +7,7 @@ import io
 import numpy as np
 
 from datasets.errors import DataError
-from datasets.index import Meta
+from datasets.index_files import Meta
 from datasets.sources.source import SPLITS, Example, InMemory, fetch, shuffled
 
 _FILES = {"train": "train_packed.npy", "validation": "test_packed.npy"}

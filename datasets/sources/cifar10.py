@@ -6,7 +6,7 @@ import numpy as np
 
 from cluster.storage import Storage, is_local
 from datasets.errors import DataError
-from datasets.index import Meta
+from datasets.index_files import Meta
 from datasets.sources.source import SPLITS, Example, InMemory, fetch, shuffled
 
 _RECORD = 1 + 3 * 32 * 32

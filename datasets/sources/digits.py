@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from datasets.index import Meta
+from datasets.index_files import Meta
 from datasets.sources.source import Example, InMemory, shuffled
 
 _IMAGES = 1797

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets.decode import IMAGE_FORMATS
 from datasets.errors import DataError
-from datasets.index import Meta
+from datasets.index_files import Meta
 from datasets.sources.source import SPLITS, Example, shuffled
 
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "test")}

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from datasets.errors import DataError
-from datasets.index import Meta
+from datasets.index_files import Meta
 from datasets.sources.source import SPLITS, Example, InMemory, fetch, shuffled
 
 _FILES = {"train": "train", "validation": "t10k"}

@@ -14,7 +14,7 @@ from cluster.storage import MissingError, Storage
 from datasets.decode import Pixels
 from datasets.errors import DataError
 from datasets.hashing import key_of, permute
-from datasets.index import Meta
+from datasets.index_files import Meta
 
 SPLITS = ("train", "validation")
 

@@ -22,7 +22,7 @@ BATCH, STREAMS, WINDOW = 4096, 64, 256
 def make(folder: str) -> None:
     """An index of shards that do not exist."""
     from cluster.storage import Storage
-    from datasets.index import SCHEMA, Meta, encode_table, write_index
+    from datasets.index_files import SCHEMA, Meta, encode_table, write_index
 
     location = Storage(folder)
     write_index(location, Meta(3, 256, 256), [])

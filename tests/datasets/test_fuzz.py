@@ -7,22 +7,47 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tarfile
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.storage import Storage
 from datasets.errors import DataError
-from datasets.indexing import member_table
+from datasets.index import Index
+from datasets.indexing import index_shards, member_table
+from datasets.pack import encode
 from datasets.scan import scan_tar
-from tests.datasets.shards import png
+from datasets.verifying import verify_shard
+from tests.datasets.shards import image_of, png
 
 EXAMPLES = 150
+
+
+def tar_of(name: str, data: bytes = b"") -> bytes:
+    """A tar of one file."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def npy(image: np.ndarray) -> bytes:
+    """An array as numpy writes it."""
+    stream = io.BytesIO()
+    np.save(stream, image)
+    return stream.getvalue()
+
+
 NAMES = st.one_of(
     st.sampled_from(["\udcff.png", "a\nb.png", "new\nline.cls"]),
     st.sampled_from(
@@ -30,9 +55,27 @@ NAMES = st.one_of(
     ),
     st.text(min_size=1, max_size=120).filter(lambda name: "\0" not in name),
 )
-CONTENT = st.one_of(st.just(png()), st.just(b"1"), st.binary(max_size=700))
+IMAGES = [png(), png(1, 3), *(encode(image_of(2, 3), kind) for kind in ("jpg", "webp")), npy(image_of(3))]
+BOMB = struct.pack(">8sI4sIIBBBBB", b"\x89PNG\r\n\x1a\n", 13, b"IHDR", 1 << 20, 1 << 20, 8, 2, 0, 0, 0)
+BOMB += struct.pack(">I", zlib.crc32(BOMB[12:]))
+SPARSE = ("major", "minor", "realsize", "map", "size", "numblocks", "name", "offset", "numbytes")
+PAX_KEYS = ["path", "linkpath", "size", "mtime", "uid", "hdrcharset", *(f"GNU.sparse.{name}" for name in SPARSE)]
+PAX_VALUES = ["", "0", "1", "-1", "9" * 20, "1e9", "0,5,9", "a.png", "../x.png", "BINARY", "\udcff"]
+PAX = st.dictionaries(st.sampled_from(PAX_KEYS), st.sampled_from(PAX_VALUES), max_size=4)
 KINDS = st.sampled_from([*map(bytes, ([b] for b in b"01234567")), b"x", b"g", b"L", b"K", b"S", b"\0", b"Z"])
 FORMATS = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+
+
+@st.composite
+def contents(draw: st.DrawFn) -> bytes:
+    """An image, whole or spoilt, or one that claims to be huge; a label; anything; a tar in a tar."""
+    data = bytearray(draw(st.sampled_from([*IMAGES, BOMB, b"1", b"9" * 40, tar_of("x.png")])))
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, len(data) - 1))
+        data[place] = draw(st.integers(0, 255))
+    if draw(st.integers(0, 5)) == 0:
+        del data[draw(st.integers(0, len(data))) :]
+    return bytes(data) if draw(st.booleans()) else draw(st.one_of(st.just(bytes(data)), st.binary(max_size=700)))
 
 
 @st.composite
@@ -42,10 +85,11 @@ def tars(draw: st.DrawFn) -> bytes:
     with tarfile.open(fileobj=stream, mode="w", format=draw(FORMATS), errors="surrogateescape") as tar:
         for _ in range(draw(st.integers(0, 6))):
             info = tarfile.TarInfo(draw(NAMES))
-            data = draw(CONTENT)
+            data = draw(contents())
             info.size = len(data)
             info.type = draw(st.one_of(st.just(b"0"), KINDS))
             info.linkname = draw(st.sampled_from(["", "a.png", "/etc/passwd", "../../x"]))
+            info.pax_headers = draw(PAX)
             try:
                 tar.addfile(info, io.BytesIO(data))
             except (ValueError, UnicodeError):
@@ -86,16 +130,25 @@ def check(data: bytes) -> None:
         (Path(folder) / "s.tar").write_bytes(data)
         try:
             scan = scan_tar(Storage(folder), "s.tar")
-            table = member_table(scan.samples)
         except DataError as error:
             assert "\n" not in str(error)  # noqa: PT017
             assert str(error).startswith(f"{folder}/s.tar: ")  # noqa: PT017
         else:
-            assert table.num_rows == len(scan.samples)
+            assert member_table(scan.samples).num_rows == len(scan.samples)
             for sample in scan.samples:
                 for member in sample.members.values():
                     assert 0 <= member.offset <= member.offset + member.size <= len(data)
-        assert os.listdir(folder) == ["s.tar"]
+            if scan.samples:
+                check_images(folder, [sample.key for sample in scan.samples])
+        assert sorted(os.listdir(folder)) in (["s.tar"], ["index", "s.tar"])
+
+
+def check_images(folder: str, keys: list[str]) -> None:
+    """What was taken into an index is an image, or is told by its key in one line."""
+    index_shards(folder, f"{folder}/index")
+    bad = verify_shard(Index.open(folder), 0).bad
+    assert {key for key, _ in bad} <= set(keys)
+    assert not any("\n" in reason for _, reason in bad)
 
 
 @given(tars())
@@ -124,13 +177,7 @@ def test_hostile_tars_for_as_long_as_asked():
 
 
 def test_nested_archives_are_no_images(tmp_path):
-    inner = io.BytesIO()
-    with tarfile.open(fileobj=inner, mode="w") as tar:
-        tar.addfile(tarfile.TarInfo("x.png"))
-    with tarfile.open(tmp_path / "s.tar", "w") as tar:
-        info = tarfile.TarInfo("a.png")
-        info.size = len(inner.getvalue())
-        tar.addfile(info, io.BytesIO(inner.getvalue()))
+    (tmp_path / "s.tar").write_bytes(tar_of("a.png", tar_of("x.png")))
     with pytest.raises(DataError, match=r"'a\.png': the image does not decode"):
         scan_tar(Storage(str(tmp_path)), "s.tar")
 

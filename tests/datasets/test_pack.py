@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.index import Index, Meta
+from datasets.index import Index
+from datasets.index_files import Meta
 from datasets.loader import evaluation_batches
 from datasets.pack import PackOptions, pack
 from datasets.sources.binarized_mnist import BinarizedMnist

@@ -1,0 +1,48 @@
+"""The share of images that may be bad is one of all ranks together."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch.distributed as dist
+
+from cluster.storage import Storage
+from datasets.config import DataConfig
+from datasets.errors import DataError
+from datasets.index import Index
+from datasets.loader import training_batches
+from jobs.ledger import Ledger
+from tests.datasets.shards import write_set
+from tests.testbed.ranks import together
+
+RANKS = 2
+
+
+def take(url: str, run: str, share: float, ends: bool) -> None:
+    """An epoch of a set of 40 images, of which 12 are lost, on a rank that meets a half of them."""
+    dist.init_process_group("gloo")
+    index = Index.open(url)
+    config = DataConfig(shards=url, streams=4, window=8, workers=0, on_bad="quarantine", bad_share=share)
+    ledger = Ledger(config, index, Storage(run))
+    rank = int(os.environ["RANK"])
+    with training_batches(config, index, seed=1, batch=20, ranks=RANKS, rank=rank) as batches:
+        ledger.follow(batches, 0)
+        for _ in range(2):
+            next(batches)
+        assert len(batches.quarantined) == 6
+        if ends:
+            with pytest.raises(DataError, match=r"^12 images quarantined in epoch 0 are more than"):
+                ledger(40)
+        else:
+            assert ledger(40)["data/quarantined"] == 12
+
+
+@pytest.mark.parametrize(("share", "ends"), [(0.29, True), (0.3, False)])
+def test_the_share_that_may_be_bad_is_one_of_all_ranks(tmp_path, share, ends):
+    index = write_set(tmp_path / "set", [10, 10, 10, 10])
+    for number in range(4):  # a shard a stream: the last three images are cut off
+        shard = tmp_path / "set" / f"000{number}.tar"
+        data = shard.read_bytes()
+        shard.write_bytes(data[: data.index(f"{10 * number + 7:06d}.png".encode())])
+    together(RANKS, take, index.url, str(tmp_path / "run"), share, ends)
