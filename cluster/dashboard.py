@@ -32,8 +32,13 @@ BOUND = (
 )
 PICTURES = ("samples", "reconstructions")
 MACHINE = (
-    Line("images a second", ("images_per_second",)),
+    Line("images a second, all ranks together", ("images_per_second",)),
+    Line("images a second, each GPU", ("images_per_second_per_device",)),
+    Line("MFU: share of the peak FLOP/s that the model uses", ("mfu",)),
     Line("share of the time that waits for data", ("data_wait",)),
+    Line("seconds held up by checkpoints, since the row before", ("checkpoint_stall",)),
+    Line("restarts", ("restarts",)),
+    Line("quarantined images", ("data/quarantined",)),
     Line("gradient norm", ("train/gradient_norm",)),
     Line("learning rate", ("train/lr",)),
     Line("steps skipped for gradients that are not finite", ("train/skipped",)),

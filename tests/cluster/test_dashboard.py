@@ -1,23 +1,29 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cluster.dashboard import BOUND, MACHINE, PICTURES, workspace
+from cluster.dashboard import BOUND, MACHINE, PICTURES
 from cluster.storage import Storage
 from jobs.config import load_config
 from jobs.ray_metrics import gauge_name
 from jobs.worker import work
 from tests.jobs.conftest import config_file, digits  # noqa: F401  (fixtures)
+from tests.testbed.processes import REPOSITORY
+from tests.testbed.wandb_server import ENTITY, WandbServer
 from trainer.journal import read_metrics
 
 
 def test_every_panel_shows_something_that_a_run_logs(config_file: Callable[..., Path]) -> None:  # noqa: F811
-    config = load_config(str(config_file()))
+    path = config_file(data={"on_bad": "quarantine"}, trainer={"peak_flops": 1e12})
+    config = load_config(str(path))
     work(config)
     run = Storage(config.run)
     logged = {name for row in read_metrics(run) for name in row}
@@ -29,15 +35,34 @@ def test_every_panel_shows_something_that_a_run_logs(config_file: Callable[..., 
     assert set(PICTURES) <= drawn
 
 
-def test_the_view_holds_all_panels_over_images() -> None:
-    pytest.importorskip("wandb_workspaces")
-    view = workspace("someone", "lowerbound")
-    spec = json.loads(view._to_model().spec.model_dump_json(by_alias=True))
-    text = json.dumps(spec)
-    for line in (*BOUND, *MACHINE):
-        assert line.title in text
-    assert [section.name for section in view.sections] == ["Bound", "Pictures (averaged weights)", "Machine"]
-    assert all(panel.x == "images" for section in (view.sections[0], view.sections[2]) for panel in section.panels)
+def test_the_command_saves_a_view_with_all_panels_over_images(wandb_server: WandbServer) -> None:
+    pytest.importorskip("wandb_workspaces", reason="the optional package wandb-workspaces is not installed")
+    told = subprocess.run(
+        [sys.executable, "-m", "cluster.dashboard", "--entity", ENTITY, "--project", "digits"],
+        cwd=REPOSITORY, env={**os.environ, **wandb_server.environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    (view,) = wandb_server.views
+    assert (view["entityName"], view["projectName"], view["displayName"]) == (ENTITY, "digits", "lowerbound")
+    name = view["name"].removeprefix("nw-").removesuffix("-v")
+    assert told.stdout.strip() == f"{wandb_server.url}/{ENTITY}/digits?nw={name}"
+    assert wandb_server.unknown == []
+
+    sections = {
+        section["name"]: section["panels"]
+        for section in json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+    }
+    for title, lines in (("Bound", BOUND), ("Machine", MACHINE)):
+        panels = {panel["config"]["chartTitle"]: panel["config"] for panel in sections[title]}
+        assert list(panels) == [line.title for line in lines]
+        for line in lines:
+            panel = panels[line.title]
+            assert panel["xAxis"] == "images"
+            assert panel.get("metrics", []) == list(line.metrics)
+            assert panel.get("metricRegex", "") == line.every
+            assert (panel.get("plotType") == "stacked-area") == line.stacked
+    pictures = sections["Pictures (averaged weights)"]
+    assert [panel["config"]["mediaKeys"] for panel in pictures] == [[name] for name in PICTURES]
 
 
 @pytest.mark.parametrize("name", ["train/rate/z1", "validation/bpd", "images_per_second"])

@@ -1,4 +1,5 @@
-"""A W&B server for tests: what wandb 0.31 asks when it logs online, resumes a run or syncs an offline one.
+"""A W&B server for tests: what wandb 0.31 asks when it logs online, resumes a run or syncs an offline one, and what
+wandb-workspaces asks when it saves a view.
 
 It keeps what it is sent: `rows(run)` are the history rows that the server ends up with, in the order of their line
 numbers, as W&B's own would show them. Anything that a client asks and this server does not know is answered with
@@ -53,6 +54,7 @@ class WandbServer:
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self.views: list[dict[str, Any]] = []  # as they were sent; "spec" is JSON
         self.unknown: list[str] = []
         self.failing: int | None = None
         self.refused = 0  # requests answered with `failing`
@@ -93,6 +95,7 @@ class WandbServer:
             "UpsertBucket": self._upsert,
             "RunResumeStatus": self._resume_status,
             "CreateRunFiles": lambda asked: self._create_files(asked, base),
+            "UpsertView2": self._upsert_view,
             "OrganizationCoreWeaveOrganizationID": lambda _: {"entity": None},
         }
         with self._lock:
@@ -135,6 +138,10 @@ class WandbServer:
         bucket = {"id": f"run:{name}", "name": name, "displayName": asked.get("displayName") or name, "project": home}
         rest = {"description": None, "config": run.config, "sweepName": None, "historyLineCount": run.count(HISTORY)}
         return {"upsertBucket": {"bucket": {**bucket, **rest}, "inserted": inserted}}
+
+    def _upsert_view(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self.views.append(asked)
+        return {"upsertView": {"view": {"id": f"view:{len(self.views)}", "name": asked["name"]}, "inserted": True}}
 
     def _resume_status(self, asked: dict[str, Any]) -> dict[str, Any]:
         home = {"name": asked.get("project"), "entity": {"name": ENTITY}}
