@@ -18,6 +18,7 @@ from cluster.storage import Storage, join
 from jobs.cli import MENDABLE
 from jobs.config import RunConfig
 from jobs.desk import POLL_SECONDS, Desk, Wishes
+from jobs.ray_metrics import RayMetricsTracker
 from jobs.ray_storage import filesystem_of
 from jobs.worker import work
 from trainer.device import MARGIN
@@ -97,6 +98,7 @@ def _rank(settings: dict[str, Any]) -> None:
             should_save=wishes.should_save,
             notice=preemption.is_near,
             on_commit=lambda commit: _tell_ray(config.run, commit),
+            more_trackers=[RayMetricsTracker(config.run.rsplit("/", 1)[-1])],
         )
         if preemption.noticed and not wishes.stop:
             # To return would end the run. Ray takes the ranks down when the machine goes and starts them elsewhere.

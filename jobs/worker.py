@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,10 +37,11 @@ def work(
     should_save: Callable[[], bool] = lambda: False,
     notice: Callable[[], bool] | None = None,
     on_commit: Callable[[Commit], None] = lambda commit: None,
+    more_trackers: Sequence[Tracker] = (),
 ) -> Outcome:
     """Train this rank's share of the run, from its newest commit to its budget or until a stop is asked for.
 
-    The callables are those of `Job` and of `Checkpoints`.
+    The callables are those of `Job` and of `Checkpoints`; `more_trackers` get the figures too, on rank 0.
 
     Raises ConfigError, DataError, StorageError or TrainingError in one line.
     """
@@ -95,7 +96,7 @@ def work(
         run.write("config.yaml", to_yaml(config).encode())
         run.write("model.json", json.dumps(description, indent=1).encode())
         if not trackers:
-            trackers.extend(_trackers(config, run, say))
+            trackers.extend([*_trackers(config, run, say), *more_trackers])
 
     def before_commit() -> None:
         for tracker in trackers:

@@ -16,7 +16,7 @@ LINE_SECONDS = 10.0  # in a log, at most one progress line in so many seconds
 
 def say_on_rank_zero(line: str) -> None:
     """A line for the log, once, above a bar if there is one."""
-    if rank() == 0:
+    if rank() == 0:  # not by print, which Ray Train makes write twice
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
@@ -41,7 +41,7 @@ class Display:
             self.last_line = now
             pace = (images - self.start) / max(now - self.began, 1e-9)
             left = (self.total - images) / max(pace, 1e-9)
-            print(f"{images:,}/{self.total:,} images  {figures}  {pace:,.0f} images/s  {_clock(left)} left", flush=True)
+            say_on_rank_zero(f"{images:,}/{self.total:,} images  {figures}  {pace:,.0f} images/s  {_clock(left)} left")
 
     def __enter__(self) -> Display:
         return self

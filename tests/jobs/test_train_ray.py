@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pytest
 
 from cluster.storage import Storage
 from jobs.config import load_config
+from jobs.ray_metrics import gauge_name
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics, newest_tensors
 from tests.testbed.jobs import Job, run_job
+from tests.testbed.processes import wait_until
 from tests.testbed.ranks import torchrun
 from trainer.lineage import Lineage
 
@@ -20,15 +28,50 @@ RAY_SECONDS = 240.0
 pytestmark = pytest.mark.ray
 
 
-def test_ray_stops_on_request_and_another_launcher_goes_on(config_file):
-    """SIGTERM to the driver: the ranks commit and leave; a plain process ends the run."""
+@pytest.fixture
+def short_folder():
+    """Ray's sockets lie below it, whose paths must be short."""
+    with tempfile.TemporaryDirectory(prefix="lb-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def gauges(folder):
+    """What a run has at the Prometheus endpoints of the Ray nodes whose sessions lie below a folder."""
+    found = {}
+    for listed in folder.glob("*/prom_metrics_service_discovery.json"):
+        for target in (target for group in json.loads(listed.read_text()) for target in group["targets"]):
+            with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"http://{target}") as answer:
+                lines = answer.read().decode().splitlines()
+                found |= {line.split("{")[0]: line for line in lines if line.startswith("ray_lowerbound_")}
+    return found
+
+
+def test_ray_stops_on_request_and_another_launcher_goes_on(config_file, short_folder):
+    """SIGTERM to the driver: the ranks commit and leave; a plain process ends the run. While it trained, its figures
+    stood at Ray's Prometheus endpoint.
+    """
     path = config_file(trainer={"images": 40_000_000, "evaluate_every": 40_000_000, "log_every": 640})
     run = load_config(str(path)).run
-    with Job("train", str(path), "ray.workers=2") as job:
+    settings = {"TMPDIR": str(short_folder), "RAY_metrics_report_interval_ms": "500"}
+    with Job("train", str(path), "ray.workers=2", env=settings) as job:
         job.wait_for("images/s", timeout=RAY_SECONDS)
+        wait_until(lambda: gauges(short_folder), RAY_SECONDS, "the run's figures at Ray's metrics endpoint", pause=1.0)
+        shown = gauges(short_folder)
         job.signal(signal.SIGTERM)
         ended = job.wait(timeout=RAY_SECONDS)
     assert ended.status == 0, ended.stderr
+    progress = [line for line in ended.stdout.splitlines() if "images/s" in line]
+    assert progress
+    assert len(progress) == len(set(progress)), "a line of progress stands twice in the log"
+
+    logged = metrics(run)
+    assert {gauge_name(name) for name in ("train/bpd", "train/rate/z1", "images_per_second")} <= {
+        name.removeprefix("ray_") for name in shown
+    }
+    bpd = shown["ray_lowerbound_train_bpd"]
+    assert 'run="run"' in bpd
+    assert float(bpd.rsplit(" ", 1)[1]) in [row["train/bpd"] for row in logged]
+
     images = next(Lineage(Storage(run)).history()).images
     assert f"stopped after {images:,} images, committed" in ended.stdout + ended.stderr
 
