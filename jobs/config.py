@@ -64,6 +64,8 @@ MAY_CHANGE = (
     "trainer.threads",
     "trainer.sharding",
     "trainer.hang_timeout",
+    "trainer.peak_flops",
+    "trainer.profile",
     "trainer.log_every",
     "trainer.evaluate_every",
     "trainer.checkpoint_every",

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.config import in_words
 from datasets.index import Index
@@ -15,16 +11,9 @@ from datasets.order import deal, largest_share
 from datasets.reader import memory_needed
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
+from trainer.flops import measure
 from trainer.images import ImageSpec
 from trainer.models import Model
-from trainer.noise import Noise
-
-
-class Pass(NamedTuple):
-    """A forward and backward pass, for each image."""
-
-    activations: float  # bytes that autograd keeps between the two
-    flops: float  # of matrix products and convolutions, both ways
 
 
 def model_of(config: RunConfig, index: Index) -> Model:
@@ -35,37 +24,6 @@ def model_of(config: RunConfig, index: Index) -> Model:
             return config.model.build(spec)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
-
-
-def measure(model: Model, precision: torch.dtype) -> Pass:
-    """What a pass takes, by tracing it with shapes alone at two sizes of batch; `model` is one of `model_of`."""
-    mode = next(model.parameters()).fake_mode  # type: ignore[attr-defined]
-    autocast = torch.autocast("cpu", precision, precision != torch.float32)
-    kept_anyway = {tensor.untyped_storage()._cdata for tensor in model.state_dict(keep_vars=True).values()}
-    found = []
-    for images in (2, 4):
-        storages: dict[int, int] = {}
-
-        def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in kept_anyway:
-                storages[storage._cdata] = storage.nbytes()
-            return tensor
-
-        with (
-            mode,
-            FlopCounterMode(display=False) as flops,
-            autocast,
-        ):
-            batch = torch.zeros(images, *model.spec.shape, dtype=torch.uint8)
-            condition = {"label": torch.zeros(images, dtype=torch.int64)} if model.spec.classes else None
-            noise = Noise(0, "train", torch.arange(images), images)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss = model(batch, condition, noise, torch.zeros(())).descended.sum()
-            loss.backward()
-        found.append((sum(storages.values()), flops.get_total_flops()))
-    (few_bytes, few_flops), (more_bytes, more_flops) = found
-    return Pass((more_bytes - few_bytes) / 2, (more_flops - few_flops) / 2)
 
 
 def report(config: RunConfig) -> str:

@@ -124,6 +124,11 @@ class Checkpoints:
         return read[0] if read else self._state(self.attempt.start)
 
     @property
+    def restarts(self) -> int:
+        """How many attempts at the run there were before this one."""
+        return self.attempt.number - 1 if self.attempt else 0
+
+    @property
     def noise_salt(self) -> int:
         """Makes the noise of an attempt after a rollback another one."""
         return self._fact("noise_salt", 0)

@@ -22,6 +22,7 @@ from trainer.display import Display, say_on_rank_zero
 from trainer.ema import Ema
 from trainer.evaluation import Evaluation, condition, evaluate
 from trainer.export import FINAL, write_model
+from trainer.flops import utilisation
 from trainer.guard import Guard, GuardConfig
 from trainer.journal import Row
 from trainer.models.base import Model
@@ -30,6 +31,7 @@ from trainer.optimizer import OptimConfig, adamw, learning_rate, load_optimizer_
 from trainer.pictures import draw
 from trainer.plots import bars
 from trainer.posthoc_ema import PosthocEma
+from trainer.profiling import Profiler
 from trainer.ranks import Agreement, on_rank_zero, world_size
 from trainer.sharding import Parallel, Sharding, gathered, gathered_tensor, load_model_state
 from trainer.snapshots import take_snapshots
@@ -62,6 +64,10 @@ class TrainerConfig(Config):
     its threads and ends. Longer than a store may be away (LOWERBOUND_PATIENCE)."""
     compile: bool = False
     """torch.compile the model."""
+    peak_flops: PositiveFloat | None = None
+    """FLOP/s that a device can do, for the MFU; None: as a table has it for the GPU, and no MFU on CPU."""
+    profile: NonNegativeInt = 0
+    """Steps that are profiled once the run is warm; the trace goes to <run>/profiles/."""
     log_every: PositiveInt = 5_000
     evaluate_every: PositiveInt = 50_000
     checkpoint_every: PositiveInt = 50_000
@@ -119,6 +125,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
     model = job.model.to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what tensor cores like
+    mfu = utilisation(model, accelerator.mixed_precision == "bf16", config.peak_flops, say_on_rank_zero)
     parallel = Parallel(model, accelerator, config.sharding)
     optimizer, ema, guard = adamw(model, job.optim), Ema(model, job.optim.ema), Guard(config.guard, device)
     posthoc = PosthocEma(model) if job.optim.posthoc else None
@@ -160,10 +167,11 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     watchdog = Watchdog(config.hang_timeout)
-    with Display(config.images, images) as display, job.training(images) as batches, checkpoints, watchdog:
+    profiler = Profiler(checkpoints.run, config.profile, say_on_rank_zero)
+    with Display(config.images, images) as display, job.training(images) as batches, checkpoints, watchdog, profiler:
         if images:
             say_on_rank_zero(f"going on after {images:,} images")
-        clock = Clock(images)
+        clock = Clock(images, mfu)
         while images < config.images and not stopping:
             # ---- one step: the positions [images, images + B) of the order
             batch = next(batches)
@@ -187,15 +195,18 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             if posthoc:
                 posthoc.update(images, config.batch)
             watchdog.beat()
+            profiler.step(images)
 
             # ---- once in a while
             stopping = agreement.reached(job.should_stop(), checkpoints.written, job.should_save())
-            checkpoints.settle(agreement.written)
+            with clock.stall():
+                checkpoints.settle(agreement.written)
             row: Row = {}
             pictures: dict[str, bytes] = {}
             if due(config.log_every, before, images, config.images):
                 row |= sums.row(model) | clock.row(images, batches.waited) | job.figures(images)
                 row |= {"train/lr": optimizer.param_groups[0]["lr"], "train/skipped": guard.check()}
+                row["restarts"] = checkpoints.restarts
                 display.update(images, row)
             if due(config.evaluate_every, before, images, config.images):
                 with ema.applied():
@@ -221,7 +232,8 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             leaving = stopping or images >= config.images
             overdue = overdue or agreement.save or due(config.checkpoint_every, before, images, config.images)
             if staged := overdue and checkpoints.ready() and not leaving:
-                checkpoints.start(images, state(), [*rows, *closed(job.closing(images), images)])
+                with clock.stall():
+                    checkpoints.start(images, state(), [*rows, *closed(job.closing(images), images)])
                 rows, overdue = [], False
             if pictures or staged:
                 clock.restart(images, batches.waited)  # the pace shown is that of training

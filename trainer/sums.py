@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from trainer.elbo import Elbo, bits_per_dimension
 from trainer.models.base import Model
-from trainer.ranks import add_up, rank
+from trainer.ranks import add_up, rank, world_size
 
 
 class Sums:
@@ -69,18 +71,32 @@ class Sums:
 
 
 class Clock:
-    """Images a second, and the share of the time spent waiting for data."""
+    """Images a second, and where the time went: waiting for data, standing still for checkpoints."""
 
-    def __init__(self, images: int):
+    def __init__(self, images: int, utilisation: float | None = None):
+        """`utilisation` is the share of its peak that a device's one image a second comes to, if that is known."""
         self.images, self.waited, self.since = images, 0.0, time.monotonic()
+        self.utilisation, self.stalled = utilisation, 0.0
 
     def row(self, images: int, waited: float) -> dict[str, float]:
         """The rates since the last row; `waited` is the loader's running total in seconds."""
         seconds = max(time.monotonic() - self.since, 1e-9)
-        row = {"images_per_second": (images - self.images) / seconds, "data_wait": (waited - self.waited) / seconds}
-        self.images, self.waited, self.since = images, waited, time.monotonic()
+        pace = (images - self.images) / seconds
+        row = {"images_per_second": pace, "images_per_second_per_device": pace / world_size()}
+        if self.utilisation is not None:
+            row["mfu"] = self.utilisation * pace / world_size()
+        row |= {"data_wait": (waited - self.waited) / seconds, "checkpoint_stall": self.stalled}
+        self.restart(images, waited)
+        self.stalled = 0.0
         return row
 
     def restart(self, images: int, waited: float) -> None:
         """Leave out what has passed (an evaluation, a checkpoint)."""
         self.images, self.waited, self.since = images, waited, time.monotonic()
+
+    @contextlib.contextmanager
+    def stall(self) -> Iterator[None]:
+        """The block holds training up for the sake of a checkpoint: seconds in the next row."""
+        began = time.monotonic()
+        yield
+        self.stalled += time.monotonic() - began

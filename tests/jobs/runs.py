@@ -11,7 +11,8 @@ from trainer.checkpoints import read_state
 from trainer.journal import read_metrics
 from trainer.lineage import Lineage
 
-CLOCKED = ("images_per_second", "data_wait")  # figures that time decides
+# Figures that time decides, or how often a run was stopped.
+CLOCKED = ("images_per_second", "images_per_second_per_device", "data_wait", "checkpoint_stall", "mfu", "restarts")
 
 
 def newest_tensors(run: Path | str) -> dict[str, Tensor]:
@@ -29,7 +30,7 @@ def assert_bitwise_equal(mine: dict[str, Tensor], other: dict[str, Tensor]) -> N
 
 
 def metrics(run: Path | str) -> list[dict]:
-    """The rows of the newest lineage, without what time decides."""
+    """The rows of the newest lineage, without what time or stops decide."""
     return [
         {name: value for name, value in row.items() if name not in CLOCKED} for row in read_metrics(Storage(str(run)))
     ]

@@ -13,9 +13,10 @@ from cluster.storage import Storage
 from datasets.index import Index
 from jobs.config import RunConfig, load_config
 from jobs.errors import ConfigError
-from jobs.size import measure, model_of, report
+from jobs.size import model_of, report
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
+from trainer.flops import measure
 from trainer.images import ImageSpec
 from trainer.lineage import Lineage
 from trainer.noise import Noise
