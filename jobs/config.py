@@ -7,18 +7,21 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
+from cluster.storage import MissingError, Storage, absolute, join
 from datasets.config import DataConfig
 from jobs.errors import ConfigError
 from trainer.config import Config
+from trainer.errors import TrainingError
 from trainer.loop import TrainerConfig
 from trainer.models import ModelConfig
 from trainer.optimizer import OptimConfig
 from trainer.tracking import TrackingConfig
+from trainer.weights import width_of
 
 
 class RayConfig(Config):
@@ -33,6 +36,14 @@ class RayConfig(Config):
     """Failures over the run's life after which Ray gives up."""
 
 
+def _known_weights(weights: str) -> str:
+    try:
+        width_of(weights)
+    except TrainingError as error:
+        raise ValueError(str(error)) from error
+    return weights
+
+
 class RunConfig(Config):
     """A run."""
 
@@ -41,6 +52,11 @@ class RunConfig(Config):
     seed: NonNegativeInt = 0
     """Of the initial weights, the order of the data and the noise."""
     model: ModelConfig
+    init_from: str | None = None
+    """URL of a run or an export whose weights the run begins with: a model of the same shapes. The optimiser, the
+    averages and all counts begin afresh."""
+    init_weights: Annotated[str, AfterValidator(_known_weights)] = "ema"
+    """Which weights of `init_from`: ema, raw or posthoc:WIDTH."""
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()
@@ -120,9 +136,21 @@ def checked(values: dict[str, Any], origins: dict[str, str], path: str) -> RunCo
         raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}{given}") from error
 
 
+def config_of(run_folder: Storage) -> RunConfig:
+    """The configuration that a run folder was made with. Raises ConfigError if it is no run folder."""
+    try:
+        values = yaml.safe_load(run_folder.read("config.yaml"))
+    except MissingError as error:
+        raise ConfigError(f"{run_folder.url}: no run here; a run folder has a config.yaml") from error
+    return checked(values, {}, join(run_folder.url, "config.yaml"))
+
+
 def fingerprint(config: RunConfig) -> dict[str, Any]:
     """Every setting that is fixed for the life of a run, by its dotted key."""
     flat = dict(_flattened(config.model_dump(mode="json")))
+    for key in ("init_from", "model.vae"):  # the same from every working directory
+        if flat.get(key):
+            flat[key] = absolute(flat[key])
     return {key: value for key, value in flat.items() if not _may_change(key)}
 
 

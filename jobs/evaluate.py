@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
-import yaml
 
-from cluster.storage import MissingError, Storage, absolute, join
+from cluster.storage import Storage, absolute, join
 from datasets.index import Index
 from datasets.loader import evaluation_batches
 from jobs.cli import run
-from jobs.config import RunConfig, checked
+from jobs.config import RunConfig, config_of
 from jobs.errors import ConfigError
 from jobs.launch import on_ray
 from jobs.worker import EVALUATION_BATCH
@@ -131,15 +130,6 @@ def as_text(report: dict[str, Any], result: Evaluation) -> str:
         lines.append(f"  distortion {result.distortion:10.4f} nats")
         lines += [f"  rate {name:<5} {rate:10.4f} nats" for name, rate in result.rates.items()]
     return "\n".join(lines)
-
-
-def config_of(run_folder: Storage) -> RunConfig:
-    """The configuration that a run folder was made with. Raises ConfigError if it is no run folder."""
-    try:
-        values = yaml.safe_load(run_folder.read("config.yaml"))
-    except MissingError as error:
-        raise ConfigError(f"{run_folder.url}: no run here; a run folder has a config.yaml") from error
-    return checked(values, {}, join(run_folder.url, "config.yaml"))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from cluster.storage import MissingError, Storage, absolute
 from jobs.cli import run
+from jobs.config import config_of
 from jobs.errors import ConfigError
 from trainer.errors import TrainingError
 from trainer.export import load, weights_at, write_model
@@ -51,9 +50,8 @@ def export(run_url: str, out: str, weights: str = "ema") -> int:
         raise TrainingError(f"{source.url}: no checkpoint here; name the folder of a run (its key `run`)")
     images, tensors = weights_at(lineage, commit, weights)
     description = json.loads(source.read("model.json"))
-    config = yaml.safe_load(source.read("config.yaml"))
-    facts = {"images_seen": images, "weights": weights, "batch": config["trainer"]["batch"]}
-    facts |= {"seed": config["seed"]}
+    config = config_of(source)
+    facts = {"images_seen": images, "weights": weights, "batch": config.trainer.batch, "seed": config.seed}
     write_model(target, description | facts, tensors)
     model = load(target.url)  # raises if what lies there does not open
     parameters = sum(parameter.numel() for parameter in model.parameters())

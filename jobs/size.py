@@ -9,6 +9,7 @@ from datasets.config import in_words
 from datasets.index import Index
 from datasets.order import deal, largest_share
 from datasets.reader import memory_needed
+from datasets.transform import output_format
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
 from trainer.flops import measure
@@ -18,7 +19,7 @@ from trainer.models import Model
 
 def model_of(config: RunConfig, index: Index) -> Model:
     """The run's model without memory or values. Raises ConfigError if it is not one for these images."""
-    spec = ImageSpec(index.channels, index.height, index.width, index.levels, index.classes)
+    spec = ImageSpec(*output_format(config.data, index)[:5])
     try:
         with FakeTensorMode():
             return config.model.build(spec)

@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import ValidationError
 
-from cluster.storage import MissingError, Storage, StorageError, is_local
+from cluster.storage import Storage, StorageError, is_local
 from jobs.cli import run
-from jobs.config import RunConfig, difference, fingerprint, load_config
+from jobs.config import RunConfig, config_of, difference, fingerprint, load_config
 from jobs.errors import ConfigError
 from jobs.submissions import ROOT, connect, details, follow, running_at, stop, submit
 from trainer.tracking import run_id
@@ -86,10 +85,11 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
     from datasets.index import Index
     from datasets.order import check_batch, deal
     from jobs.size import model_of
+    from trainer.warm_start import check_fits
 
     _relative(path)
     config = load_config(path, overrides)
-    before = config.model_dump(mode="json")
+    before = _paths(config)
     from jobs.train import with_absolute_paths
 
     config = with_absolute_paths(config)
@@ -105,11 +105,10 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
     check_batch(config.trainer.batch, config.data.streams)
     most = config.ray.workers if isinstance(config.ray.workers, int) else config.ray.workers[1]
     deal(config.data.streams, most, 0)
-    model_of(config, index)
-    after = config.model_dump(mode="json")
-    paths = {"run": after["run"]} | {f"data.{name}": value for name, value in after["data"].items()}
-    old = {"run": before["run"]} | {f"data.{name}": value for name, value in before["data"].items()}
-    changed = [f"{key}={_flow(value)}" for key, value in paths.items() if value != old[key]]
+    model = model_of(config, index)
+    if config.init_from:
+        check_fits(model, config.init_from)
+    changed = [f"{key}={_flow(value)}" for key, value in _paths(config).items() if value != before[key]]
     return config, [*overrides, *changed]
 
 
@@ -117,13 +116,11 @@ def check_run_folder(config: RunConfig) -> None:
     """Raises StorageError if the run's folder cannot be written, ConfigError if another run lies there."""
     folder = Storage(config.run)
     try:
-        saved = RunConfig.model_validate(yaml.safe_load(folder.read("config.yaml")))
-        if differs := difference(fingerprint(saved), fingerprint(config)):
-            raise ConfigError(f"{config.run}: {differs}; take another run folder (run=...), or the run's own settings")
-    except MissingError:
-        pass
-    except ValidationError:  # written by another version; the job itself will tell
-        pass
+        saved = config_of(folder)
+    except ConfigError:  # no run yet, or one of another version, of which the job itself will tell
+        saved = config
+    if differs := difference(fingerprint(saved), fingerprint(config)):
+        raise ConfigError(f"{config.run}: {differs}; take another run folder (run=...), or the run's own settings")
     probe = f"submit-check-{os.getpid()}"
     folder.write(probe, b"written and removed by jobs.submit")
     folder.delete(probe)
@@ -137,9 +134,17 @@ def _relative(path: str) -> str:
         raise ConfigError(f"{path}: lies outside {ROOT}, which is what the cluster gets; copy it there") from error
 
 
+def _paths(config: RunConfig) -> dict[str, object]:
+    """What `with_absolute_paths` may change, by dotted keys."""
+    values = config.model_dump(mode="json")
+    found = {"run": values["run"], "init_from": values["init_from"]}
+    found |= {f"data.{name}": value for name, value in values["data"].items()}
+    return found | {f"model.{name}": values["model"][name] for name in ("vae",) if name in values["model"]}
+
+
 def _urls(config: RunConfig) -> list[str]:
     data = config.data
-    found = [config.run, data.shards, data.index, data.validation]
+    found = [config.run, config.init_from or "", data.shards, data.index, data.validation]
     found += [url for mixed in data.mixture for url in (mixed.shards, mixed.index)]
     return [url for entry in found for url in ((entry,) if isinstance(entry, str) else entry)]
 

@@ -15,10 +15,12 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.storage import absolute
 from jobs.cli import run
 from jobs.config import RunConfig, load_config
+from trainer.models import LatentConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +52,12 @@ def main(arguments: Sequence[str]) -> int | None:
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Relative local paths made absolute: ranks have working directories of their own."""
-    return config.model_copy(update={"run": absolute(config.run), "data": config.data.absolute()})
+    changed: dict[str, Any] = {"run": absolute(config.run), "data": config.data.absolute()}
+    if config.init_from:
+        changed["init_from"] = absolute(config.init_from)
+    if isinstance(config.model, LatentConfig):
+        changed["model"] = config.model.model_copy(update={"vae": absolute(config.model.vae)})
+    return config.model_copy(update=changed)
 
 
 @contextlib.contextmanager

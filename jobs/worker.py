@@ -27,6 +27,8 @@ from trainer.loop import Job, Outcome, fit
 from trainer.models.base import Model
 from trainer.ranks import on_rank_zero, rank, world_size
 from trainer.tracking import PictureFolder, Tracker, WandbTracker
+from trainer.warm_start import warm_start
+from trainer.weights import in_words
 
 EVALUATION_BATCH = 256  # images of a rank
 
@@ -115,6 +117,7 @@ def work(
         description=description,
         fingerprint=mine,
         check=lambda saved: _check(config, saved, mine),
+        warm_start=lambda model: _warm_start(config, model),
         prepare=lambda: on_rank_zero(prepare),  # so that only rank 0 has trackers
         figures=ledger,
         closing=ledger.closing,
@@ -149,6 +152,12 @@ def _model(config: RunConfig, spec: ImageSpec) -> Model:
     if config.trainer.compile:
         model.compile()
     return model
+
+
+def _warm_start(config: RunConfig, model: Model) -> None:
+    if config.init_from:
+        warm_start(model, config.init_from, config.init_weights)
+        say_on_rank_zero(f"begins with the weights ({in_words(config.init_weights)}) of {config.init_from}")
 
 
 def _trackers(config: RunConfig, run: Storage, say: Callable[[str], None]) -> tuple[Tracker, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,7 +54,7 @@ def load(url: str, weights: str = "ema") -> Model:
         except MissingError:
             continue
         return _built(folder.url, description, unpack(f"{folder.url}/model.safetensors", data))
-    lineage, failure = Lineage(run), TrainingError(f"{run.url}: no model here; a run's folder has checkpoints")
+    lineage, failure = Lineage(run), _no_model(run)
     for commit in lineage.history():
         try:
             _, tensors = weights_at(lineage, commit, weights)
@@ -76,17 +78,49 @@ def weights_at(lineage: Lineage, commit: Commit, weights: str) -> tuple[int, dic
     return commit.images, state["model"] | state.get("ema", {})
 
 
+def load_untrained(url: str) -> Model:
+    """The model that `load` would give, with initial weights: reads nothing but what describes it.
+
+    Raises TrainingError or StorageError in one line if there is none, or if it cannot be built.
+    """
+    run = Storage(url)
+    for path in ("config.json", f"{FINAL}/config.json", "model.json"):
+        try:
+            description = run.read(path)
+        except MissingError:
+            continue
+        with _told(run.url):
+            return _build(description)
+    raise _no_model(run)
+
+
+def _no_model(run: Storage) -> TrainingError:
+    return TrainingError(f"{run.url}: no model here; a run's folder has checkpoints")
+
+
 def _built(url: str, description: bytes, tensors: dict[str, Tensor]) -> Model:
-    try:
-        facts = json.loads(description)
-        config = TypeAdapter(ModelConfig).validate_python(facts["model"])
-        model = config.build(ImageSpec(**facts["images"]))
+    with _told(url):
+        model = _build(description)
         model.load_state_dict({name: value.to(torch.float32) for name, value in tensors.items()})
+    return model.eval()
+
+
+def _build(description: bytes) -> Model:
+    facts = json.loads(description)
+    return TypeAdapter[ModelConfig](ModelConfig).validate_python(facts["model"]).build(ImageSpec(**facts["images"]))
+
+
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    """What goes wrong in building the model of `url` as a TrainingError of one line."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, ("model", *first["loc"])))
         raise TrainingError(f"{url}: its model cannot be built by this version: {key}: {first['msg']}") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, TrainingError):
+            raise
         reason = " ".join(" ".join(str(error).splitlines()[:2]).split())[:300]  # PyTorch names every weight
         raise TrainingError(f"{url}: its model cannot be built by this version: {reason}") from error
-    return model.eval()

@@ -96,6 +96,8 @@ class Job:
     """What must not change when the run goes on; saved with the state."""
     check: Callable[[dict[str, Any]], None] = lambda fingerprint: None
     """Raises if a saved fingerprint is not that of this job."""
+    warm_start: Callable[[Model], None] = lambda model: None
+    """Called at the start of a run, before anything is made of the initial weights: may give it others."""
     prepare: Callable[[], None] = lambda: None
     """Called once it is certain that this job may go on with the run."""
     figures: Callable[[int], Row] = lambda images: {}
@@ -122,6 +124,9 @@ class Outcome(NamedTuple):
 def fit(job: Job, accelerator: Accelerator) -> Outcome:
     """Train until the image budget is used up or a stop is asked for; go on from the run's newest commit."""
     config, device, checkpoints = job.config, accelerator.device, job.checkpoints
+    restored = checkpoints.begin(lambda saved: job.check(saved["fingerprint"]))
+    if restored is None:
+        job.warm_start(job.model)
     model = job.model.to(device)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what tensor cores like
@@ -149,7 +154,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
             "fingerprint": job.fingerprint,
         }
 
-    if restored := checkpoints.begin(lambda saved: job.check(saved["fingerprint"])):
+    if restored:
         load_model_state(model, restored["model"])
         ema.load_state_dict(restored["ema"])
         if posthoc:

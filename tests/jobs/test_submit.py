@@ -20,6 +20,7 @@ from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.testbed.jobs import run_job
 from tests.testbed.processes import REPOSITORY, free_ports
+from trainer.errors import TrainingError
 
 CONFIG = str(REPOSITORY / "jobs" / "configs" / "digits-vae.yaml")
 
@@ -67,6 +68,7 @@ def test_several_sets_are_sent_with_absolute_paths(digits: Path, monkeypatch: py
         ("ray.workers=[1,9]", DataError, "data.streams=8 cannot be dealt to 9 ranks"),
         ("run=s3://", StorageError, "names no bucket"),
         ("run=s3://me:hunter2@bucket/run", ConfigError, "s3://...@bucket/run: holds a name or password"),
+        ("init_from=/nowhere", TrainingError, "/nowhere: no model here"),
         ("model.likelihood={kind: bernoulli}", ConfigError, r"^model\."),
     ],
 )
