@@ -10,7 +10,6 @@ from cluster.storage import StorageError
 from datasets.errors import DataError
 from jobs.errors import ConfigError
 from trainer.errors import TrainingError
-from trainer.ranks import leave
 
 MENDABLE = (ConfigError, DataError, StorageError, TrainingError)
 
@@ -24,7 +23,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         status = main(arguments) or 0
-        leave()
+        if "torch" in sys.modules:  # else there are no ranks, and it takes seconds to import
+            from trainer.ranks import leave
+
+            leave()
     except MENDABLE as error:
         if debug:
             raise

@@ -15,7 +15,7 @@ def check_fits(model: Model, url: str) -> None:
     theirs, mine = (
         {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (load_untrained(url), model)
     )
-    for name in sorted(theirs.keys() | mine.keys(), key=lambda name: (name not in mine, name not in theirs, name)):
+    for name in sorted(theirs.keys() | mine.keys(), key=lambda name: (name in mine and name in theirs, name)):
         if theirs.get(name) != mine.get(name):
             there, here = (f"of shape {has[name]}" if name in has else "not there" for has in (theirs, mine))
             told = f"its {name} is {there}, this run's {here}; their `model:` must agree"

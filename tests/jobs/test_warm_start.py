@@ -99,7 +99,7 @@ def test_a_run_in_a_bucket_begins_with_an_export_in_one(
     ("model", "message"),
     [
         ({"latent": 5}, r"its decoder\.0\.0\.weight is of shape \(32, 4\), this run's of shape \(32, 5\)"),
-        ({"kind": "hvae", "latents": [4, 2]}, r"its \S+ is of shape .*, this run's not there"),
+        ({"encoder": {"kind": "mlp", "hidden": [32, 32]}}, r"its \S+ is not there, this run's of shape .*"),
     ],
 )
 def test_another_model_is_told_in_one_line(
