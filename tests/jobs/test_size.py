@@ -96,14 +96,18 @@ def test_the_estimate_is_what_autograd_keeps_and_the_flops_are_those_of_the_matr
         noise = Noise(0, "train", torch.arange(32), 32)
         model(torch.zeros(32, 1, 8, 8, dtype=torch.uint8), None, noise, torch.zeros(())).descended.sum()
 
-    class Set:
-        channels, height, width, levels, classes = spec
-
-    measured = measure(model_of(config, Set()), torch.float32)  # type: ignore[arg-type]
+    measured = measure(model, torch.float32)
     assert 32 * measured.activations == pytest.approx(sum(kept.values()), rel=0.05)
     matrices = sum(value.numel() for value in model.parameters() if value.ndim == 2)
     first = 64 * 64  # the images need no gradient: one product of three is saved in the first layer
     assert measured.flops == pytest.approx(6 * matrices - 2 * first, rel=0.01)
+
+
+def test_the_sizes_are_those_of_the_images_as_the_run_takes_them(config: RunConfig, config_file) -> None:
+    index = Index.of(config.data)
+    assert model_of(config, index).spec.shape == (1, 8, 8)
+    smaller = load_config(str(config_file()), ["data.transform.size=[4, 4]"])
+    assert model_of(smaller, index).spec.shape == (1, 4, 4)
 
 
 def test_a_model_that_does_not_fit_the_images_is_told_in_one_line(config_file: Callable[..., Path]) -> None:
