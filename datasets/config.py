@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from cluster.storage import absolute
+from cluster.storage import absolute, is_local
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -70,6 +70,15 @@ class TransformConfig(_Section):
     """Mirror every other image, left to right (training only)."""
 
 
+class DiskCacheConfig(_Section):
+    """Where blocks of remote shards are kept on this machine, for all its ranks and runs."""
+
+    folder: str
+    """Path of a folder of a local disk, which every run that names it shares. Deleting it does no harm."""
+    size: Bytes = 16 << 30
+    """The bytes that it may take ("16GiB"). Worth it for sets that fit: of a larger one little is found again."""
+
+
 class DataConfig(_Section):
     """Which images a run sees, and by what means they are read."""
 
@@ -94,6 +103,8 @@ class DataConfig(_Section):
     """Bound on the encoded images that a rank holds, read-ahead included: bytes ("1GiB")."""
     cache: Bytes = 512 << 20
     """A set whose decoded images fit into this many bytes is decoded once and kept in memory ("512MiB")."""
+    disk_cache: DiskCacheConfig | None = None
+    """Keeps what is read from an object store on a local disk; none: every epoch reads it anew."""
     transform: TransformConfig | None = None
     """How images are cropped, resized and flipped; none: they all have the size that the index says."""
     on_bad: Literal["stop", "quarantine"] = "stop"
@@ -117,7 +128,15 @@ class DataConfig(_Section):
             mixed.model_copy(update={name: _absolute(getattr(mixed, name)) for name in ("shards", "index")})
             for mixed in self.mixture
         )
-        return self.model_copy(update={**paths, "mixture": mixture})
+        disk = self.disk_cache and self.disk_cache.model_copy(update={"folder": absolute(self.disk_cache.folder)})
+        return self.model_copy(update={**paths, "mixture": mixture, "disk_cache": disk})
+
+    @field_validator("disk_cache")
+    @classmethod
+    def _on_this_machine(cls, disk_cache: DiskCacheConfig | None) -> DiskCacheConfig | None:
+        if disk_cache and not is_local(disk_cache.folder):
+            raise ValueError("folder has to be a path of a local disk")
+        return disk_cache
 
     @property
     def weights(self) -> tuple[int, ...]:

@@ -92,7 +92,9 @@ def _batches(
     by_member = needed > config.memory
     if by_member:
         said = [f"windows of {window} images need {in_words(needed)}, more than data.memory: every image is a request"]
-    work = Work(index, schedule, ReaderOptions(config.on_bad == "quarantine", by_member), transform, format.shape)
+    disk = (config.disk_cache.folder, config.disk_cache.size) if config.disk_cache else None
+    options = ReaderOptions(config.on_bad == "quarantine", by_member, disk)
+    work = Work(index, schedule, options, transform, format.shape)
     if workers:
         said.append(f"{workers} loader process{'es' * (workers > 1)}")
         return Batches(work, WorkerPool(work, workers, size), size, allowed, device, "; ".join(said))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 from zlib import crc32
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from cluster.storage import StorageError
 from datasets.decode import IMAGE_FORMATS, LABEL, Format, Pixels, decode_image, decode_label
+from datasets.disk_cache import DiskCache
 from datasets.errors import DataError
 from datasets.index import Index
 from datasets.order import Range
@@ -91,9 +93,11 @@ def decode_sample(
 class MemberReader:
     """Reads ranges of samples from the shards of an index. Safe to use from several threads."""
 
-    def __init__(self, index: Index):
+    def __init__(self, index: Index, disk: DiskCache | None = None):
+        """`disk` keeps blocks of the shards that do not lie on this machine."""
         self.index = index
-        self.bytes_read = 0
+        self.bytes_read = 0  # from the shards, not from the cache
+        self._disk = disk
         self._lock = threading.Lock()
         self._shards: OrderedDict[int, ShardMembers] = OrderedDict()
 
@@ -126,7 +130,9 @@ class MemberReader:
         assert column is not None
         index = held.first + row
         offset, size = int(column.offset[index]), int(column.size[index])
-        data = self._bytes(held.shard, offset, offset + size)
+        if (kept := self._kept(held.shard)) is not None:
+            kept[0].forget(kept[1], offset, offset + size)
+        data = self._fetched(held.shard, offset, offset + size)
         if len(data) == size and crc32(data) == int(column.crc32[index]):
             return data
         raise DataError(f"{extension} does not match its checksum: {self._blame(held.shard)}")
@@ -146,6 +152,20 @@ class MemberReader:
 
     def _bytes(self, number: int, begin: int, end: int) -> memoryview:
         """The bytes [begin, end) of a shard; fewer, or none, if it is shorter or not there."""
+        if (kept := self._kept(number)) is None:
+            return self._fetched(number, begin, end)
+        disk, name, size = kept
+        return disk.read(name, begin, end, size, partial(self._fetched, number))
+
+    def _kept(self, number: int) -> tuple[DiskCache, str, int] | None:
+        """The cache, a shard's name in it and its bytes; None if the shard lies on this machine anyway."""
+        part, _ = self.index.place(number)
+        if self._disk is None or part.storage.local_path() is not None:
+            return None
+        shard = self.index.shard(number)
+        return self._disk, DiskCache.name(self.index.where(number), shard.etag, shard.bytes, shard.crc32), shard.bytes
+
+    def _fetched(self, number: int, begin: int, end: int) -> memoryview:
         part, _ = self.index.place(number)
         name = self.index.name(number)
         try:

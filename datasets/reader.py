@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from datasets.background import Background
 from datasets.cache import DecodedSet
 from datasets.decode import Format, Pixels
+from datasets.disk_cache import DiskCache
 from datasets.errors import DataError
 from datasets.index import Index
 from datasets.ledger import Quarantined
@@ -54,6 +55,7 @@ class ReaderOptions(NamedTuple):
 
     quarantine: bool = False  # bad images are reported, not raised
     by_member: bool = False  # a request for each image: slower, in less memory
+    disk_cache: tuple[str, int] | None = None  # a folder, and the bytes that it may take
 
 
 class Reader:
@@ -73,7 +75,7 @@ class Reader:
     ):
         self.index = index
         self.order = order
-        self.members = MemberReader(index)
+        self.members = MemberReader(index, DiskCache(*options.disk_cache) if options.disk_cache else None)
         self._format: Format = index.format
         self._options = options
         self._transform = transform

@@ -73,6 +73,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.memory",
     "data.cache",
+    "data.disk_cache",
     "data.bad_share",
     "optim.lr",
     "trainer.images",

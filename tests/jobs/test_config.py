@@ -298,6 +298,7 @@ FREE = {
     "data.workers": 3,
     "data.memory": 1,
     "data.cache": 1,
+    "data.disk_cache": {"folder": "kept"},
     "data.bad_share": 0.5,
     "optim.lr": 5.0,
     "trainer.images": 5,
