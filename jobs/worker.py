@@ -130,7 +130,7 @@ def work(
         try:
             outcome = fit(job, accelerator)
         except DivergedError as reason:
-            checkpoints.roll_back(reason, config.trainer.guard.rollback_lr)
+            checkpoints.roll_back(reason, reason.steps * config.trainer.batch, config.trainer.guard.rollback_lr)
             outcome = fit(replace(job, model=_model(config, spec)), accelerator)
     finally:
         for tracker in trackers:

@@ -1,4 +1,4 @@
-"""The state of a run, saved and loaded: tensors as safetensors, the rest as JSON; nothing loaded is ever unpickled.
+"""The state of a run, saved: tensors as safetensors, the rest as JSON.
 
 A checkpoint is copied to host memory and written in the background, by all ranks in parallel; at most one is on its
 way. While one is, or while the store cannot be written to, the next one waits for its turn and training goes on.
@@ -20,9 +20,9 @@ from trainer.errors import DivergedError, SupersededError, TrainingError
 from trainer.journal import Row, write_rows
 from trainer.lineage import Attempt, Commit, Lineage, Sums
 from trainer.ranks import collected, on_rank_zero, told_by_rank_zero, whispering
+from trainer.restoring import inherited, newest_whole, read_state
 from trainer.retention import forget_old
-from trainer.staging import LAYOUT, Assembly, Share, Stage, State, merged, stream
-from trainer.tensors import unpack
+from trainer.staging import LAYOUT, Share, Stage, State, merged, stream
 
 PATIENCE = 3600.0  # seconds after which a rank no longer waits for another one's part of a checkpoint
 DRAIN = 60.0  # seconds that a process which fails gives to the checkpoint on its way
@@ -92,6 +92,7 @@ class Checkpoints:
         self._failure: Exception | None = None  # of the last one, if it was not made
         self._rows: list[tuple[Commit, list[Row]]] = []  # of checkpoints that are not whole yet
         self._changes: dict[str, Any] = {}  # what a rollback changes in the next attempt
+        self._trouble: int | None = None  # images after which the steps were bad that it leaves behind
 
     # ---- loading
 
@@ -105,14 +106,14 @@ class Checkpoints:
         read: list[State] = []  # by the rank that looked; the others read for themselves
 
         def claim() -> Attempt:
-            facts = self._inherited() | self._changes
+            facts = inherited(self.lineage) | self._changes
             history = list(self.lineage.history())
-            start, state = self._newest_whole(history, check)
+            start, state = newest_whole(self.lineage, history, check, self.warn, self._trouble)
             attempt = self.lineage.claim(start, facts)
             # Up to the claim an older attempt could go on committing, and delete what this one starts from.
             newer = list(self.lineage.history(before=attempt.number))
             if newer[:1] != history[:1]:
-                start, state = self._newest_whole(newer, check)
+                start, state = newest_whole(self.lineage, newer, check, self.warn, self._trouble)
                 attempt = self.lineage.claim(start, facts)
             read.append(state)
             return attempt
@@ -121,7 +122,7 @@ class Checkpoints:
         self.group = self.group or whispering(PATIENCE)
         if self.attempt.start is None:
             return None
-        return read[0] if read else self._state(self.attempt.start)
+        return read[0] if read else read_state(self.lineage, self.attempt.start)
 
     @property
     def restarts(self) -> int:
@@ -138,54 +139,21 @@ class Checkpoints:
         """By which a rollback has lowered the learning rate."""
         return self._fact("lr_factor", 1.0)
 
-    def roll_back(self, reason: DivergedError, lr_factor: float | None) -> None:
+    def roll_back(self, reason: DivergedError, images: int, lr_factor: float | None) -> None:
         """Let the next `begin` go back to the last good commit, with other noise and a lower learning rate.
 
-        Raises `reason` if that has been done before in this run, or is not wanted (None).
+        Good is what was committed before `images` images, after which the trouble showed: from a commit made just then
+        the very next step was bad. Raises `reason` if the run has gone back before, or is not to (None).
         """
         if self.noise_salt or lr_factor is None:
             raise reason
         self._changes = {"noise_salt": 1, "lr_factor": lr_factor, "rolled_back": str(reason)}
+        self._trouble = images
         self._rows, self._failure = [], None
         self.warn(f"{reason}; going back once, with other noise and {lr_factor:g} times the learning rate")
 
     def _fact(self, name: str, otherwise: Any) -> Any:
         return self.attempt.facts.get(name, otherwise) if self.attempt else otherwise
-
-    def _inherited(self) -> dict[str, Any]:
-        """What an earlier attempt's rollback has changed for all that follow."""
-        attempts = self.lineage.attempts()
-        facts = attempts[max(attempts)].facts if attempts else {}
-        return {name: facts[name] for name in ("noise_salt", "lr_factor") if name in facts}
-
-    def _newest_whole(self, history: list[Commit], check: Callable[[State], None]) -> tuple[Commit | None, State]:
-        """The best commit of the history that holds, and its state; (None, {}) at the start of a run."""
-        tried = []
-        for commit in history:
-            try:
-                state = self._state(commit)
-            except TrainingError as error:
-                self.warn(f"{error}; going back to the commit before")
-                tried.append(commit.name)
-                continue
-            if self._changes and not state["progress"].get("healthy", True):
-                continue  # made when the trouble had begun
-            check(state)
-            return commit, state
-        if tried:
-            raise TrainingError(f"{self.run.url}: none of the checkpoints {', '.join(tried)} can be read")
-        attempts = self.lineage.attempts()
-        if not history and (
-            any(attempt.start for attempt in attempts.values()) or (not attempts and self.lineage.commits())
-        ):
-            gone = "its checkpoints are" if attempts else "the folder of its attempts is"
-            raise TrainingError(
-                f"{self.run.url}: the run has begun, but {gone} gone; take another run folder (run=...)"
-            )
-        return None, {}
-
-    def _state(self, commit: Commit) -> State:
-        return read_state(self.lineage, commit)
 
     # ---- saving
 
@@ -206,8 +174,9 @@ class Checkpoints:
         commit = Commit(images, self.attempt.number)
         self._rows.append((commit, rows))
         share, all_rows = self.stage.take(state), list(self._rows)
+        keep_all = not state["progress"].get("healthy", True)  # whoever goes on may have to go further back
         self.started += 1
-        self._writing = _Writing(commit, lambda: self._write(commit, share, all_rows))
+        self._writing = _Writing(commit, lambda: self._write(commit, share, all_rows, keep_all))
         return commit
 
     @property
@@ -254,7 +223,9 @@ class Checkpoints:
 
     # ---- in the background
 
-    def _write(self, commit: Commit, share: Share, rows: list[tuple[Commit, list[Row]]]) -> Exception | None:
+    def _write(
+        self, commit: Commit, share: Share, rows: list[tuple[Commit, list[Row]]], keep_all: bool
+    ) -> Exception | None:
         """Write this rank's share; rank 0 makes the commit when all have. Returns the same on all ranks."""
         failure: Exception | None = None
         files: dict[str, Sums] = {}
@@ -271,13 +242,13 @@ class Checkpoints:
             outcome = failure or next((OSError(part.failure) for part in parts if part.failure), None)
             try:
                 if outcome is None:
-                    self._commit(commit, parts, rows)
+                    self._commit(commit, parts, rows, keep_all)
             except Exception as error:
                 outcome = error
         shared = told_by_rank_zero(_portable(outcome), self.group)
         return outcome or shared
 
-    def _commit(self, commit: Commit, parts: list[_Part], rows: list[tuple[Commit, list[Row]]]) -> None:
+    def _commit(self, commit: Commit, parts: list[_Part], rows: list[tuple[Commit, list[Row]]], keep_all: bool) -> None:
         self.before_commit()
         for place, some in rows:
             write_rows(self.run, place, some)
@@ -287,41 +258,12 @@ class Checkpoints:
         scores = [row["validation/nats"] for _, some in rows for row in some if "validation/nats" in row]
         self.lineage.write_manifest(commit, files, {"validation/nats": scores[-1]} if scores else {})
         self.scores[commit] = scores[-1] if scores else None
+        if keep_all:
+            return
         try:
             forget_old(self.lineage, commit.attempt, self.config, self.scores)
         except (OSError, TrainingError) as error:
             self.warn(f"old checkpoints were not all removed: {error}")
-
-
-def read_state(lineage: Lineage, commit: Commit, only: tuple[str, ...] = ()) -> State:
-    """What a commit holds, or those sections that `only` names, whole tensors in host memory.
-
-    Raises TrainingError if that cannot be read.
-    """
-    names = list(lineage.manifest(commit).files)
-    where = f"{lineage.run.url}/checkpoints/{commit.name}"
-    layout = _json(f"{where}/{LAYOUT}", lineage.read_commit(commit, [LAYOUT])[LAYOUT]) if LAYOUT in names else {}
-    assembly = Assembly(layout)
-    wanted = [name for name in names if name != LAYOUT and (not only or name.split(".")[0].split("-")[0] in only)]
-    try:
-        for name, data in lineage.files(commit, wanted):
-            section, kind = name.rsplit(".", 1)
-            if kind == "safetensors":
-                assembly.add(name, unpack(f"{where}/{name}", data))
-            else:
-                assembly.state[section] = _json(f"{where}/{name}", data)
-        return assembly.whole(only)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if isinstance(error, TrainingError):
-            raise
-        raise TrainingError(f"{where}: its parts do not fit together ({error})") from error
-
-
-def _json(where: str, data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise TrainingError(f"{where}: is not JSON ({error})") from error
 
 
 def _portable(outcome: Exception | None) -> Exception | None:

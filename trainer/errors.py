@@ -10,4 +10,8 @@ class SupersededError(TrainingError):
 
 
 class DivergedError(TrainingError):
-    """The gradients have not been usable for many steps in a row."""
+    """The gradients have not been usable for many steps in a row; `steps` had been made when that began."""
+
+    def __init__(self, message: str, steps: int = 0):
+        super().__init__(message)
+        self.steps = steps

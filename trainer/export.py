@@ -13,11 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from cluster.storage import MissingError, Storage
-from trainer.checkpoints import read_state
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.lineage import Commit, Lineage
 from trainer.models import Model, ModelConfig
+from trainer.restoring import read_state
 from trainer.snapshots import reconstruct
 from trainer.tensors import pack, unpack
 from trainer.weights import width_of

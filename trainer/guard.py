@@ -69,9 +69,11 @@ class Guard:
         level, taken, row, total, worst = self.state.tolist()
         self.state[4] = row
         if worst >= self.config.max_skips:
+            began = round(taken + total - (row or worst))
             raise DivergedError(
                 f"diverged: {worst:.0f} steps in a row had a gradient that was not finite or more than "
                 f"{self.config.factor:g} times its running level of {math.exp(level):.3g} "
-                f"(after {taken:.0f} good steps); lower optim.lr or lengthen optim.warmup"
+                f"(after {taken:.0f} good steps); lower optim.lr or lengthen optim.warmup",
+                began,
             )
         return round(total)

@@ -236,7 +236,8 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                     tracker.log(row, pictures)
             leaving = stopping or images >= config.images
             overdue = overdue or agreement.save or due(config.checkpoint_every, before, images, config.images)
-            if staged := overdue and checkpoints.ready() and not leaving:
+            # Not while steps are skipped: the last good commits would have to make room for what a rollback cannot use.
+            if staged := overdue and checkpoints.ready() and not leaving and guard.healthy:
                 with clock.stall():
                     checkpoints.start(images, state(), [*rows, *closed(job.closing(images), images)])
                 rows, overdue = [], False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -12,21 +13,42 @@ from tests.jobs.runs import metrics, newest_tensors
 from trainer.lineage import Lineage
 
 
+class Step(NamedTuple):
+    """A batch of one rank, as its trace has it."""
+
+    attempt: int
+    images: int  # trained before
+    time: float  # seconds since 1970
+    positions: list[int]
+
+
+def steps_of(folder: Path) -> list[Step]:
+    """Every batch that any attempt has trained, those that were lost again with it too."""
+    found = []
+    for path in sorted(folder.glob("trace-*-*.txt")):
+        attempt = int(path.name.split("-")[1])
+        for line in path.read_text().splitlines():
+            images, at, *positions = line.split()
+            found.append(Step(attempt, int(images), float(at), [int(position) for position in positions]))
+    return found
+
+
 def positions_of(run: str, folder: Path) -> list[int]:
     """The positions that made the newest weights, in the order of training, from the traces of the attempts."""
     lineage = Lineage(Storage(run))
     newest = next(lineage.history()).images
-    found: list[int] = []
+    made: dict[int, list[int]] = {}
     for attempt, first, last in lineage.reigns():
-        steps: dict[int, list[int]] = {}
-        for path in folder.glob(f"trace-{attempt:04d}-*.txt"):
-            for line in path.read_text().splitlines():
-                start, *positions = map(int, line.split())
-                if first <= start < (newest if last is None else last):
-                    steps.setdefault(start, []).extend(positions)
-        for start in sorted(steps):
-            found += sorted(steps[start])
-    return found
+        for step in steps_of(folder):
+            if step.attempt == attempt and first <= step.images < (newest if last is None else last):
+                made.setdefault(step.images, []).extend(step.positions)
+    return [position for images in sorted(made) for position in sorted(made[images])]
+
+
+def repeated(folder: Path) -> int:
+    """How many images were trained more than once, by whatever attempt."""
+    positions = [position for step in steps_of(folder) for position in step.positions]
+    return len(positions) - len(set(positions))
 
 
 def problems(run: str, folder: Path, reference: str, bitwise: bool = True, images: int = STEPS * BATCH) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.storage import Storage
-from tests.chaos.checks import problems
+from tests.chaos.checks import problems, repeated
 from tests.chaos.rank import Death
 from tests.chaos.runs import BATCH, STEPS, Launch, logs, write_config
 from trainer.lineage import Lineage
@@ -39,7 +39,7 @@ class Bench:
     def reference(self, ranks: int) -> str:
         """The run that nothing happens to."""
         if ranks not in self.references:
-            config, folder = self._new(f"undisturbed-{ranks}")
+            config, folder = self.new(f"undisturbed-{ranks}")
             status = Launch(config, folder, ranks).wait()
             assert status == [0] * ranks, logs(folder)
             self.references[ranks] = str(folder / "run")
@@ -50,7 +50,7 @@ class Bench:
         reference, began = self.reference(ranks), time.monotonic()
         harms, wrong = 0, []
         for _ in range(runs):
-            config, folder = self._new(f"killed-{ranks}")
+            config, folder = self.new(f"killed-{ranks}")
             places = sorted(self.draw.randrange(STEPS * BATCH) for _ in range(each))
             for place in places:
                 death = Death(self.draw.choice(moments), place, self.draw.random() * 0.1, self.draw.randrange(ranks))
@@ -66,7 +66,7 @@ class Bench:
         reference, began = self.reference(ranks), time.monotonic()
         harms, wrong = 0, []
         for _ in range(runs):
-            config, folder = self._new(f"terminated-{ranks}")
+            config, folder = self.new(f"terminated-{ranks}")
             for place in sorted(self.draw.randrange(STEPS * BATCH) for _ in range(each)):
                 death = Death("step", place, rank=self.draw.randrange(ranks), signal=signal.SIGTERM)
                 status = Launch(config, folder, ranks, death).wait()
@@ -74,12 +74,14 @@ class Bench:
                 if status != [0] * ranks:
                     wrong.append(f"SIGTERM ended it with {status}")
             wrong += self._ended(config, folder, ranks, reference)
+            if twice := repeated(folder):
+                wrong.append(f"{folder.name}: {twice} images were trained twice")
         return Result(_name(ranks), "SIGTERM", runs, harms, wrong, time.monotonic() - began)
 
     def damage(self, ranks: int, how: str) -> Result:
         """A killed run whose newest checkpoint is spoilt before it goes on."""
         reference, began = self.reference(ranks), time.monotonic()
-        config, folder = self._new(f"damaged-{ranks}")
+        config, folder = self.new(f"damaged-{ranks}")
         Launch(config, folder, ranks, Death("step", 1700)).wait()
         run = Storage(str(folder / "run"))
         newest = next(Lineage(run).history())
@@ -98,7 +100,7 @@ class Bench:
     def full_disk(self, ranks: int) -> Result:
         """No file may grow beyond 20 KiB in the middle of a run: it goes on, and ends with an error; then with room."""
         reference, began = self.reference(ranks), time.monotonic()
-        config, folder = self._new(f"full-{ranks}")
+        config, folder = self.new(f"full-{ranks}")
         Launch(config, folder, ranks, Death("step", 900)).wait()
         status = Launch(config, folder, ranks, file_limit=20_000).wait()
         wrong = [] if status != [0] * ranks else ["a run without a last commit ended as if all were well"]
@@ -107,7 +109,7 @@ class Bench:
         wrong += self._ended(config, folder, ranks, reference)
         return Result(_name(ranks), "disk full", 1, 1, wrong, time.monotonic() - began)
 
-    def _new(self, name: str) -> tuple[Path, Path]:
+    def new(self, name: str) -> tuple[Path, Path]:
         self.runs += 1
         folder = self.folder / f"{name}-{self.runs:03d}"
         folder.mkdir(parents=True)

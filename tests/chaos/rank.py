@@ -41,6 +41,7 @@ class Life(NamedTuple):
     death: Death | None = None
     environment: tuple[tuple[str, str], ...] = ()
     file_limit: int | None = None  # bytes that no file may exceed: a full disk, for the large files
+    pace: float = 0.0  # seconds that a step takes longer, so that there is time for harm from outside
 
 
 def live(life: Life) -> None:
@@ -59,7 +60,7 @@ def live(life: Life) -> None:
 
     from jobs import cli, train_local
 
-    trace(life)
+    trace(life.folder, life.rank, life.pace)
     if life.death and life.death.rank == life.rank:
         prepare(life.death)
     sys.argv = ["train_local", life.config, *life.overrides]
@@ -69,8 +70,11 @@ def live(life: Life) -> None:
 _seen = 0  # images that this rank has trained
 
 
-def trace(life: Life) -> None:
-    """Note the positions of every batch that this rank trains, by attempt, in a file that outlives the process."""
+def trace(folder: str, rank: int, pace: float = 0.0) -> None:
+    """Note every batch that this rank trains, in a file for each attempt that outlives the process.
+
+    A line is the images trained before, the time (seconds since 1970) and the batch's positions.
+    """
     from jobs import worker
     from trainer.checkpoints import Checkpoints
 
@@ -93,8 +97,9 @@ def trace(life: Life) -> None:
                 global _seen
                 batch = step(self)
                 positions = batch.positions[batch.weights > 0].tolist()
-                with Path(f"{life.folder}/trace-{attempt[0]:04d}-{life.rank}.txt").open("a") as file:
-                    file.write(f"{_seen} {' '.join(map(str, positions))}\n")
+                with Path(f"{folder}/trace-{attempt[0]:04d}-{rank}.txt").open("a") as file:
+                    file.write(f"{_seen} {time.time():.3f} {' '.join(map(str, positions))}\n")
+                time.sleep(pace)
                 _seen += options["batch"]
                 return batch
 
@@ -105,10 +110,12 @@ def trace(life: Life) -> None:
     worker.training_batches = traced  # type: ignore[assignment]
 
 
-def prepare(death: Death) -> None:
-    """Build the moment of death in."""
+def prepare(death: Death, mark: Path | None = None) -> None:
+    """Build the moment of death in; it leaves the file `mark`."""
 
     def die() -> None:
+        if mark:
+            mark.write_text(str(time.time()))
         os.kill(os.getpid(), death.signal)
         if death.signal == signal.SIGKILL:
             time.sleep(60)

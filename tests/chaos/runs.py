@@ -49,11 +49,12 @@ class Launch:
         overrides: Sequence[str] = (),
         environment: dict[str, str] | None = None,
         file_limit: int | None = None,
+        pace: float = 0.0,
     ):
         (port,) = free_ports(1)
         given = tuple((environment or {}).items())
         lives = [
-            Life(str(config), tuple(overrides), rank, ranks, port, str(folder), death, given, file_limit)
+            Life(str(config), tuple(overrides), rank, ranks, port, str(folder), death, given, file_limit, pace)
             for rank in range(ranks)
         ]
         self.processes = [_context.Process(target=live, args=(life,)) for life in lives]
