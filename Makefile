@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 
 .DEFAULT_GOAL := help
 .PHONY: help install data train-local train-ray compare submit cluster-local cluster-local-down
-.PHONY: test lint types format bench bench-data chaos lock clean
+.PHONY: test lint types format bench bench-peers bench-data chaos lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -69,8 +69,13 @@ format: .venv/installed-dev  ## bring the code into the common format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: .venv/installed-dev  ## measure our loop against a bare PyTorch loop, and Ray against the local loop
+bench: .venv/installed-dev  ## measure our loop against a bare PyTorch loop, and our diffusion step against peers'
 	$(BIN)/python -m tests.benchmarks.loop $(ARGS)
+	$(BIN)/python -m tests.benchmarks.diffusion
+
+bench-peers: .venv/installed-dev  ## install diffusers and denoising-diffusion-pytorch for `make bench` into .venv-bench
+	$(BIN)/uv venv --quiet --clear .venv-bench
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --group bench
 
 bench-data: .venv/installed-dev  ## measure the data path against the decode limit and webdataset's own pipeline
 	$(BIN)/python -m tests.benchmarks.data $(ARGS)

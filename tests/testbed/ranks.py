@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.testbed.processes import REPOSITORY
+from tests.testbed.processes import REPOSITORY, free_ports
 
 
 def torchrun(ranks: int, module: str, *arguments: str | Path | int, timeout: float = 180.0) -> str:
@@ -38,8 +37,7 @@ def together(ranks: int, call: Callable[..., object], *arguments: object, timeou
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jobs.worker"])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     processes = [context.Process(target=_as_rank, args=(me, ranks, port, call, arguments)) for me in range(ranks)]
     for process in processes:
         process.start()

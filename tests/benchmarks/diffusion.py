@@ -1,0 +1,147 @@
+"""Our diffusion training step against those of denoising-diffusion-pytorch and diffusers, at one size of network.
+
+    python -m tests.benchmarks.diffusion [--peers PYTHON] [--rounds 5] [--steps 4] [--channels 64] [--batch 16]
+
+Ours is the whole of `jobs.worker.work`: shards read and decoded, averaged weights, guard, figures. Theirs are their own
+loops with images in memory (diffusion_peers.py). All have a U-Net for 32x32 colour images, the same loss (the squared
+error of eps), batch and precision (float32), and one thread. The systems take turns; each round gives a ratio of times
+a step, and the median is the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from datasets.index import Meta
+from datasets.pack import pack
+from datasets.sources.source import Example, InMemory
+from jobs.config import load_config
+from jobs.worker import work
+from tests.benchmarks.turns import Served, System
+from tests.testbed.processes import REPOSITORY
+from trainer.images import ImageSpec
+
+PEERS = ("diffusers", "denoising-diffusion-pytorch")
+WARM_UP = 2  # steps
+MISSING = (
+    "our diffusion step / theirs: not measured; `make bench-peers` installs diffusers and "
+    "denoising-diffusion-pytorch into .venv-bench (or give --peers PYTHON)"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.diffusion", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--peers", default=str(REPOSITORY / ".venv-bench/bin/python"), help="python that has the peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="of a turn")
+    parser.add_argument("--channels", type=int, default=64, help="of the U-Nets at full resolution")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a busy machine")
+    parser.add_argument("--serve", metavar="PEER", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        ours(options.serve, options.channels, options.batch)
+        return
+    if not Path(options.peers).exists():
+        print(MISSING)
+        return
+    for peer in PEERS:
+        compare(peer, options)
+
+
+def compare(peer: str, options: argparse.Namespace) -> None:
+    """A line for the screen: the median ratio, and the figures behind it."""
+    size = (str(options.channels), str(options.batch))
+    own = ("--serve", peer, "--channels", size[0], "--batch", size[1])
+    systems = [
+        System([sys.executable, "-m", "tests.benchmarks.diffusion", *own]),
+        System([options.peers, "-m", "tests.benchmarks.diffusion_peers", peer, *size]),
+    ]
+    for system in systems:
+        system.take(WARM_UP)
+    rounds = []
+    for number in range(options.rounds):
+        order = systems if number % 2 else systems[::-1]
+        took = {id(system): system.take(options.steps)[options.clock] / options.steps for system in order}
+        rounds.append([took[id(system)] for system in systems])
+    for system in systems:
+        system.end()
+    ratios = [mine / theirs for mine, theirs in rounds]
+    mine, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+    sizes = " / ".join(f"{system.facts['parameters'] / 1e6:.2f}" for system in systems)
+    print(
+        f"our training step / {peer}'s, {options.clock} time: {statistics.median(ratios):.3f} "
+        f"({min(ratios):.3f} to {max(ratios):.3f} in {len(ratios)} rounds; {mine * 1e3:.0f} / {theirs * 1e3:.0f} ms a "
+        f"step of {options.batch} images; {sizes} million parameters)",
+        flush=True,
+    )
+
+
+class Noisy(InMemory):
+    """512 images of noise, the hardest to decode."""
+
+    meta = Meta(channels=3, height=32, width=32, source="noise")
+
+    def count(self, split: str) -> int:
+        return 512 if split == "train" else 0
+
+    def example(self, split: str, i: int) -> Example:
+        return Example(np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8), None)
+
+
+def configuration(folder: str, peer: str, channels: int, batch: int) -> dict[str, Any]:
+    """A run with the network that the peer's is like, and a budget that is not reached."""
+    never = 1 << 40
+    network: dict[str, Any] = {"kind": "unet", "channels": channels, "multipliers": [1, 2, 2], "dropout": 0.0}
+    network |= {"blocks": 2, "heads": 4, "attention": {"diffusers": [16], "denoising-diffusion-pytorch": [8]}[peer]}
+    denoiser = {"network": network, "prediction": {"kind": "eps"}, "embedding": 4 * channels}
+    return {
+        "run": f"{folder}/run",
+        "model": {"kind": "diffusion", "denoiser": denoiser, "weighting": {"kind": "simple"}},
+        "data": {"shards": f"{folder}/images/train", "streams": 8},
+        "trainer": {"images": never, "batch": batch, "threads": 1, "precision": "fp32", "log_every": 100 * batch}
+        | {"evaluate_every": never, "checkpoint_every": never},
+        "tracking": {"mode": "off"},
+    }
+
+
+def ours(peer: str, channels: int, batch: int) -> None:
+    """Serve: a run whose question whether to stop waits for the next turn."""
+    served = Served()
+    with tempfile.TemporaryDirectory() as folder:
+        pack(Noisy(), f"{folder}/images")
+        path = Path(folder) / "run.yaml"
+        path.write_text(yaml.safe_dump(configuration(folder, peer, channels, batch)))
+        config = load_config(str(path))
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in config.model.build(ImageSpec(*Noisy.meta.format[:5])).parameters())
+        left, wall, cpu = 1, 0.0, 0.0
+
+        def should_stop() -> bool:
+            nonlocal left, wall, cpu
+            left -= 1
+            if left:
+                return False
+            now = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+            served.say(**(now if wall else {"parameters": parameters}))
+            left = served.asked() or 0
+            wall, cpu = time.perf_counter(), time.process_time()
+            return not left
+
+        work(config, should_stop)
+
+
+if __name__ == "__main__":
+    main()

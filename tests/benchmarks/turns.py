@@ -1,0 +1,67 @@
+"""Systems that take steps by turns, each in a process of its own, so that what else the machine does hits them alike.
+
+A system serves: it is told numbers of steps on its standard input and answers with what they took, JSON lines on its
+standard output. Nothing but Python is imported here: the systems may run under different environments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class Served:
+    """The serving side. Whatever the system prints goes to standard error."""
+
+    def __init__(self) -> None:
+        self.answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def say(self, **facts: Any) -> None:
+        print(json.dumps(facts), file=self.answers, flush=True)
+
+    def asked(self) -> int | None:
+        """The number of steps of the next turn; None at the end."""
+        line = sys.stdin.readline()
+        return int(line) if line.strip() else None
+
+    def serve(self, steps: Callable[[int], object], **facts: Any) -> None:
+        """Tell the facts, then take turns until the end."""
+        self.say(**facts)
+        while (count := self.asked()) is not None:
+            wall, cpu = time.perf_counter(), time.process_time()
+            steps(count)
+            self.say(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
+
+
+class System:
+    """The asking side: a system in its process."""
+
+    def __init__(self, command: Sequence[str]):
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.facts = self._answer()
+
+    def take(self, steps: int) -> dict[str, float]:
+        """Seconds of the wall and of the CPU (all threads) that so many steps took."""
+        assert self.process.stdin is not None
+        print(steps, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            _, told = self.process.communicate()
+            raise RuntimeError(f"{' '.join(map(str, self.process.args))}: {told[-2000:]}")  # type: ignore[arg-type]
+        return json.loads(line)
