@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -74,10 +75,7 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     split = settings["split"]
-    shards = {"validation": config.data.validation, "train": config.data.shards}.get(split, split)
-    if not shards:
-        raise ConfigError(f"{run_folder.url}: the run has no validation set; name shards by --split URL")
-    index = Index.open(shards)
+    index = index_of(config, split)
     model = load(run_folder.url, settings["weights"]).to(accelerator.device)
     if settings["steps"]:
         in_steps(model, settings["steps"])
@@ -89,7 +87,22 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
     report = facts | {"binarisation": index.meta.binarised or None, "levels": index.levels, "images": result.images}
     report["figures"] = result.row("evaluation")
     say_on_rank_zero(as_text(report, result))
-    on_rank_zero(lambda: keep(run_folder, config, report))
+    steps = settings["steps"] and f"{settings['steps']}steps"
+    name = file_name(known(split), *(settings[key] for key in ("bound", "samples")), steps, settings["weights"])
+    on_rank_zero(lambda: keep(run_folder, config, name, report))
+
+
+def index_of(config: RunConfig, split: str) -> Index:
+    """The images of `validation` or `train` of a run, or at a URL. Raises ConfigError if the run has none."""
+    shards = {"validation": config.data.validation, "train": config.data.shards}.get(split, split)
+    if not shards:
+        raise ConfigError(f"{config.run}: the run has no validation set; name shards by --split URL")
+    return Index.open(shards)
+
+
+def known(split: str) -> str:
+    """A split as a word: validation, train, or other."""
+    return split if split in ("validation", "train") else "other"
 
 
 def in_steps(model: Model, steps: int) -> None:
@@ -99,17 +112,19 @@ def in_steps(model: Model, steps: int) -> None:
     model.diffuser.steps = steps
 
 
-def keep(run_folder: Storage, config: RunConfig, report: dict[str, Any]) -> None:
-    """Write the report to the run folder, and the figures to the summary of its W&B run."""
-    split = report["split"] if report["split"] in ("validation", "train") else "other"
-    steps = f"-{report['steps']}steps" if report["steps"] else ""
-    name = f"{split}-{report['bound']}-{report['samples']}{steps}-{report['weights'].replace(':', '-')}"
+def keep(run_folder: Storage, config: RunConfig, name: str, report: dict[str, Any]) -> None:
+    """Write a report to the run folder, and its figures to the summary of the W&B run, under a name."""
     run_folder.write(f"evaluations/{name}.json", json.dumps(report, indent=1).encode())
     say_on_rank_zero(f"written to {join(run_folder.url, 'evaluations', name)}.json")
     if config.tracking.mode != "off":
         tracker = WandbTracker(run_folder, config.tracking, config.model_dump(mode="json"), say_on_rank_zero)
         tracker.summarise({f"{key}/{name}": value for key, value in report["figures"].items()})
         tracker.finish()
+
+
+def file_name(*parts: object) -> str:
+    """Of a report about these."""
+    return "-".join(re.sub(r"[^\w.]+", "-", str(part)).strip("-") for part in parts if part)
 
 
 def as_text(report: dict[str, Any], result: Evaluation) -> str:

@@ -21,7 +21,7 @@ def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], wor
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import WorkerGroupError
 
-        gpus = ray.cluster_resources().get("GPU", 0) >= workers
+        gpus = ray.cluster_resources().get("GPU", 0) > 0  # as jobs.train: more workers than GPUs wait for them
         trainer = TorchTrainer(
             task,
             train_loop_config=settings,

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,19 +17,23 @@ _ROOT = Path(__file__).parent.parent
 _FEW = 8  # items that are not worth other processes
 
 
-def each(call: Callable[[T], R], items: Sequence[T], processes: int | None = None) -> Iterator[R]:
+def each(call: Callable[[T], R], items: Sequence[T], processes: int | None = None, gpu: bool = False) -> Iterator[R]:
     """The results, in the order in which they come. `call` has to be a function of a module.
 
-    `processes`: None for the cores of this machine. The first exception is raised and what has not begun is dropped.
+    `processes`: None for the cores of this machine. `gpu`: on a cluster each call has one, where the cluster has any.
+    The first exception is raised and what has not begun is dropped.
     """
     if os.environ.get("RAY_ADDRESS"):
-        yield from _on_ray(call, items)
+        yield from _on_ray(call, items, gpu)
         return
     processes = min(processes or os.cpu_count() or 1, len(items))
     if processes <= 1 or len(items) < _FEW:
         yield from map(call, items)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    # Forks of one process that has imported the module, so that many cores do not import PyTorch many times.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_module(call)])
+    with ProcessPoolExecutor(processes, context) as pool:
         try:
             for future in as_completed([pool.submit(call, item) for item in items]):
                 yield future.result()
@@ -37,13 +42,19 @@ def each(call: Callable[[T], R], items: Sequence[T], processes: int | None = Non
             raise
 
 
-def _on_ray(call: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+def _module(call: Callable[..., object]) -> str:
+    return _module(call.func) if isinstance(call, partial) else call.__module__
+
+
+def _on_ray(call: Callable[[T], R], items: Sequence[T], gpu: bool) -> Iterator[R]:
     import ray
 
     if not ray.is_initialized():
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}}, log_to_driver=False)
-    remote = ray.remote(num_cpus=1, max_retries=3)(call)
-    at_once = 4 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    there = ray.cluster_resources()
+    gpus = int(gpu and there.get("GPU", 0) > 0)
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(call)
+    at_once = 4 * max(int(there.get("GPU" if gpus else "CPU", 1)), 1)
     left = iter(items)
     running: list[ray.ObjectRef[R]] = []
     try:

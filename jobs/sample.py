@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, get_args
 
 import torch
 from tqdm import tqdm
@@ -22,14 +21,13 @@ from jobs.cli import run
 from jobs.errors import ConfigError
 from jobs.parallel import each
 from jobs.sampling import Plan, assemble_grid, condition_of, fingerprint, make_unit, opened
+from jobs.sampling_options import add_options, at_least_one, labels_of, settings_of
 from trainer.animation import gif
 from trainer.interpolation import Between
 from trainer.models import Model
 from trainer.models.diffusion import DiffusionModel
 from trainer.noise import Noise
 from trainer.pictures import grid
-from trainer.samplers import SamplerName, Spacing
-from trainer.weights import HELP as WEIGHTS
 from trainer.weights import in_words
 
 COLUMNS = 12  # of a strip
@@ -50,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     sizes = {first: min(plan.unit, plan.count - first) for first in plan.units()}
     done = plan.count - sum(sizes[first] for first in todo)
     with tqdm(total=plan.count, initial=done, unit=" images", disable=not sys.stderr.isatty()) as bar:
-        for made in each(partial(make_unit, plan), todo, options.processes):
+        for made in each(partial(make_unit, plan), todo, options.processes, gpu=True):
             bar.update(made)
     where = assemble_grid(plan, model) if plan.format == "grid" else plan.out
     print(f"{plan.count:,} samples, {in_words(plan.weights)} weights ({done:,} of them were there): {where}")
@@ -60,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, model: Model) -> Plan:
-    for name in ("count", "batch", "shard_images"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    at_least_one(options, "count", "batch", "shard_images")
+    if options.trajectory and not isinstance(model, DiffusionModel):
+        raise ConfigError(f"--trajectory: is for diffusions; {options.run} is a {type(model).__name__}")
     unit = options.shard_images if options.format == "shards" else options.batch
     return Plan(
         run=options.run,
@@ -75,45 +73,9 @@ def _plan(options: argparse.Namespace, model: Model) -> Plan:
         unit=unit,
         seed=options.seed,
         temperature=options.temperature,
-        labels=_chosen(options.label, model),
-        settings=_settings(options, model),
+        labels=labels_of(options, model),
+        settings=settings_of(options, model),
     )
-
-
-def _settings(options: argparse.Namespace, model: Model) -> dict[str, Any]:
-    names = ("sampler", "steps", "spacing", "guidance")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if not isinstance(model, DiffusionModel):
-        if given or options.trajectory:
-            wrong = "trajectory" if options.trajectory else next(iter(given))
-            raise ConfigError(f"--{wrong}: is for diffusions; {options.run} is a {type(model).__name__}")
-        return {}
-    if options.guidance not in (None, 1.0) and not options.label:
-        raise ConfigError("--guidance: needs --label, the class to guide to")
-    if options.label and not model.diffuser.denoiser.conditioning.conditions:
-        raise ConfigError(f"--label: {options.run} is not conditioned on anything")
-    if given.get("steps", 1) < 1:
-        raise ConfigError(f"--steps {given['steps']}: at least 1")
-    return given
-
-
-def _chosen(text: str, model: Model) -> tuple[int, ...]:
-    """The labels that --label names: `3`, `0,1,2`, or `all`."""
-    if not text:
-        return ()
-    classes = model.spec.classes
-    if text == "all" and classes:
-        return tuple(range(classes))
-    try:
-        labels = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        labels = (-1,)
-    if not classes or any(label not in range(classes) for label in labels):
-        allowed = (
-            f"numbers from 0 to {classes - 1}, separated by commas, or all" if classes else "none: it has no classes"
-        )
-        raise ConfigError(f"--label {text}: the model knows {allowed}")
-    return labels
 
 
 @torch.no_grad()
@@ -153,19 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, help="folder, path or URL")
     parser.add_argument("--count", type=int, default=64, help="images; of --interpolate and --trajectory, rows")
     parser.add_argument("--format", choices=("grid", "images", "shards"), default="grid", help="default: grid, one PNG")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--temperature", type=float, default=1.0, help="standard deviation of the latents' noise")
-    parser.add_argument("--weights", default="ema", help=WEIGHTS)
-    parser.add_argument("--label", default="", help="class of the images: 3, or 0,1,2 in turn, or all in turn")
-    parser.add_argument("--sampler", choices=get_args(SamplerName), help="default: the run's configuration")
-    parser.add_argument("--steps", type=int, help="of the sampler")
-    parser.add_argument("--spacing", choices=get_args(Spacing), help="of the noise levels")
-    parser.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 is the model itself")
+    add_options(parser)
     parser.add_argument("--interpolate", action="store_true", help="draw ways from one sample to another")
     parser.add_argument("--trajectory", choices=("strip", "gif"), help="draw the denoising of --count samples")
-    parser.add_argument("--batch", type=int, default=64, help="images that a model makes at once")
     parser.add_argument("--shard-images", type=int, default=1024, help="images a shard")
-    parser.add_argument("--processes", type=int, help="of this machine (default: its cores)")
     return parser
 
 

@@ -19,6 +19,7 @@ from datasets.pack import encode_png, write_tar
 from datasets.sources.source import Example
 from jobs.errors import ConfigError
 from trainer.export import load
+from trainer.images import visible
 from trainer.models import Condition, Model
 from trainer.noise import Noise
 from trainer.pictures import grid
@@ -138,8 +139,7 @@ def _write(plan: Plan, first: int, images: Tensor, labels: list[int | None]) -> 
         storage.write(name, safetensors.torch.save({"images": images.contiguous()}))
     elif plan.format == "images":
         levels = opened(plan.run, plan.weights)[0].spec.levels
-        visible = (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
-        for i, image in enumerate(visible):
+        for i, image in enumerate(visible(images, levels)):
             storage.write(f"{first + i:08d}.png", encode_png(image.permute(1, 2, 0).numpy()))
     else:
         pairs = enumerate(zip(images.permute(0, 2, 3, 1).numpy(), labels, strict=True))

@@ -44,3 +44,8 @@ class ImageSpec(NamedTuple):
     def nearest_cell(self, x: Tensor) -> Tensor:
         """The level in whose cell x lies: uint8, any shape."""
         return ((x + 1) * self.levels / 2).floor().clamp(0, self.levels - 1).to(torch.uint8)
+
+
+def visible(images: Tensor, levels: int) -> Tensor:
+    """The levels 0 .. `levels` - 1 as 0 .. 255, uint8, any shape."""
+    return (images.float() * (255 / (levels - 1))).round().to(torch.uint8)

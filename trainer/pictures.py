@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from trainer.evaluation import condition
-from trainer.images import ImageSpec
+from trainer.images import ImageSpec, visible
 from trainer.models.base import Model
 from trainer.noise import Noise
 
@@ -26,7 +26,7 @@ CAPTION = 26  # pixels in height
 def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
     """A PNG of images (uint8 levels [N, C, H, W]) in rows of `columns` (about a square if None)."""
     columns = columns or math.ceil(math.sqrt(len(images)))
-    scaled = (images.float() * (255 / (spec.levels - 1))).round().to(torch.uint8).cpu()
+    scaled = visible(images, spec.levels).cpu()
     factor = max(1, SIDE // max(spec.height, spec.width))
     scaled = scaled.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     rows = math.ceil(len(images) / columns)

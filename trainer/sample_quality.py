@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from trainer.errors import TrainingError
-from trainer.images import ImageSpec
 
 Features = Callable[[Tensor], Tensor]  # uint8 [B, 3 or C, H, W] of 0..255 to float [B, F]
 
 POOLED = 8  # rows and columns of the feature "pixels"
 INCEPTION = "inception"
+NEIGHBOURS = 3  # of precision and recall, as in the paper
 
 
 class Quality(NamedTuple):
@@ -52,12 +52,7 @@ def pixels(images: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(images.double() / 255, POOLED).flatten(1)
 
 
-def visible(images: Tensor, spec: ImageSpec) -> Tensor:
-    """Levels as 0..255, uint8."""
-    return (images.float() * (255 / (spec.levels - 1))).round().to(torch.uint8)
-
-
-def compare(samples: Tensor, real: Tensor, neighbours: int = 3) -> Quality:
+def compare(samples: Tensor, real: Tensor, neighbours: int = NEIGHBOURS) -> Quality:
     """The quality of samples' features [N, F] beside real ones [M, F]."""
     samples, real = samples.double(), real.double()
     return Quality(
@@ -77,7 +72,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return (shift + covariance_a.trace() + covariance_b.trace() - 2 * between).item()
 
 
-def coverage(points: Tensor, of: Tensor, neighbours: int = 3, chunk: int = 1024) -> float:
+def coverage(points: Tensor, of: Tensor, neighbours: int = NEIGHBOURS, chunk: int = 1024) -> float:
     """Share of `points` [N, F] that lie within the distance from some member of `of` [M, F] to its k-th neighbour."""
     if len(of) <= neighbours:
         raise TrainingError(f"{len(of)} images: precision and recall need more than {neighbours}")
@@ -96,10 +91,14 @@ def _inception() -> Features:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise TrainingError(f"features {INCEPTION}: pip install torch-fidelity, which brings the network") from error
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    try:
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"features {INCEPTION}: torch-fidelity cannot have its weights ({reason})") from error
 
     def extract(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return network(images.expand(-1, 3, -1, -1))[0]
+            return network.to(images.device)(images.expand(-1, 3, -1, -1))[0]
 
     return extract

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from trainer.errors import TrainingError
-from trainer.images import ImageSpec
-from trainer.sample_quality import compare, coverage, features, frechet_distance, pixels, visible
+from trainer.images import visible
+from trainer.sample_quality import compare, coverage, features, frechet_distance, pixels
 
 
 def exactly(mean: torch.Tensor, covariance: torch.Tensor, n: int = 500) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_lost_variety_costs_recall_and_not_precision():
 
 def test_features_are_named():
     images = torch.randint(0, 17, (5, 1, 16, 16), dtype=torch.uint8)
-    shown = visible(images, ImageSpec(1, 16, 16, 17))
+    shown = visible(images, 17)
     assert shown.max() <= 255
     assert features("pixels")(shown).shape == (5, 64)
     assert features("trainer.sample_quality:pixels") is pixels

@@ -1,0 +1,82 @@
+"""`python -m jobs.quality`: what it compares, with which features, and how it says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.storage import Storage
+from datasets.loader import evaluation_batches
+from jobs import quality
+from jobs.config import load_config
+from jobs.errors import ConfigError
+from jobs.evaluate import index_of
+from jobs.worker import work
+from trainer.errors import TrainingError
+from trainer.export import load
+from trainer.images import visible
+from trainer.noise import Noise
+from trainer.sample_quality import compare
+
+
+@pytest.fixture
+def run(config_file) -> str:
+    """A finished tiny run."""
+    config = load_config(str(config_file()))
+    work(config)
+    return config.run
+
+
+def rows(images: torch.Tensor) -> torch.Tensor:
+    """A user's features: the mean of each row."""
+    assert images.dtype == torch.uint8
+    return images.double().mean((1, 3))
+
+
+def report(run: str, name: str) -> dict:
+    return json.loads((Path(run) / f"evaluations/{name}.json").read_text())
+
+
+def test_it_is_the_distance_of_the_samples_to_the_split_by_the_users_features(run, capsys):
+    features = "tests.jobs.test_quality:rows"
+    assert quality.main([run, "--features", features, "--count", "50", "--batch", "20", "--seed", "3"]) == 0
+    found = report(run, "quality-validation-tests.jobs.test_quality-rows-50-ema")
+    config = quality.config_of(Storage(run))
+    with evaluation_batches(config.data, index_of(config, "validation"), batch=90) as batches:
+        real = torch.cat([batch.images[batch.weights > 0] for batch in batches])
+    with torch.no_grad():
+        samples = load(run).sample(Noise(3, "sample", torch.arange(50)))
+    expected = compare(rows(visible(samples, 17)), rows(visible(real, 17)))
+    assert found["figures"] == pytest.approx({f"quality/{k}": v for k, v in expected._asdict().items()}, rel=1e-6)
+    assert (found["samples"], found["images"], found["numbers"]) == (50, 270, 8)
+    said = capsys.readouterr().out
+    assert "on the 8 numbers of tests.jobs.test_quality:rows" in said
+    assert "50 samples, averaged (EMA) weights, seed 3, beside 270 images of validation" in said
+    assert "FID" not in said
+
+
+def test_processes_change_nothing_and_other_splits_can_be_named(run, digits):
+    for processes in ("1", "2"):
+        quality.main([run, "--split", f"{digits}/train", "--count", "90", "--batch", "10", "--processes", processes])
+        found = report(run, "quality-other-pixels-90-ema")
+        assert found["images"] == 1527
+        if processes == "1":
+            alone = found["figures"]
+    assert found["figures"] == alone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--features", "nowhere:f"], TrainingError, "features nowhere:f: there is no such function"),
+        (["--count", "0"], ConfigError, "--count 0: at least 1"),
+        (["--guidance", "2"], ConfigError, "--guidance: is for diffusions"),
+        (["--weights", "best"], TrainingError, "weights best: are ema, raw, or posthoc:WIDTH"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(run, arguments, error, message):
+    with pytest.raises(error, match=message):
+        quality.main([run, *arguments])
