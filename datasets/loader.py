@@ -14,6 +14,7 @@ from datasets.index import Index
 from datasets.order import check_batch, deal, largest_share
 from datasets.reader import ReaderOptions, memory_needed
 from datasets.schedule import Evaluation, Schedule, Training
+from datasets.streams import streams_of
 from datasets.transform import Transform, output_format
 from datasets.work import Work
 from datasets.workers import WorkerPool
@@ -40,14 +41,15 @@ def training_batches(
     Every rank gets the same number n of images, a multiple of `micro_batch` if that is given.
     Raises `DataError` where the streams do not divide the batch or do not go round the ranks.
     """
-    check_batch(batch, config.streams)
+    streams = streams_of(config, index, batch)
+    check_batch(batch, streams)
     if start % batch:
         raise DataError(
             f"{start} images are not a whole number of batches of {batch}: the batch cannot change in a run"
         )
-    mine = deal(config.streams, ranks, rank)
-    schedule = Training(seed, batch, config.streams, config.window, mine, start // batch, config.weights)
-    size = largest_share(batch, config.streams, ranks)
+    mine = deal(streams, ranks, rank)
+    schedule = Training(seed, batch, streams, config.window, mine, start // batch, config.weights)
+    size = largest_share(batch, streams, ranks)
     if micro_batch:
         size = -(-size // micro_batch) * micro_batch
     return _batches(config, index, schedule, size, seed, config.bad_share * index.images, device)

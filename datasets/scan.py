@@ -87,7 +87,7 @@ def _check_whole(samples: list[Sample], where: str) -> None:
     for sample in samples:
         images = [extension for extension in sample.members if extension in IMAGE_FORMATS]
         if len(images) != 1:
-            found = ", ".join(sample.members) or "nothing"
+            found = ", ".join(sample.members).encode("unicode_escape").decode() or "nothing"
             raise DataError(f"{where}: sample {sample.key!r} has {len(images)} images among its members ({found})")
         if labelled is not None and LABEL not in sample.members:
             raise DataError(f"{where}: sample {sample.key!r} has no .{LABEL}, but {labelled!r} has one")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, NonNegativeInt, PositiveInt, ValidationError
@@ -22,6 +22,9 @@ from trainer.models import ModelConfig
 from trainer.optimizer import OptimConfig
 from trainer.tracking import TrackingConfig
 from trainer.weights import width_of
+
+if TYPE_CHECKING:
+    from datasets.index import Index
 
 
 class RayConfig(Config):
@@ -153,6 +156,14 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
         if flat.get(key):
             flat[key] = absolute(flat[key])
     return {key: value for key, value in flat.items() if not _may_change(key)}
+
+
+def with_streams(config: RunConfig, index: Index) -> RunConfig:
+    """The same with the number of streams that `data.streams: auto` stands for: it is part of the fingerprint."""
+    from datasets.streams import streams_of
+
+    streams = streams_of(config.data, index, config.trainer.batch)
+    return config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
 
 
 def difference(saved: dict[str, Any], mine: dict[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ from datasets.config import in_words
 from datasets.index import Index
 from datasets.order import deal, largest_share
 from datasets.reader import memory_needed
+from datasets.streams import streams_of
 from datasets.transform import output_format
 from jobs.config import RunConfig
 from jobs.errors import ConfigError
@@ -30,6 +31,7 @@ def model_of(config: RunConfig, index: Index) -> Model:
 def report(config: RunConfig) -> str:
     """The run's sizes, for a person. Raises DataError, ConfigError or StorageError in one line."""
     index = Index.of(config.data)
+    all_streams = streams_of(config.data, index, config.trainer.batch)
     model = model_of(config, index)
     tensors = [tensor for tensor in model.parameters() if tensor.requires_grad]
     trained = sum(tensor.numel() for tensor in tensors)
@@ -41,13 +43,13 @@ def report(config: RunConfig) -> str:
     least, most = (config.ray.workers,) * 2 if isinstance(config.ray.workers, int) else config.ray.workers
     gpu = config.ray.gpus_per_worker != 0
     bf16 = config.trainer.precision == "bf16" or (config.trainer.precision == "auto" and gpu)
-    share = largest_share(config.trainer.batch, config.data.streams, least)
+    share = largest_share(config.trainer.batch, all_streams, least)
     at_once = min(config.trainer.micro_batch or share, share)
     taken = measure(model, torch.bfloat16 if bf16 else torch.float32)
     activations = at_once * taken.activations
 
     steps = -(-config.trainer.images // config.trainer.batch)
-    streams = len(deal(config.data.streams, least, least - 1))
+    streams = len(deal(all_streams, least, least - 1))
     loader = memory_needed(index, streams, config.data.window)
     within = "within" if loader <= config.data.memory else "above: images are then requested one by one; allowed are"
     ranks = f"{least} rank{'s' * (least > 1)}" if least == most else f"{least} to {most} ranks"

@@ -26,7 +26,7 @@ import yaml
 
 from cluster.storage import Storage, StorageError, is_local
 from jobs.cli import run
-from jobs.config import RunConfig, config_of, difference, fingerprint, load_config
+from jobs.config import RunConfig, config_of, difference, fingerprint, load_config, with_streams
 from jobs.errors import ConfigError
 from jobs.submissions import ROOT, connect, details, follow, running_at, stop, submit
 from trainer.tracking import run_id
@@ -84,6 +84,7 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
     """
     from datasets.index import Index
     from datasets.order import check_batch, deal
+    from datasets.streams import streams_of
     from jobs.size import model_of
     from trainer.warm_start import check_fits
 
@@ -102,9 +103,10 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
     index = Index.of(config.data)
     if config.data.validation:
         Index.open(config.data.validation)
-    check_batch(config.trainer.batch, config.data.streams)
+    streams = streams_of(config.data, index, config.trainer.batch)
+    check_batch(config.trainer.batch, streams)
     most = config.ray.workers if isinstance(config.ray.workers, int) else config.ray.workers[1]
-    deal(config.data.streams, most, 0)
+    deal(streams, most, 0)
     model = model_of(config, index)
     if config.init_from:
         check_fits(model, config.init_from)
@@ -119,7 +121,10 @@ def check_run_folder(config: RunConfig) -> None:
         saved = config_of(folder)
     except ConfigError:  # no run yet, or one of another version, of which the job itself will tell
         saved = config
-    if differs := difference(fingerprint(saved), fingerprint(config)):
+    from datasets.index import Index
+
+    index = Index.of(config.data)
+    if differs := difference(*(fingerprint(with_streams(one, index)) for one in (saved, config))):
         raise ConfigError(f"{config.run}: {differs}; take another run folder (run=...), or the run's own settings")
     probe = f"submit-check-{os.getpid()}"
     folder.write(probe, b"written and removed by jobs.submit")

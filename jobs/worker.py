@@ -13,7 +13,7 @@ from cluster.storage import MissingError, Storage, join
 from datasets.index import Index
 from datasets.loader import Batch, Batches, evaluation_batches, training_batches
 from datasets.transform import output_format
-from jobs.config import RunConfig, completed, difference, fingerprint, to_yaml
+from jobs.config import RunConfig, completed, difference, fingerprint, to_yaml, with_streams
 from jobs.errors import ConfigError
 from jobs.ledger import Ledger
 from trainer.checkpoints import Checkpoints
@@ -52,6 +52,7 @@ def work(
     accelerator = make_accelerator(config.trainer.precision, config.trainer.hang_timeout)
     run, say = Storage(config.run), say_on_rank_zero
     index = Index.of(config.data)
+    config = with_streams(config, index)
     mine = {"config": fingerprint(config), "data": index.fingerprint}
     if (images := _finished_at(run, config, mine)) is not None and images >= config.trainer.images:
         say(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")
