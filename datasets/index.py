@@ -175,6 +175,26 @@ class Index:
         other = (heights == 0) | (heights != heights[0]) | (widths != widths[0])
         return self.where(int(np.flatnonzero(other)[0]))
 
+    @property
+    def mixed_colours(self) -> str:
+        """A line about a set in which some images are grey and some are not, naming one of the rarer kind; else "".
+
+        All are read with the channels of the set, grey as equal parts of red, green and blue.
+        """
+        grey, counts = self._column("grey"), self.counts
+        total = int(grey.sum())
+        if total in (0, self.images):
+            return ""
+        few, kind = (total, "grey") if 2 * total <= self.images else (self.images - total, "in colour")
+        number = int(np.flatnonzero(grey if kind == "grey" else counts - grey)[0])
+        part, row = self.place(number)
+        key = part.table.column("grey_key" if kind == "grey" else "colour_key")[row].as_py()
+        which = f"sample {key!r} is" if key else "its images are"
+        return (
+            f"{self.where(number)}: {which} {kind}, {few:,} of {self.images:,} images in all; every image is read with "
+            f"{self.channels} channels: leave out what does not belong into the set"
+        )
+
     def members(self, number: int) -> pa.Table:
         """The samples of shard `number`, as `Part.members`."""
         part, row = self.place(number)

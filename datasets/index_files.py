@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from cluster.storage import MissingError, Storage, join
@@ -29,8 +30,12 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),  # of all its images; 0: they differ
         ("width", pa.int32()),
         ("classes", pa.int64()),  # the largest label + 1; 0: no labels
+        ("grey", pa.int64()),  # images of one channel among them
+        ("grey_key", pa.string()),  # the key of the first of these, "" if there is none
+        ("colour_key", pa.string()),  # and of the first of the others
     ]
 )
+_LATER = 3  # columns at the end that an index of an earlier version lacks
 
 
 class Shard(NamedTuple):
@@ -45,6 +50,9 @@ class Shard(NamedTuple):
     height: int
     width: int
     classes: int
+    grey: int
+    grey_key: str
+    colour_key: str
 
 
 class Meta(NamedTuple):
@@ -78,9 +86,19 @@ def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
         table = read_table(storage, "shards.arrow")
     except MissingError as error:
         raise DataError(_what_is_missing(url, location)) from error
+    if table.schema.equals(pa.schema(list(SCHEMA)[:-_LATER])):
+        table = _completed(table)
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{location}/shards.arrow: not the index of shards; run python -m jobs.index {url}")
     return meta, table
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """The table of an earlier version, which said of the colours of a shard no more than its channels."""
+    grey = np.where(table.column("channels").to_numpy() == 1, table.column("images").to_numpy(), 0)
+    for field, values in zip(list(SCHEMA)[-_LATER:], (grey, [""] * len(grey), [""] * len(grey)), strict=True):
+        table = table.append_column(field, pa.array(values, field.type))
+    return table
 
 
 def write_index(location: Storage, meta: Meta, shards: Sequence[Shard]) -> None:

@@ -85,10 +85,13 @@ def index_shard(folder: Storage, name: str, location: Storage) -> Shard:
     scan = scan_tar(folder, name)
     table = member_table(scan.samples)
     location.write(f"members/{member_file(name)}", encode_table(table))
-    shapes = {(height, width) for height, width, _ in scan.sizes}
-    height, width = shapes.pop() if len(shapes) == 1 else (0, 0)
-    channels = max((channels for _, _, channels in scan.sizes), default=0)
-    return Shard(name, len(scan.samples), scan.bytes, scan.etag, _checksum(table), channels, height, width, scan.labels)
+    height, width = scan.sizes.pop() if len(scan.sizes) == 1 else (0, 0)
+    grey = [sample.key for sample, channels in zip(scan.samples, scan.channels, strict=True) if channels == 1]
+    colour = next((s.key for s, channels in zip(scan.samples, scan.channels, strict=True) if channels > 1), "")
+    colours = (len(grey), grey[0] if grey else "", colour)
+    channels, crc = max(scan.channels, default=0), _checksum(table)
+    row = (len(scan.samples), scan.bytes, scan.etag, crc, channels, height, width, scan.labels)
+    return Shard(name, *row, *colours)
 
 
 def member_table(samples: list[Sample]) -> pa.Table:

@@ -157,10 +157,9 @@ def _kept(folder: Storage, jobs: list[ShardJob]) -> Iterator[Shard]:
     for job in jobs:
         try:
             plan, row = json.loads(folder.read(_row_file(job.name)))
-            entry = folder.stat(job.name)
-        except (MissingError, ValueError):
+            shard, entry = Shard(*row), folder.stat(job.name)
+        except (MissingError, ValueError, TypeError):  # the row of another version
             continue
-        shard = Shard(*row)
         if plan == _plan(job) and entry is not None and (entry.size, entry.etag) == (shard.bytes, shard.etag):
             yield shard
 

@@ -47,7 +47,8 @@ class Scan(NamedTuple):
     """What a tar holds."""
 
     samples: list[Sample]
-    sizes: set[tuple[int, int, int]]  # every (height, width, channels) of its images
+    sizes: set[tuple[int, int]]  # every (height, width) of its images
+    channels: list[int]  # of each sample's image
     labels: int  # the largest label + 1; 0 if there are none
     bytes: int  # of the whole tar
     etag: str
@@ -59,7 +60,8 @@ def scan_tar(storage: Storage, name: str) -> Scan:
     where = f"{storage.url}/{name}"
     samples: list[Sample] = []
     seen: set[str] = set()
-    sizes: set[tuple[int, int, int]] = set()
+    sizes: set[tuple[int, int]] = set()
+    channels: list[int] = []
     labels = 0
     for key, extension, member, data in _members(source, where):
         if not samples or samples[-1].key != key:
@@ -72,13 +74,15 @@ def scan_tar(storage: Storage, name: str) -> Scan:
         samples[-1].members[extension] = member
         try:
             if extension in IMAGE_FORMATS:
-                sizes.add(image_size(data, extension))
+                height, width, count = image_size(data, extension)
+                sizes.add((height, width))
+                channels.append(count)
             elif extension == LABEL:
                 labels = max(labels, decode_label(data) + 1)
         except DataError as error:
             raise DataError(f"{where}: {f'{key}.{extension}'!r}: {error}") from error
     _check_whole(samples, where)
-    return Scan(samples, sizes, labels, source.size, source.etag)
+    return Scan(samples, sizes, channels, labels, source.size, source.etag)
 
 
 def _check_whole(samples: list[Sample], where: str) -> None:

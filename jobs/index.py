@@ -13,6 +13,7 @@ from functools import partial
 from tqdm import tqdm
 
 from cluster.storage import Storage, absolute, join
+from datasets.index import Index
 from datasets.index_files import Shard
 from datasets.indexing import index_shard, index_shards
 from datasets.shardlist import ShardList
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         scanned = (
             f"{done.scanned} of them read, the others had not changed" if done.scanned < len(shards) else "all read"
         )
+        if mixed := Index.open(url, location).mixed_colours:
+            print(f"warning: {mixed}", file=sys.stderr)
         print(f"indexed {what}, {meta.classes} classes, in {len(shards)} shards ({scanned}): {location}")
     return 0
 

@@ -53,6 +53,8 @@ def work(
     run, say = Storage(config.run), say_on_rank_zero
     index = Index.of(config.data)
     config = with_streams(config, index)
+    if mixed := index.mixed_colours:
+        say(f"warning: {mixed}")
     mine = {"config": fingerprint(config), "data": index.fingerprint}
     if (images := _finished_at(run, config, mine)) is not None and images >= config.trainer.images:
         say(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")

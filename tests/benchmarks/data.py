@@ -27,6 +27,7 @@ CELLS = Path(__file__).with_name("data_cells.py")
 SETTINGS = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(256 << 20), "OMP_NUM_THREADS": "1"}
 IMAGES = {"png": 20_000, "jpg": 4_000}
 SHARDS = 8
+PEERS = "python -m venv /tmp/peers; /tmp/peers/bin/pip install torch==2.13.0 pillow psutil mosaicml-streaming litdata"
 
 
 def main() -> None:
@@ -41,6 +42,9 @@ def main() -> None:
     parser.add_argument("--formats", default="png,jpg")
     parser.add_argument("--workers", default="1,2")
     parser.add_argument("--systems", default="")
+    parser.add_argument(
+        "--bounds", action=argparse.BooleanOptionalAction, default=True, help="time to a batch, bytes, memory"
+    )
     options = parser.parse_args()
     systems = options.systems.split(",") if options.systems else ["limit", "ours", "webdataset"]
     if options.peers and not options.systems:
@@ -51,6 +55,11 @@ def main() -> None:
             subprocess.run([options.peers, CELLS, "convert", format, options.folder], check=True, capture_output=True)
         for workers in options.workers.split(","):
             compare(systems, format, workers, options)
+    if options.bounds:
+        bounds = [sys.executable, "-m", "tests.benchmarks.data_bounds", options.folder]
+        subprocess.run(bounds, cwd=ROOT, env=os.environ | SETTINGS, check=True)
+    if not options.peers:
+        print(f"\nfor mosaicml-streaming and litdata: {PEERS}, then --peers /tmp/peers/bin/python")
 
 
 def compare(systems: list[str], format: str, workers: str, options: argparse.Namespace) -> None:
@@ -62,7 +71,8 @@ def compare(systems: list[str], format: str, workers: str, options: argparse.Nam
     medians = {s: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for s, rows in found.items()}
     top = medians.get("limit", {}).get("images_per_s", float("nan"))
     size = "32x32 PNG" if format == "png" else "256x256 JPEG"
-    print(f"\n{size}, {workers} worker(s): medians of {options.rounds} interleaved runs (lowest - highest images/s)")
+    load = f"load {os.getloadavg()[0]:.1f}"
+    print(f"\n{size}, {workers} worker(s): medians of {options.rounds} interleaved runs (lowest - highest), {load}")
     for system, row in medians.items():
         rates = sorted(run["images_per_s"] for run in found[system])
         print(

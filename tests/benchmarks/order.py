@@ -36,6 +36,9 @@ def make(folder: str) -> None:
         "height": np.full(SHARDS, 256, np.int32),
         "width": np.full(SHARDS, 256, np.int32),
         "classes": np.zeros(SHARDS, np.int64),
+        "grey": np.zeros(SHARDS, np.int64),
+        "grey_key": [""] * SHARDS,
+        "colour_key": ["00000"] * SHARDS,
     }
     columns = [pa.array(rows[field.name], field.type) for field in SCHEMA]
     location.write("shards.arrow", encode_table(pa.Table.from_arrays(columns, schema=SCHEMA)))

@@ -14,6 +14,7 @@ import webdataset
 from cluster.storage import Storage
 from datasets.errors import DataError
 from datasets.index import Index
+from datasets.index_files import encode_table, read_table
 from datasets.indexing import index_shards
 from datasets.members import MemberReader, decode_sample
 from datasets.order import Range
@@ -249,3 +250,35 @@ def test_indexed_images_are_those_that_were_packed(tmp_path):
     held = reader.read(Range(0, 2, 5))
     assert [bytes(sample.image) for sample in held.samples] == [png(number) for number in (2, 3, 4)]
     assert image_of(2).shape == (4, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ([1, 1, 1, 1], ""),
+        ([3, 3, 3, 3], ""),
+        ([1, 1, 3, 1], "0001.tar: sample '000002' is in colour, 1 of 4 images in all; every image is read with 3"),
+        ([3, 1, 3, 3], "0000.tar: sample '000001' is grey, 1 of 4 images in all; every image is read with 3 channels"),
+        ([1, 1, 3, 3], "0000.tar: sample '000000' is grey, 2 of 4 images in all"),
+    ],
+)
+def test_a_set_of_grey_and_coloured_images_is_told(tmp_path, kinds, told):
+    members = [(f"{number:06d}.png", png(number, channels)) for number, channels in enumerate(kinds)]
+    for shard in range(2):
+        write_members(tmp_path / f"000{shard}.tar", members[2 * shard : 2 * shard + 2])
+    index_shards(str(tmp_path), str(tmp_path / "index"))
+    line = Index.open(str(tmp_path)).mixed_colours
+    assert line.startswith(f"{tmp_path}/{told}") if told else not line
+    assert "\n" not in line
+
+
+def test_an_index_of_the_version_before_is_read(tmp_path):
+    index = write_set(tmp_path, [3, 4])
+    table = read_table(Storage(str(tmp_path / "index")), "shards.arrow")
+    Storage(str(tmp_path / "index")).write(
+        "shards.arrow", encode_table(table.drop_columns(["grey", "grey_key", "colour_key"]))
+    )
+    before = Index.open(str(tmp_path))
+    unknown = {"grey_key": "", "colour_key": ""}
+    assert [before.shard(number) for number in range(2)] == [index.shard(i)._replace(**unknown) for i in range(2)]
+    assert not before.mixed_colours
