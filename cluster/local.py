@@ -92,6 +92,10 @@ def up(folder: Path, hosts: int, cpus: int, plain: bool = False) -> Cluster:
     if not 1 <= hosts <= 200:
         raise LocalClusterError(f"--hosts {hosts}: from 1 to 200")
     cluster = Cluster(folder, hosts, cpus, namespaces=not plain and can_have_namespaces())
+    if cluster.namespaces and Path("/sys/class/net", BRIDGE).exists():
+        raise LocalClusterError(
+            f"{BRIDGE}: the network of another local cluster; end that first (down, with its --folder)"
+        )
     folder.mkdir(mode=0o700, parents=True)
     try:
         cluster.token.touch(mode=0o600)

@@ -26,7 +26,7 @@ from trainer.lineage import Commit
 from trainer.loop import Job, Outcome, fit
 from trainer.models.base import Model
 from trainer.ranks import on_rank_zero, rank, world_size
-from trainer.tracking import PictureFolder, Tracker, WandbTracker
+from trainer.tracking import PictureFolder, Tracker, WandbTracker, lacks_rows
 from trainer.warm_start import warm_start
 from trainer.weights import in_words
 
@@ -57,6 +57,7 @@ def work(
         say(f"warning: {mixed}")
     mine = {"config": fingerprint(config), "data": index.fingerprint}
     if (images := _finished_at(run, config, mine)) is not None and images >= config.trainer.images:
+        on_rank_zero(lambda: _catch_up(config, run, say))
         say(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")
         return Outcome(images, True, None)
 
@@ -167,6 +168,13 @@ def _trackers(config: RunConfig, run: Storage, say: Callable[[str], None]) -> tu
     if config.tracking.mode == "off":
         return (PictureFolder(run),)
     return PictureFolder(run), WandbTracker(run, config.tracking, config.model_dump(mode="json"), say)
+
+
+def _catch_up(config: RunConfig, run: Storage, say: Callable[[str], None]) -> None:
+    """Send W&B what it lacks of a finished run."""
+    if config.tracking.mode != "off" and lacks_rows(run):
+        for tracker in _trackers(config, run, say):
+            tracker.finish()
 
 
 def _finished_at(run: Storage, config: RunConfig, mine: dict[str, Any]) -> int | None:

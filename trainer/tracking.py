@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import uuid
@@ -17,6 +18,7 @@ from trainer.journal import read_metrics
 from trainer.wandb_rows import images_in_files, images_on_server
 
 INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # that W&B may take at the start and at the end
+_BEHIND = "wandb-behind"  # in a run folder: W&B lacks rows of it
 
 
 class TrackingConfig(Config):
@@ -57,6 +59,11 @@ class PictureFolder(Tracker):
             del self.waiting[path]
 
 
+def lacks_rows(run: Storage) -> bool:
+    """Whether W&B was away at the end of the run's last process, so that it lacks rows."""
+    return run.exists(_BEHIND)
+
+
 def run_id(run: Storage) -> str:
     """The id of the run folder's W&B run, made by whoever comes first."""
     run.create("wandb-id", uuid.uuid4().hex[:12].encode())
@@ -77,7 +84,7 @@ class WandbTracker(Tracker):
         folder = Path(self.scratch.name) if self.scratch else run.local_path() or Path()
         self.files = folder / "wandb"
         self.files.mkdir(parents=True, exist_ok=True)
-        self.online = config.mode == "online" or (config.mode == "auto" and _has_key())
+        self.online = self.wanted = config.mode == "online" or (config.mode == "auto" and _has_key())
         self.wandb = self._begun(config, settings, folder)
         self.wandb.define_metric("images")
         self.wandb.define_metric("*", step_metric="images")
@@ -117,6 +124,8 @@ class WandbTracker(Tracker):
         except Exception as error:
             self._warn(error)
         self.commit()
+        if self.wanted:
+            self._note_what_is_missing()
         if not self.online:
             where = self.run.local_path("wandb") or f"a copy of {self.run.url}/wandb"
             self.say(f"W&B is offline: `wandb leet {where}` shows it, `wandb sync {where}/offline-run-*` uploads it")
@@ -135,7 +144,7 @@ class WandbTracker(Tracker):
             finish_timeout=FINISH_SECONDS,
         )
 
-        def begin(mode: Literal["online", "offline"]) -> Any:
+        def begin(mode: Literal["online", "offline", "disabled"]) -> Any:
             return wandb.init(
                 id=run_id(self.run),
                 project=config.project,
@@ -148,14 +157,15 @@ class WandbTracker(Tracker):
                 settings=own,
             )
 
-        if not self.online:
-            return begin("offline")
-        try:
-            return begin("online")
-        except wandb.errors.Error as error:
+        for mode in ("online", "offline") if self.online else ("offline",):
+            try:
+                return begin(mode)  # type: ignore[arg-type]
+            except Exception as error:  # which class it has depends on where W&B failed
+                self._warn(error)
             self.online = False
-            self._warn(error)
-            return begin("offline")
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # its service would call the run's id taken
+        return begin("disabled")
 
     def _warn(self, error: Exception) -> None:
         """Say once that W&B fails; the next process of the run sends again what is missing there."""
@@ -163,6 +173,15 @@ class WandbTracker(Tracker):
             reason = " ".join(str(error).split())
             self.say(f"W&B fails ({reason}); training goes on, and what is missing there is sent when the run goes on")
         self.failed = True
+
+    def _note_what_is_missing(self) -> None:
+        """Leave word in the run folder if the server has not all rows."""
+        server_has = images_on_server(self.wandb.entity, self.wandb.project, self.wandb.id) if self.online else None
+        if server_has is not None and server_has >= self.sent:
+            self.run.delete(_BEHIND)
+        else:
+            self.run.write(_BEHIND, b"")
+            self.say("W&B lacks rows of this run; the same command, started again, sends them")
 
     def _handed_over(self) -> int:
         """The image count up to which W&B has the rows."""

@@ -1,22 +1,33 @@
 """Do all the harm of the matrix to real processes and print what came of it.
 
-    python -m tests.chaos [--runs N] [--kills N] [--folder FOLDER] [--out TABLE.md]
+    python -m tests.chaos [--only ranks,stores,tracker,ray] [--runs N] [--kills N] [--folder FOLDER] [--out TABLE.md]
 
-Each of the N runs of a line is killed N times. Bitwise comparisons: threads are fixed, ranks at most two.
+Each of the N runs of a line is killed N times (a third of the runs under Ray). Bitwise comparisons: threads are fixed,
+ranks at most two.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(OMP_NUM_THREADS="1", NO_PROXY="127.0.0.1,localhost", no_proxy="127.0.0.1,localhost")
+os.environ.update(NETRC=os.devnull, WANDB_ERROR_REPORTING="false", WANDB_CONFIG_DIR=tempfile.gettempdir())
 
-from tests.chaos.matrix import MOMENTS, Bench, table
+from cluster import local
+from datasets.pack import pack
+from datasets.sources.digits import Digits
+from tests.chaos.matrix import MOMENTS, Bench, Result, table
+from tests.chaos.outage import tracker_outage
+from tests.chaos.ray_bed import RayBed
+from tests.chaos.ray_matrix import ELASTIC, FIXED, RayBench
+from tests.chaos.stores import StoreBench, object_store, troubles
+from tests.testbed.wandb_server import WandbServer
 
 
 def main() -> int:
@@ -25,32 +36,70 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(PARTS), help="of these parts of the matrix (default: %(default)s)")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="lowerbound-chaos-"))
     digits = folder / "digits"
     if not digits.exists():
-        subprocess.run([sys.executable, "-m", "jobs.pack", "--source", "digits", "--out", str(digits)], check=True)
+        pack(Digits(), str(digits))
     bench, results = Bench(folder / "runs", digits, asked.seed), []
-    harms = [
-        lambda: bench.kills(1, MOMENTS[:1], asked.runs, asked.kills),
-        lambda: bench.kills(1, MOMENTS[1:], asked.runs, asked.kills),
-        lambda: bench.kills(2, MOMENTS[:1], asked.runs, asked.kills),
-        lambda: bench.kills(2, MOMENTS[1:], asked.runs, asked.kills),
-        lambda: bench.terminations(1, 2, 3),
-        lambda: bench.terminations(2, 2, 3),
-        *(lambda how=how: bench.damage(1, how) for how in ("flipped byte", "truncated file")),
-        lambda: bench.full_disk(1),
-        lambda: bench.full_disk(2),
-    ]
-    for harm in harms:
-        results.append(harm())
-        print(table(results[-1:]).splitlines()[-1], flush=True)
-        if asked.out:
-            asked.out.write_text(table(results))
+    for part in asked.only.split(","):
+        for result in PARTS[part](bench, asked):
+            results.append(result)
+            print(table([result]).splitlines()[-1], flush=True)
+            if asked.out:
+                asked.out.write_text(table(results))
     print(table(results))
+    kills = sum(result.harms for result in results if "SIGKILL" in result.harm)
+    print(f"{kills} kills, {sum(len(result.wrong) for result in results)} things wrong")
     return int(any(result.wrong for result in results))
+
+
+def ranks(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
+    """Local processes: one, and two as torchrun starts them."""
+    for number in (1, 2):
+        yield bench.kills(number, MOMENTS[:1], asked.runs, asked.kills)
+        yield bench.kills(number, MOMENTS[1:], asked.runs, asked.kills)
+        yield bench.terminations(number, 2, 3)
+        yield bench.full_disk(number)
+    for how in ("flipped byte", "truncated file"):
+        yield bench.damage(1, how)
+
+
+def stores(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
+    with object_store(bench) as server:
+        for number in (1, 2):
+            for trouble in troubles():
+                yield StoreBench(bench, server).trouble(number, trouble)
+
+
+def tracker(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
+    with WandbServer() as server:
+        for until_the_end in (False, True):
+            yield tracker_outage(bench, server, 1, until_the_end)
+
+
+def ray(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
+    """A cluster of three hosts in network namespaces (root, Linux)."""
+    runs = max(asked.runs // 3, 1)
+    with RayBed() as bed:
+        harmed = RayBench(bench, bed)
+        for workers in (FIXED, ELASTIC):
+            yield harmed.kills(workers, MOMENTS[:1], runs, asked.kills)
+            yield harmed.kills(workers, MOMENTS[1:], runs, asked.kills)
+            yield harmed.driver(workers, signal.SIGTERM, 1, 2)
+            yield harmed.driver(workers, signal.SIGKILL, 1, 2)
+        yield harmed.drained_host(1)
+        yield harmed.lost_host(cut=False, runs=1)
+        yield harmed.lost_host(cut=True, runs=1)
+        with object_store(bench) as server:
+            for trouble in troubles():
+                yield harmed.store(StoreBench(bench, server, host=f"{local.NETWORK}.254"), trouble)
+
+
+PARTS = {"ranks": ranks, "stores": stores, "tracker": tracker, "ray": ray}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cluster.storage import Storage
 from tests.chaos.checks import problems, repeated
@@ -59,7 +59,7 @@ class Bench:
                 status = Launch(config, folder, ranks, death).wait()
                 harms += -signal.SIGKILL in status
             wrong += self._ended(config, folder, ranks, reference)
-        return Result(_name(ranks), f"SIGKILL: {', '.join(moments)}", runs, harms, wrong, time.monotonic() - began)
+        return Result(ranks_name(ranks), f"SIGKILL: {', '.join(moments)}", runs, harms, wrong, time.monotonic() - began)
 
     def terminations(self, ranks: int, runs: int, each: int) -> Result:
         """SIGTERM to one rank at random moments: it commits, and nothing is done twice."""
@@ -76,7 +76,7 @@ class Bench:
             wrong += self._ended(config, folder, ranks, reference)
             if twice := repeated(folder):
                 wrong.append(f"{folder.name}: {twice} images were trained twice")
-        return Result(_name(ranks), "SIGTERM", runs, harms, wrong, time.monotonic() - began)
+        return Result(ranks_name(ranks), "SIGTERM", runs, harms, wrong, time.monotonic() - began)
 
     def damage(self, ranks: int, how: str) -> Result:
         """A killed run whose newest checkpoint is spoilt before it goes on."""
@@ -95,7 +95,7 @@ class Bench:
         wrong = self._ended(config, folder, ranks, reference)
         if "going back to the commit before" not in logs(folder):
             wrong.append("the damage was not noticed")
-        return Result(_name(ranks), f"newest checkpoint: {how}", 1, 1, wrong, time.monotonic() - began)
+        return Result(ranks_name(ranks), f"newest checkpoint: {how}", 1, 1, wrong, time.monotonic() - began)
 
     def full_disk(self, ranks: int) -> Result:
         """No file may grow beyond 20 KiB in the middle of a run: it goes on, and ends with an error; then with room."""
@@ -107,13 +107,15 @@ class Bench:
         if "was not made, training goes on" not in logs(folder):
             wrong.append("no warning")
         wrong += self._ended(config, folder, ranks, reference)
-        return Result(_name(ranks), "disk full", 1, 1, wrong, time.monotonic() - began)
+        return Result(ranks_name(ranks), "disk full", 1, 1, wrong, time.monotonic() - began)
 
-    def new(self, name: str) -> tuple[Path, Path]:
+    def new(self, name: str, store: str | None = None, **sections: Any) -> tuple[Path, Path]:
+        """The configuration of a new run, in a folder of its own; `store`: the URL of a bucket for the run itself."""
         self.runs += 1
         folder = self.folder / f"{name}-{self.runs:03d}"
         folder.mkdir(parents=True)
-        write_config(folder / "config.yaml", self.digits, str(folder / "run"))
+        run = f"{store}/{folder.name}" if store else str(folder / "run")
+        write_config(folder / "config.yaml", self.digits, run, **sections)
         return folder / "config.yaml", folder
 
     def _ended(self, config: Path, folder: Path, ranks: int, reference: str) -> list[str]:
@@ -135,5 +137,5 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _name(ranks: int) -> str:
+def ranks_name(ranks: int) -> str:
     return "one process" if ranks == 1 else f"{ranks} ranks"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from cluster import local
@@ -57,14 +59,18 @@ class RayBed:
 class RayJob:
     """One start of a run under Ray, by a driver on the head."""
 
-    def __init__(self, bed: RayBed, plan: Plan):
+    def __init__(self, bed: RayBed, plan: Plan, environment: Mapping[str, str] | None = None):
+        """`environment` is that of the driver and of its ranks, beside the cluster's own."""
         self.bed, self.plan, self.folder = bed, plan, Path(plan.folder)
         self.path = self.folder / f"plan-{time.time_ns()}.json"
         plan.write(self.path)
         cluster = bed.cluster
         (head,) = bed.pids("start", "--head")
         enter = ["nsenter", f"--target={head}", "--net", "--mount", "--pid", "--uts", f"--wd={REPOSITORY}"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        asked = dict(environment or {})
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | asked
+        # how `ray job submit` hands it to the workers
+        environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"env_vars": asked}})
         environment |= local.SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(cluster.token), local.MARK: str(cluster.folder)}
         environment["RAY_ADDRESS"] = f"{cluster.head}:{local.GCS_PORT}"
         with (self.folder / "log-driver.txt").open("ab") as log:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cluster import local
@@ -12,6 +13,7 @@ from tests.chaos.matrix import Bench, Result
 from tests.chaos.rank import Death
 from tests.chaos.ray_bed import HOSTS, RayBed, RayJob, plan
 from tests.chaos.runs import BATCH, STEPS, logs
+from tests.chaos.stores import StoreBench, Trouble
 
 FIXED, ELASTIC = "2", "[1,2]"
 PACE = 0.25  # seconds of a step where harm comes from outside
@@ -103,6 +105,15 @@ class RayBench:
                 wrong.append(f"{folder.name}: {twice} images were trained twice")
         self.bed.whole()
         return self._result(ELASTIC, "host drained", runs, harms, wrong, began)
+
+    def store(self, stores: StoreBench, trouble: Trouble) -> Result:
+        """Two workers whose store fails; `stores` has its proxies where the hosts can reach them."""
+
+        def start(config: Path, folder: Path, environment: dict[str, str], pace: float) -> Callable[[], bool]:
+            job = RayJob(self.bed, plan(config, folder, FIXED, pace=pace), environment)
+            return lambda: job.wait() == 0
+
+        return stores.through(NAMES[FIXED], 2, trouble, start)
 
     def _host_of_a_rank(self, job: RayJob) -> int:
         """The number of a host, not the head, on which a rank trains."""

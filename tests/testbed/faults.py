@@ -101,8 +101,10 @@ class FaultProxy:
     `heal` takes all away. `requests`, `faults`, `sent`, `received` count since the start or the last `forget`.
     """
 
-    def __init__(self, server: str, seed: int = 0):
+    def __init__(self, server: str, seed: int = 0, host: str = "127.0.0.1"):
+        """`host` is the address of this machine to listen on."""
         address = urlsplit(server)
+        self._host = host
         self._server = (address.hostname or "", address.port or 80)
         self._draw = random.Random(seed)
         self._rules: list[Fault] = []
@@ -147,7 +149,7 @@ class FaultProxy:
     # ---- in the thread
 
     async def _listen(self) -> None:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._serve, self._host, 0)
         self._listener = server
         self.url = "http://{}:{}".format(*server.sockets[0].getsockname())
 

@@ -1,0 +1,69 @@
+"""A W&B that is away stops no run and loses no row: the same command, started again, sends what is missing."""
+
+from __future__ import annotations
+
+import pytest
+import wandb
+
+import trainer.tracking
+from cluster.storage import Storage
+from jobs.config import load_config
+from jobs.worker import work
+from tests.jobs.runs import metrics
+from tests.testbed.steps import StopAfter
+from trainer.tracking import lacks_rows
+
+
+@pytest.fixture(autouse=True)
+def impatient(wandb_server, monkeypatch):
+    """W&B is given up after a few seconds; what it keeps in this process ends with the test."""
+    for name, value in wandb_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(trainer.tracking, "INIT_SECONDS", 4.0)
+    monkeypatch.setattr(trainer.tracking, "FINISH_SECONDS", 6.0)
+    yield
+    wandb.teardown()
+
+
+def same(server, run: str) -> bool:
+    """Whether W&B has the rows of the lineage, each once."""
+    rows, wanted = server.rows(Storage(run).read("wandb-id").decode()), metrics(run)
+    losses = [[(row["images"], row["train/nats"]) for row in each] for each in (rows, wanted)]
+    return losses[0] == losses[1] and len(wanted) > 0
+
+
+@pytest.mark.parametrize("steps", [7, None], ids=["until a stop", "until after the end"])
+def test_a_run_that_begins_while_the_server_is_away_loses_no_row(config_file, wandb_server, capsys, steps):
+    config = load_config(str(config_file(tracking={"mode": "online"})))
+    wandb_server.failing = 503
+    outcome = work(config, StopAfter(steps) if steps else lambda: False)
+    assert outcome.finished == (steps is None)
+    assert wandb_server.refused > 0
+    assert "W&B fails (" in capsys.readouterr().out
+    assert lacks_rows(Storage(config.run))
+
+    wandb_server.failing = None
+    assert work(config).finished
+    assert same(wandb_server, config.run)
+    assert not lacks_rows(Storage(config.run))
+    wandb_server.failing = 503  # nobody asks it any more
+    refused = wandb_server.refused
+    assert work(config).finished
+    assert wandb_server.refused == refused
+
+
+def test_a_server_that_goes_away_and_stays_away_is_told_and_caught_up_with(config_file, wandb_server, capsys):
+    config = load_config(str(config_file(tracking={"mode": "online"})))
+    leave = StopAfter(9)
+
+    def stop() -> bool:
+        if leave.left == 5:
+            wandb_server.failing = 503
+        return leave()
+
+    assert not work(config, stop).finished
+    assert lacks_rows(Storage(config.run))
+    assert "W&B lacks rows of this run" in capsys.readouterr().out
+    wandb_server.failing = None
+    assert work(config).finished
+    assert same(wandb_server, config.run)
