@@ -159,7 +159,7 @@ class WandbTracker(Tracker):
 
         for mode in ("online", "offline") if self.online else ("offline",):
             try:
-                return begin(mode)  # type: ignore[arg-type]
+                return begin(mode)
             except Exception as error:  # which class it has depends on where W&B failed
                 self._warn(error)
             self.online = False
