@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cluster.storage import MissingError, Storage, join
 from datasets.decode import Format
 from datasets.errors import DataError
-from datasets.index_files import SCHEMA, Meta, Shard, member_file, read_index, read_table
+from datasets.index_files import SCHEMA, Meta, Shard, member_file, numbers, read_index, read_table
 from datasets.shardlist import ShardList
 
 if TYPE_CHECKING:  # a loader process does without pydantic: it is up sooner
@@ -143,7 +143,7 @@ class Index:
             for batch in part.table.select(["name"]).to_batches(max_chunksize=_NAMES_AT_ONCE):
                 digest.update("\n".join([*batch.column(0).to_pylist(), ""]).encode())
             for name in ("images", "crc32"):
-                digest.update(part.table.column(name).to_numpy().astype("<i8").tobytes())
+                digest.update(numbers(part.table.column(name)).astype("<i8").tobytes())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -201,7 +201,7 @@ class Index:
         return part.members(row)
 
     def _column(self, name: str) -> NDArray[Any]:
-        columns = [part.table.column(name).to_numpy() for part in self.parts]
+        columns = [numbers(part.table.column(name)) for part in self.parts]
         return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 

@@ -6,12 +6,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from cluster.storage import Entry, MissingError, Storage
 from datasets.errors import DataError
-from datasets.index_files import Meta, Shard, encode_table, member_file, read_index, write_index
+from datasets.index_files import Meta, Shard, encode_table, member_file, numbers, read_index, write_index
 from datasets.scan import Sample, scan_tar
 from datasets.shardlist import ShardList
 
@@ -145,6 +144,6 @@ def _checksum(table: pa.Table) -> int:
     crc = zlib.crc32("\n".join(table.column("key").to_pylist()).encode())
     for name in table.column_names:
         if name.endswith((".size", ".crc32")):
-            column = np.ascontiguousarray(table.column(name).fill_null(0).to_numpy())
+            column = numbers(table.column(name))
             crc = zlib.crc32(column.tobytes(), zlib.crc32(name.encode(), crc))
     return crc

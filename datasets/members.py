@@ -18,6 +18,7 @@ from datasets.decode import IMAGE_FORMATS, LABEL, Format, Pixels, decode_image, 
 from datasets.disk_cache import DiskCache
 from datasets.errors import DataError
 from datasets.index import Index
+from datasets.index_files import numbers
 from datasets.order import Range
 
 _SHARDS_KEPT = 64  # tables of members held: at least the streams' own shards are worth it
@@ -210,7 +211,7 @@ def _shard_members(index: Index, number: int) -> ShardMembers:
 def _column(table: pa.Table, extension: str) -> Column:
     offset, size, crc32 = (table.column(f"{extension}.{field}") for field in ("offset", "size", "crc32"))
     return Column(
-        offset.fill_null(0).to_numpy(),
-        size.fill_null(-1).to_numpy(),
-        crc32.fill_null(0).to_numpy().astype(np.int64),
+        numbers(offset),
+        numbers(size, missing=-1),
+        numbers(crc32).astype(np.int64),
     )

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import tarfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.storage import Storage
 from datasets.errors import DataError
 from datasets.index import Index
-from datasets.index_files import encode_table, read_table
+from datasets.index_files import encode_table, numbers, read_table
 from datasets.indexing import index_shards
 from datasets.members import MemberReader, decode_sample
 from datasets.order import Range
 from datasets.scan import scan_tar
 from tests.datasets.shards import image_of, png, write_members, write_set
+from tests.testbed.processes import REPOSITORY
 
 
 def scan(path: Path) -> None:
@@ -282,3 +288,26 @@ def test_an_index_of_the_version_before_is_read(tmp_path):
     unknown = {"grey_key": "", "colour_key": ""}
     assert [before.shard(number) for number in range(2)] == [index.shard(i)._replace(**unknown) for i in range(2)]
     assert not before.mixed_colours
+
+
+@given(st.lists(st.lists(st.one_of(st.none(), st.integers(0, 2**32 - 1)))), st.integers(0, 9))
+def test_a_column_of_numbers_is_an_array(chunks, skipped):
+    column = pa.chunked_array([pa.array(chunk, pa.uint32()) for chunk in chunks], pa.uint32())[skipped:]
+    values = numbers(column, missing=7)
+    assert values.dtype == np.uint32
+    assert values.tolist() == [7 if value is None else value for value in column.to_pylist()]
+
+
+def test_what_a_loader_process_imports_is_little(tmp_path):
+    """Neither torch nor pydantic, nor pandas, which Arrow likes to have: they would cost it seconds."""
+    write_set(tmp_path, [3])
+    script = """if True:
+        import sys, datasets.worker
+        from datasets.index import Index
+        from datasets.members import MemberReader
+        from datasets.order import Range
+        MemberReader(Index.open(sys.argv[1])).read(Range(0, 0, 3))
+        print(*{"torch", "pydantic", "pandas"} & sys.modules.keys())
+    """
+    ran = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("\n", "")
