@@ -74,31 +74,6 @@ def test_a_byte_that_is_flipped_in_the_store_is_one_line(sets, tmp_path):
     assert "\n" not in str(told.value)
 
 
-def test_each_byte_is_read_once_an_epoch(sets):
-    _, remote, proxy = sets
-    config = DataConfig(shards=remote.url, streams=4, window=16, workers=0, cache=0)
-    shards = sum(remote.shard(number).bytes for number in range(len(remote)))
-    for ranks in (1, 2, 3):
-        proxy.forget()
-        for rank in range(ranks):
-            with training_batches(config, remote, seed=2, batch=24, ranks=ranks, rank=rank) as batches:
-                for _ in range(5):
-                    next(batches)
-        asked = [request for request in proxy.requests if request.target.endswith(".tar")]
-        assert asked
-        assert sum(_length(request.range) for request in asked) <= 1.05 * shards + 2 * ranks * _ahead(remote)
-
-
-def _length(header: str) -> int:
-    first, last = header.removeprefix("bytes=").split("-")
-    return int(last) + 1 - int(first)
-
-
-def _ahead(index: Index) -> int:
-    """What may have been read ahead of the end of the epoch: a window of each stream."""
-    return int(4 * 16 * index.bytes_per_image)
-
-
 def test_a_set_that_cannot_be_reached_is_one_line(sets, monkeypatch):
     _, remote, proxy = sets
     monkeypatch.setenv("LOWERBOUND_PATIENCE", "0")
