@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 
 .DEFAULT_GOAL := help
 .PHONY: help install data train-local train-ray compare submit cluster-local cluster-local-down
-.PHONY: test lint types format bench bench-peers bench-data chaos lock clean
+.PHONY: test lint types format bench bench-peers bench-data bench-checkpoints chaos lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -80,7 +80,10 @@ bench-peers: .venv/installed-dev  ## install diffusers and denoising-diffusion-p
 bench-data: .venv/installed-dev  ## measure the data path against the decode limit and webdataset's own pipeline
 	$(BIN)/python -m tests.benchmarks.data $(ARGS)
 
-chaos: .venv/installed-dev  ## kill runs at many moments and spoil their files; print what came of it
+bench-checkpoints: .venv/installed-dev  ## measure what checkpoints cost the loop, and their memory
+	$(BIN)/python -m tests.benchmarks.checkpoints $(ARGS)
+
+chaos: .venv/installed-dev  ## kill runs, hosts, stores; print what came of it: ARGS="--only ranks,stores,tracker,ray"
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: .venv/installed  ## choose the versions of all dependencies anew

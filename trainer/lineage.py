@@ -6,7 +6,8 @@
 
 A newer attempt supersedes: whoever loads follows the newest attempt and, behind it, the commits that it started from.
 An older process that finds a newer attempt stops at its next commit, and what it may still write is never loaded. There
-is no clock and no lease.
+is no clock and no lease. Where If-None-Match is not atomic (OpenStack Swift; S3's, Google's, Azure's and a disk's are)
+two may claim one number: the one whose record was written over stops at its next commit.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Lineage:
     def __init__(self, run: Storage):
         self.run = run
         self._read: dict[int, Attempt] = {}  # a record never changes, so each is read once
+        self._claimed: dict[int, str] = {}  # the ids of the attempts that were begun here
 
     def attempts(self) -> dict[int, Attempt]:
         """All attempts by number, the oldest first. Raises TrainingError if a record cannot be read."""
@@ -107,6 +109,7 @@ class Lineage:
         while True:
             record = {"attempt": number, "start": start.name if start else None, "facts": facts}
             if self.run.create(_record(number), json.dumps(record, indent=1).encode()):
+                self._claimed[number] = facts["id"]
                 return Attempt(number, start, facts)
             number += 1
 
@@ -146,6 +149,10 @@ class Lineage:
     def check_not_superseded(self, attempt: int) -> None:
         """Raises SupersededError if a newer attempt has taken the run over."""
         newest = self.newest_attempt()
+        if attempt in self._claimed:
+            record = json.loads(self.run.read(_record(attempt)))
+            if record["facts"].get("id") != self._claimed[attempt]:
+                raise SupersededError(f"{self.run.url}: another process has claimed attempt {attempt} too, and goes on")
         if newest > attempt:
             raise SupersededError(
                 f"{self.run.url}: attempt {newest} has taken over this run, so attempt {attempt} stops here; "

@@ -62,6 +62,7 @@ class RayJob:
     def __init__(self, bed: RayBed, plan: Plan, environment: Mapping[str, str] | None = None):
         """`environment` is that of the driver and of its ranks, beside the cluster's own."""
         self.bed, self.plan, self.folder = bed, plan, Path(plan.folder)
+        self.began = time.time()
         self.path = self.folder / f"plan-{time.time_ns()}.json"
         plan.write(self.path)
         cluster = bed.cluster
@@ -102,6 +103,16 @@ class RayJob:
             return ended or any(s.images >= images and s.attempt > attempt for s in steps_of(self.folder))
 
         wait_until(there, PATIENCE, f"{images} images in {self.folder}")
+
+    def waits(self) -> tuple[float, list[float]]:
+        """Seconds from the start of the job to its first step, and from each death to the first of the next attempt."""
+        steps = sorted(steps_of(self.folder), key=lambda step: step.time)
+        marks = [self.plan.mark(number) for number in range(len(self.plan.deaths))]
+        waits = []
+        for died in (float(mark.read_text()) for mark in marks if mark.exists()):
+            attempt = max(step.attempt for step in steps if step.time <= died)
+            waits += [step.time - died for step in steps if step.attempt > attempt][:1]
+        return steps[0].time - self.began, waits
 
     @property
     def deaths(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ class RayBench:
     def kills(self, workers: str, moments: tuple[str, ...], runs: int, each: int) -> Result:
         """Workers that kill themselves; Ray starts the ranks again and the job goes on to its end."""
         reference, began = self.bench.reference(2), time.monotonic()
-        harms, wrong = 0, []
+        harms, wrong, cold, waits = 0, [], [], []
         for _ in range(runs):
             config, folder = self.bench.new("ray-killed")
             places = sorted(self.draw.randrange(STEPS * BATCH) for _ in range(each))
@@ -42,7 +43,12 @@ class RayBench:
             job = RayJob(self.bed, plan(config, folder, workers, deaths))
             wrong += self._end(job, reference, workers)
             harms += job.deaths
-        return self._result(workers, f"SIGKILL of a worker: {', '.join(moments)}", runs, harms, wrong, began)
+            start, again = job.waits()
+            cold.append(start)
+            waits += again
+        medians = f"first step after {statistics.median(cold):.0f} s, the next after a kill {_median(waits):.0f} s"
+        name = f"SIGKILL of a worker: {', '.join(moments)} ({medians})"
+        return self._result(workers, name, runs, harms, wrong, began)
 
     def driver(self, workers: str, number: int, runs: int, each: int) -> Result:
         """SIGTERM or SIGKILL to the driver at random moments, and the same command again."""
@@ -134,3 +140,7 @@ class RayBench:
 
     def _result(self, workers: str, harm: str, runs: int, harms: int, wrong: list[str], began: float) -> Result:
         return Result(NAMES[workers], harm, runs, harms, wrong, time.monotonic() - began)
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else 0.0

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cluster.storage import Storage
-from trainer.errors import TrainingError
+from trainer.errors import SupersededError, TrainingError
 from trainer.lineage import Commit, Lineage
 
 FILES = {"model.safetensors": b"some weights", "progress.json": b'{"images": 3}'}
@@ -73,6 +73,19 @@ def test_eight_that_claim_at_once_get_a_number_each(run):
     assert list(attempts) == list(range(1, 9))
     assert all(attempt.start == start for attempt in attempts.values())
     assert len({attempt.facts["id"] for attempt in attempts.values()}) == 8
+
+
+def test_of_two_that_a_store_let_claim_one_number_the_one_that_was_written_over_stops(local):
+    """What OpenStack Swift lets happen: its If-None-Match is not atomic."""
+    first, second = Lineage(local), Lineage(local)
+    first.claim(None)
+    local.delete("attempts/0001.json")  # as if the first record were not there yet when the second is written
+    second.claim(None)
+    with pytest.raises(SupersededError, match="another process has claimed attempt 1 too"):
+        commits(first, 1, 100)
+    assert list(Lineage(local).history()) == []
+    (made,) = commits(second, 1, 100)
+    assert list(Lineage(local).history()) == [made]
 
 
 def test_an_attempt_remembers_its_start_and_its_facts(run):
