@@ -29,9 +29,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cluster import namespaces
+from cluster.namespaces import LocalClusterError
+
 ROOT = Path(__file__).parents[1]
-BRIDGE = "lb0"
-NETWORK = "10.77.0"  # .1, .2, ... are the hosts, .254 is this machine
 MARK = "LOWERBOUND_LOCAL_CLUSTER"  # in the environment of every process of the cluster: its folder
 GCS_PORT, DASHBOARD_PORT = 6399, 8265
 START_SECONDS = 120.0
@@ -50,10 +51,6 @@ SETTINGS = {
 }
 
 
-class LocalClusterError(RuntimeError):
-    """The cluster cannot be had, or is not there; the message is one line."""
-
-
 class Cluster(NamedTuple):
     """A cluster that was started: its folder has this as state.json, beside the token and the hosts' logs."""
 
@@ -64,7 +61,11 @@ class Cluster(NamedTuple):
 
     @property
     def head(self) -> str:
-        return f"{NETWORK}.1" if self.namespaces else "127.0.0.1"
+        return self.host(0)
+
+    def host(self, number: int) -> str:
+        """The address of a host."""
+        return namespaces.address(number) if self.namespaces else "127.0.0.1"
 
     @property
     def address(self) -> str:
@@ -91,10 +92,10 @@ def up(folder: Path, hosts: int, cpus: int, plain: bool = False) -> Cluster:
         raise LocalClusterError(f"{folder}: a cluster is up already; end it with: python -m cluster.local down")
     if not 1 <= hosts <= 200:
         raise LocalClusterError(f"--hosts {hosts}: from 1 to 200")
-    cluster = Cluster(folder, hosts, cpus, namespaces=not plain and can_have_namespaces())
-    if cluster.namespaces and Path("/sys/class/net", BRIDGE).exists():
+    cluster = Cluster(folder, hosts, cpus, namespaces=not plain and namespaces.can_be_had())
+    if cluster.namespaces and namespaces.left():
         raise LocalClusterError(
-            f"{BRIDGE}: the network of another local cluster; end that first (down, with its --folder)"
+            f"{namespaces.BRIDGE}: the network of another local cluster; end that first (down, with its --folder)"
         )
     folder.mkdir(mode=0o700, parents=True)
     try:
@@ -103,7 +104,7 @@ def up(folder: Path, hosts: int, cpus: int, plain: bool = False) -> Cluster:
         state = cluster._asdict() | {"folder": str(folder)}
         (folder / "state.json").write_text(json.dumps(state))
         if cluster.namespaces:
-            _make_network(cluster)
+            namespaces.make(hosts, folder / "hosts")
         for number in range(hosts):  # one by one: starting is what a small machine finds hardest
             start_host(cluster, number)
     except BaseException:
@@ -124,13 +125,8 @@ def running(folder: Path) -> Cluster:
 def down(folder: Path) -> None:
     """End whatever is left of the cluster of a folder: processes, network, files."""
     _end_processes(folder)
-    if shutil.which("ip"):
-        for cable in Path("/sys/class/net").glob("lbv*"):  # the kernel takes its time to end them with a namespace
-            _ip("link", "del", cable.name)
-        for name in _namespaces():
-            _ip("netns", "del", name)
-        if Path("/sys/class/net", BRIDGE).exists():
-            _ip("link", "del", BRIDGE)
+    if not any(_processes(None)):  # else the network is that of another folder's cluster
+        namespaces.remove()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -153,7 +149,7 @@ def start_host(cluster: Cluster, number: int) -> None:
 def _launch(cluster: Cluster, number: int, log: Path) -> subprocess.Popen[bytes]:
     (cluster.folder / f"h{number}").mkdir(exist_ok=True)
     (cluster.folder / "ray").mkdir(exist_ok=True)
-    address = f"{NETWORK}.{number + 1}" if cluster.namespaces else "127.0.0.1"
+    address = cluster.host(number)
     ray = ["ray", "start", "--block", "--disable-usage-stats", "--object-store-memory=200000000"]
     ray += [f"--num-cpus={cluster.cpus}", f"--node-ip-address={address}"]
     if number == 0:
@@ -168,7 +164,7 @@ def _launch(cluster: Cluster, number: int, log: Path) -> subprocess.Popen[bytes]
         ray += [f"--address={cluster.head}:{GCS_PORT}"]
     if not cluster.namespaces:  # hosts share their ports: any that are free
         ray += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--metrics-export-port=0"]
-    command = [*_inside(number, cluster.folder), *ray] if cluster.namespaces else ray
+    command = [*namespaces.inside(number, cluster.folder), *ray] if cluster.namespaces else ray
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(cluster.token), MARK: str(cluster.folder)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
@@ -188,7 +184,7 @@ def drain(cluster: Cluster, number: int) -> None:
     """Send a host the notice that it will be taken away: SIGTERM to its `ray start --block`, which drains the node."""
     for process in _processes(cluster.folder):
         words = _words(process, "cmdline")
-        address = f"--node-ip-address={NETWORK}.{number + 1}"
+        address = f"--node-ip-address={namespaces.address(number)}"
         if "start" in words and "--block" in words and address in words and "unshare" not in words[0]:
             os.kill(process, signal.SIGTERM)
             return
@@ -199,69 +195,20 @@ def plug(cluster: Cluster, number: int, state: str) -> None:
     """Pull a host's network cable (`down`), or plug it in (`up`)."""
     if not cluster.namespaces:
         raise LocalClusterError("plain processes have no network cables of their own")
-    _ip("link", "set", f"lbv{number}", state)
-
-
-# ---- the network
-
-
-def can_have_namespaces() -> bool:
-    """Whether network namespaces, links and mounts can be made here: by root on a Linux that lets it."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
-        return False
-    tried = subprocess.run(
-        ["unshare", "--net", "--pid", "--uts", "--fork", "--mount-proc", "ip", "link", "add", "lbtry", "type", "veth"],
-        capture_output=True, check=False,
-    )  # fmt: skip
-    return tried.returncode == 0
-
-
-def _make_network(cluster: Cluster) -> None:
-    """A bridge, and a namespace with a cable to it for every host."""
-    _ip("link", "add", BRIDGE, "type", "bridge")
-    _ip("addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
-    _ip("link", "set", BRIDGE, "up")
-    names = "".join(f"{NETWORK}.{number + 1} lb-host-{number}\n" for number in range(cluster.hosts))
-    (cluster.folder / "hosts").write_text("127.0.0.1 localhost\n" + names)
-    for number in range(cluster.hosts):
-        space, cable = f"lbh{number}", f"lbv{number}"
-        _ip("netns", "add", space)
-        _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
-        _ip("link", "set", cable, "master", BRIDGE, "up")
-        _ip("-n", space, "addr", "add", f"{NETWORK}.{number + 1}/24", "dev", "eth0")
-        _ip("-n", space, "link", "set", "eth0", "up")
-        _ip("-n", space, "link", "set", "lo", "up")
-
-
-def _inside(number: int, folder: Path) -> list[str]:
-    """The words before a command that is to run on a host as its first process."""
-    prepare = f"hostname lb-host-{number}; mount -t tmpfs tmpfs /dev/shm; mount --bind {folder}/hosts /etc/hosts; "
-    # Ray gives every node the path of the head's sessions: here too each must find a disk of its own there.
-    prepare += f"mount --bind {folder}/h{number} {folder}/ray"
-    private = ["unshare", "--pid", "--uts", "--mount", "--fork", "--mount-proc", "--kill-child"]
-    return ["ip", "netns", "exec", f"lbh{number}", *private, "sh", "-ec", f'{prepare}; exec "$@"', "sh"]
-
-
-def _namespaces() -> list[str]:
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
-    return [line.split()[0] for line in listed.splitlines() if line.startswith("lbh")]
-
-
-def _ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LocalClusterError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    namespaces.plug(number, state)
 
 
 # ---- processes
 
 
-def _processes(folder: Path) -> Iterator[int]:
-    """Every process of the cluster, whoever started it: they inherit the mark."""
-    mark = f"{MARK}={folder}"
+def _processes(folder: Path | None) -> Iterator[int]:
+    """Every process of the cluster, or of any (None), whoever started it: they inherit the mark."""
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and mark in _words(int(entry.name), "environ"):
-            yield int(entry.name)
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            words = _words(int(entry.name), "environ")
+            marks = [word.removeprefix(f"{MARK}=") for word in words if word.startswith(f"{MARK}=")]
+            if marks and (folder is None or str(folder) in marks):
+                yield int(entry.name)
 
 
 def _end_processes(folder: Path) -> None:

@@ -38,7 +38,7 @@ class RayBed:
         """Every cable plugged in and every host up."""
         for number in range(HOSTS):
             local.plug(self.cluster, number, "up")
-            if not self.pids("--block", f"--node-ip-address={local.NETWORK}.{number + 1}"):
+            if not self.pids("--block", f"--node-ip-address={self.cluster.host(number)}"):
                 local.start_host(self.cluster, number)
 
     def pids(self, *words: str) -> list[int]:
@@ -52,7 +52,7 @@ class RayBed:
 
     def kill_host(self, number: int) -> None:
         """SIGKILL to the host's first process, and with it to all that runs there."""
-        for process in self.pids("start", "--block", f"--node-ip-address={local.NETWORK}.{number + 1}"):
+        for process in self.pids("start", "--block", f"--node-ip-address={self.cluster.host(number)}"):
             os.kill(process, signal.SIGKILL)
 
 

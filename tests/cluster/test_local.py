@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import local
+from cluster import local, namespaces
 from cluster.storage import Storage
 from tests.testbed.jobs import Job, run_job
 from tests.testbed.processes import REPOSITORY, wait_until
@@ -76,16 +76,15 @@ def test_down_ends_every_process_of_the_cluster_and_no_other(tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Cluster]:
     """Three hosts in network namespaces."""
-    if not local.can_have_namespaces():
+    if not namespaces.can_be_had():
         pytest.skip("network namespaces cannot be had here")
-    if Path("/sys/class/net", local.BRIDGE).exists():
+    if namespaces.left():
         pytest.skip("a local cluster is up on this machine already")
     folder = Path("/tmp/lb-test")  # short: Ray's sockets lie below it
     yield local.up(folder, HOSTS, cpus=1)
     local.down(folder)
     assert not folder.exists()
-    assert not Path("/sys/class/net", local.BRIDGE).exists()
-    assert local._namespaces() == []
+    assert namespaces.left() == []
     assert list(local._processes(folder)) == []
 
 
@@ -101,10 +100,10 @@ def newest(run: Path) -> Commit:
 @pytest.mark.slow
 def test_a_wrong_token_is_refused(client: Mapping[str, str], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0" * 64)
-    told = run_job("submit", "--list", env={**client, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})
+    told = run_job("submit", "--list", env={**client, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, timeout=PATIENCE)
     assert told.status == 1
     assert told.error.endswith("refuses our token, the one in RAY_AUTH_TOKEN_PATH")
-    told = run_job("submit", "--list", env={**client, "RAY_AUTH_MODE": "disabled"})
+    told = run_job("submit", "--list", env={**client, "RAY_AUTH_MODE": "disabled"}, timeout=PATIENCE)
     assert told.status == 1
     assert "asks for a token" in told.error
 
@@ -140,7 +139,7 @@ def test_a_run_is_submitted_followed_stopped_continued_and_loses_a_host(
     # jobs.submit, followed; stopped by another process: the commit is there before the job has ended
     with Job("submit", CONFIG, *settings, "--workers=1-3", "--name=first", "--follow", env={**client, **secret}) as job:
         job.wait_for("images/s", PATIENCE)
-        again = run_job("submit", CONFIG, *settings, env=client)
+        again = run_job("submit", CONFIG, *settings, env=client, timeout=PATIENCE)
         assert "job first is at work on this run; stop it first" in again.error
         stopped = run_job("submit", "--stop", "first", env=client, timeout=PATIENCE)
         assert stopped.status == 0
@@ -175,4 +174,4 @@ def test_a_run_is_submitted_followed_stopped_continued_and_loses_a_host(
 
 
 def job_log(job: str, client: Mapping[str, str]) -> str:
-    return run_job("submit", "--logs", job, env=client).stdout
+    return run_job("submit", "--logs", job, env=client, timeout=PATIENCE).stdout
