@@ -18,11 +18,14 @@ from trainer.images import ImageSpec
 from trainer.models import Model
 
 
-def model_of(config: RunConfig, index: Index) -> Model:
-    """The run's model without memory or values. Raises ConfigError if it is not one for these images."""
+def model_of(config: RunConfig, index: Index, traced: bool = False) -> Model:
+    """The run's model without memory or values; `traced`: one that can be measured, which takes seconds of imports.
+
+    Raises ConfigError if it is not one for these images.
+    """
     spec = ImageSpec(*output_format(config.data, index)[:5])
     try:
-        with FakeTensorMode():
+        with FakeTensorMode() if traced else torch.device("meta"):
             return config.model.build(spec)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
@@ -32,7 +35,7 @@ def report(config: RunConfig) -> str:
     """The run's sizes, for a person. Raises DataError, ConfigError or StorageError in one line."""
     index = Index.of(config.data)
     all_streams = streams_of(config.data, index, config.trainer.batch)
-    model = model_of(config, index)
+    model = model_of(config, index, traced=True)
     tensors = [tensor for tensor in model.parameters() if tensor.requires_grad]
     trained = sum(tensor.numel() for tensor in tensors)
     own = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
