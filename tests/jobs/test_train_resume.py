@@ -10,8 +10,8 @@ from jobs.config import load_config
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
-from tests.testbed.ranks import torchrun
-from tests.testbed.steps import StopAfter
+from tests.testbed.ranks import together, torchrun
+from tests.testbed.steps import StopAfter, train
 from trainer.lineage import Lineage
 
 
@@ -71,7 +71,7 @@ def test_a_run_begun_by_two_ranks_is_ended_by_one(config_file):
     """The same images and noise: what differs is the order in which floats are added."""
     alone, handed_over = config_file("alone"), config_file("handed-over")
     work(load_config(str(alone)))
-    torchrun(2, "tests.testbed.steps", handed_over, 7)
+    together(2, train, handed_over, 7)
     work(load_config(str(handed_over)))
     runs = [load_config(str(path)).run for path in (alone, handed_over)]
     for mine, other in zip(metrics(runs[0]), metrics(runs[1]), strict=True):
@@ -87,7 +87,7 @@ def test_two_ranks_have_the_gradient_of_one(config_file, streams, micro_batch):
     trainer = {"images": 48, "batch": 48, "checkpoint_every": 48, "micro_batch": micro_batch}
     one, two = (config_file(name, data={"streams": streams}, trainer=trainer) for name in ("one", "two"))
     work(load_config(str(one)))
-    torchrun(2, "jobs.train_local", two)
+    together(2, train, two)
     mine, theirs = (newest_tensors(load_config(str(path)).run) for path in (one, two))
     first_moments = [name for name in mine if name.endswith(".exp_avg")]  # a tenth of the gradient after one step
     assert first_moments
