@@ -46,15 +46,20 @@ def _module(call: Callable[..., object]) -> str:
     return _module(call.func) if isinstance(call, partial) else call.__module__
 
 
+def share(cluster: dict[str, float], gpu: bool) -> tuple[int, int]:
+    """The GPUs that a call asks for, and how many calls a cluster of such resources runs at once."""
+    gpus = int(gpu and cluster.get("GPU", 0) > 0)
+    return gpus, max(int(cluster.get("GPU" if gpus else "CPU", 1)), 1)
+
+
 def _on_ray(call: Callable[[T], R], items: Sequence[T], gpu: bool) -> Iterator[R]:
     import ray
 
     if not ray.is_initialized():
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}}, log_to_driver=False)
-    there = ray.cluster_resources()
-    gpus = int(gpu and there.get("GPU", 0) > 0)
+    gpus, places = share(ray.cluster_resources(), gpu)
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(call)
-    at_once = 4 * max(int(there.get("GPU" if gpus else "CPU", 1)), 1)
+    at_once = 4 * places
     left = iter(items)
     running: list[ray.ObjectRef[R]] = []
     try:
