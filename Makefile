@@ -77,7 +77,7 @@ bench-peers: .venv/installed-dev  ## install diffusers and denoising-diffusion-p
 	$(BIN)/uv venv --quiet --clear .venv-bench
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --group bench
 
-bench-data: .venv/installed-dev  ## measure the data path against the decode limit and webdataset's own pipeline
+bench-data: .venv/installed-dev  ## measure the data path: pace against the decode limit and peers, bytes read, memory
 	$(BIN)/python -m tests.benchmarks.data $(ARGS)
 
 bench-checkpoints: .venv/installed-dev  ## measure what checkpoints cost the loop, and their memory

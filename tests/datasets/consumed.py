@@ -39,7 +39,7 @@ class Ranks:
 
     def kill(self, ready: Callable[[], bool], delay: float, draw: random.Random) -> None:
         """SIGKILL to one of the ranks `delay` seconds after something is so; then all are ended."""
-        wait_until(lambda: ready() or not self._alive(), 180, "the moment of death", pause=0.2)
+        wait_until(lambda: ready() or not self._alive(), 180, "the moment of death", pause=0.5)
         time.sleep(delay)
         victim = draw.choice(self.processes)
         victim.kill()

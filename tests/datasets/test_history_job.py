@@ -68,7 +68,7 @@ def test_the_images_up_to_each_commit_are_the_orders_own_whatever_happens(tmp_pa
         for kill in range(kills):
             ranks, workers = (2, 1, 2, 3)[kill % 4], draw.choice([0, 0, 1, 2])
             job = Ranks(ranks, tmp_path / "run.yaml", [f"data.workers={workers}"], tmp_path, environment)
-            enough = newest(run) + draw.randrange(1, 4) * 2 * BATCH
+            enough = newest(run) + draw.randrange(1, 3) * 2 * BATCH
             job.kill(lambda enough=enough: newest(run) >= enough, draw.random(), draw)
             made = consumed(run, tmp_path)
             assert made == steps_of_the_order(index, len(made))
