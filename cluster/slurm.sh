@@ -30,7 +30,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$$private/token" RAY_worker_nice
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 PYTHONPATH="$$PWD" PYTHONUNBUFFERED=1
 export RANKS=$$((SLURM_NNODES * (${gpus} > 0 ? ${gpus} : 1)))
 port=$$((20000 + SLURM_JOB_ID % 10000))
-head=$$(srun --nodes=1 --ntasks=1 --overlap hostname -I | awk '{print $$1}')
+head=$$(srun --export=ALL --nodes=1 --ntasks=1 --overlap hostname -I | awk '{print $$1}')
 [ -n "$$head" ] || { echo "srun does not give the address of the first node"; exit 1; }
 stop="$$private/stop"
 rm -f "$$stop"

@@ -274,3 +274,10 @@ def test_render_prints_a_manifest() -> None:
     job = next(yaml.safe_load_all(shown.stdout))
     assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == 7
     assert "ray.workers=[8,56]" in job["spec"]["entrypoint"]
+
+
+def test_every_step_of_the_slurm_job_has_the_jobs_environment(settings: dict[str, str]) -> None:
+    """After `sbatch --export=NONE` a step has none of its own, not even a PATH in which to find its command."""
+    steps = re.findall(r"srun --.*", re.sub(r"(?m)^\s*#.*", "", render("slurm.sh", settings)))
+    assert len(steps) == 2
+    assert all("--export=ALL" in step for step in steps)
