@@ -16,6 +16,7 @@ from typing import Any, get_args
 import torch
 
 from cluster.storage import Storage, absolute, join
+from datasets.errors import DataError
 from datasets.index import Index
 from datasets.loader import evaluation_batches
 from jobs.cli import run
@@ -85,6 +86,11 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
         result = evaluate(model, batches, accelerator, settings["seed"], settings["samples"], settings["bound"])
     facts = {name: settings[name] for name in ("split", "bound", "samples", "steps", "weights", "seed")}
     report = facts | {"binarisation": index.meta.binarised or None, "levels": index.levels, "images": result.images}
+    if left_out := index.images - result.images:  # of all ranks
+        what = f"{index.url}: {left_out:,} of {index.images:,} images are bad and were left out"
+        if left_out > config.data.bad_share * index.images:
+            raise DataError(f"{what}, more than data.bad_share allows")
+        say_on_rank_zero(f"warning: {what}; python -m jobs.verify names them")
     report["figures"] = result.row("evaluation")
     say_on_rank_zero(as_text(report, result))
     steps = settings["steps"] and f"{settings['steps']}steps"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from datasets.errors import DataError
+from datasets.index import Index
 from jobs.compare import main as compare
 from jobs.config import load_config
 from jobs.evaluate import main as evaluate
@@ -70,6 +73,28 @@ def test_the_importance_weighted_bound_is_tighter_and_has_no_rates(finished):
     assert bounds[0]["evaluation/nats"] > bounds[1]["evaluation/nats"] > bounds[2]["evaluation/nats"]
     assert report(run, "validation-elbo-8-ema")["figures"]["evaluation/nats"] > bounds[1]["evaluation/nats"]
     assert not any("rate" in name or "distortion" in name for name in bounds[0])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.01])
+def test_bad_images_are_left_out_and_told_up_to_a_share_of_all(config_file, digits, tmp_path, capsys, share):
+    data = {"on_bad": "quarantine", "bad_share": share, "workers": 0}
+    config = load_config(str(config_file(data=data, trainer={"images": 2 * BATCH})))
+    work(config)
+    run = config.run
+    damaged = tmp_path / "damaged"
+    shutil.copytree(digits / "validation", damaged)
+    index = Index.open(str(damaged))
+    (damaged / index.name(0)).unlink()
+    left = 270 - int(index.counts[0])
+    told = f"{damaged}: {270 - left} of 270 images are bad and were left out"
+    if share < 0.1:
+        with pytest.raises(DataError, match=f"^{told}, more than data.bad_share allows$|quarantined in epoch 0"):
+            evaluate([run, "--split", str(damaged)])
+    else:
+        evaluate([run, "--split", str(damaged)])
+        said = capsys.readouterr().out
+        assert f"warning: {told}; python -m jobs.verify names them" in said
+        assert f"{left} images" in said
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):
