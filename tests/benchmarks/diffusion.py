@@ -6,6 +6,10 @@ Ours is the whole of `jobs.worker.work`: shards read and decoded, averaged weigh
 loops with images in memory (diffusion_peers.py). All have a U-Net for 32x32 colour images, the same loss (the squared
 error of eps), batch and precision (float32), and one thread. The systems take turns; each round gives a ratio of times
 a step, and the median is the result.
+
+Measured (2026-11-24, 2 CPU cores at a load of 5, --clock cpu --rounds 6 --steps 2): 0.979 (0.880 to 1.002) of
+diffusers' time, 6.95 million parameters each; 0.933 (0.905 to 1.001) of denoising-diffusion-pytorch's, 6.95 million
+parameters against its 5.25. With --channels 32 and 3 rounds 1.009 and 0.728.
 """
 
 from __future__ import annotations
