@@ -26,13 +26,13 @@ import yaml
 
 from cluster.storage import Storage, StorageError, is_local
 from jobs.cli import run
-from jobs.config import RunConfig, config_of, difference, fingerprint, load_config, with_streams
 from jobs.errors import ConfigError
 from jobs.submissions import ROOT, connect, details, follow, running_at, stop, submit
-from trainer.tracking import run_id
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # looking at jobs takes no PyTorch
     from ray.job_submission import JobStatus, JobSubmissionClient
+
+    from jobs.config import RunConfig
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -85,14 +85,14 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
     from datasets.index import Index
     from datasets.order import check_batch, deal
     from datasets.streams import streams_of
+    from jobs.config import load_config
     from jobs.size import model_of
+    from jobs.train import with_absolute_paths
     from trainer.warm_start import check_fits
 
     _relative(path)
     config = load_config(path, overrides)
     before = _paths(config)
-    from jobs.train import with_absolute_paths
-
     config = with_absolute_paths(config)
     for url in _urls(config):
         if "://" in url and (urlsplit(url).username or urlsplit(url).password):
@@ -116,13 +116,14 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
 
 def check_run_folder(config: RunConfig) -> None:
     """Raises StorageError if the run's folder cannot be written, ConfigError if another run lies there."""
+    from datasets.index import Index
+    from jobs.config import config_of, difference, fingerprint, with_streams
+
     folder = Storage(config.run)
     try:
         saved = config_of(folder)
     except ConfigError:  # no run yet, or one of another version, of which the job itself will tell
         saved = config
-    from datasets.index import Index
-
     index = Index.of(config.data)
     if differs := difference(*(fingerprint(with_streams(one, index)) for one in (saved, config))):
         raise ConfigError(f"{config.run}: {differs}; take another run folder (run=...), or the run's own settings")
@@ -189,6 +190,8 @@ def _tell(client: JobSubmissionClient, job: str, config: RunConfig) -> None:
 
 def _wandb_address(config: RunConfig) -> str:
     """Where the run's figures will be seen, as far as it can be known here."""
+    from trainer.tracking import run_id
+
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").replace("//api.wandb.ai", "//wandb.ai")
     entity = config.tracking.entity or os.environ.get("WANDB_ENTITY")
     name = run_id(Storage(config.run))

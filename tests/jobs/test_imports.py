@@ -8,12 +8,11 @@ import sys
 
 from tests.testbed.processes import REPOSITORY
 
-WITHOUT_TORCH = ("jobs.pack", "jobs.index", "jobs.verify")
+WITHOUT_TORCH = ("jobs.pack", "jobs.index", "jobs.verify", "jobs.submit")
 WITH_TORCH = (
     "jobs.config",
     "jobs.train_local",
     "jobs.train",
-    "jobs.submit",
     "jobs.evaluate",
     "jobs.sample",
     "jobs.doctor",
