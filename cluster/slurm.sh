@@ -56,5 +56,7 @@ step=$$! status=1
 while kill -0 $$step 2>/dev/null; do wait $$step; status=$$?; done
 rm -rf "$$private"
 
+# Pre-emption tells the steps alone, not this script: the run has committed and left, and Slurm would take it for done.
+scontrol show job "$$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]" && requeue=yes
 [ $$requeue = no ] || { echo "back into the queue"; scontrol requeue "$$SLURM_JOB_ID"; }
 exit $$status
