@@ -17,6 +17,8 @@ from tests.testbed.jobs import Job, run_job
 from tests.testbed.processes import REPOSITORY, wait_until
 from trainer.lineage import Commit, Lineage
 
+pytestmark = pytest.mark.ray
+
 HOSTS = 3
 PATIENCE = 300.0  # seconds for what a busy machine takes long to do
 CONFIG = str(REPOSITORY / "jobs" / "configs" / "digits-vae.yaml")
