@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 
 .DEFAULT_GOAL := help
 .PHONY: help install data train-local train-ray compare submit cluster-local cluster-local-down
-.PHONY: test lint types format bench bench-peers bench-data bench-checkpoints chaos lock clean
+.PHONY: test lint types format bench bench-peers bench-start bench-data bench-checkpoints chaos lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ bench: .venv/installed-dev  ## measure our loop against a bare PyTorch loop, and
 bench-peers: .venv/installed-dev  ## install diffusers and denoising-diffusion-pytorch for `make bench` into .venv-bench
 	$(BIN)/uv venv --quiet --clear .venv-bench
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --group bench
+
+bench-start: .venv/installed-dev data  ## measure from jobs.submit to the first step (cluster: RAY_API_SERVER_ADDRESS)
+	$(BIN)/python -m tests.benchmarks.start $(CONFIG) $(ARGS)
 
 bench-data: .venv/installed-dev  ## measure the data path: pace against the decode limit and peers, bytes read, memory
 	$(BIN)/python -m tests.benchmarks.data $(ARGS)
