@@ -40,8 +40,8 @@ def error_of(path, *overrides):
 # ---- what is wrong is told in one line
 
 
-OPTIM = "betas, clip, ema, eps, final_lr, lr, schedule, warmup, weight_decay"
-TOP = "data, model, optim, ray, run, seed, tracking, trainer"
+OPTIM = "betas, clip, ema, eps, final_lr, lr, posthoc, schedule, warmup, weight_decay"
+TOP = "data, init_from, init_weights, model, optim, ray, run, seed, tracking, trainer"
 
 WRONG = {
     "unknown section": ("optm: {lr: 1}", f"optm: unknown key; did you mean 'optim'? allowed are {TOP}"),
