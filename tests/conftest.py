@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import tempfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
@@ -26,14 +28,15 @@ def _personal(environment: MutableMapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if _PERSONAL.match(name)}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several test processes, one runs a file, whose tests share runs and servers, and one runs all that start Ray:
-    two clusters on a machine can find each other.
-    """
-    for item in items:
-        name = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(name))
+@pytest.fixture(autouse=True)
+def one_ray_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of several test processes one at a time starts Ray: two clusters on a machine can find each other."""
+    if not request.node.get_closest_marker("ray"):
+        yield
+        return
+    with open(Path(tempfile.gettempdir()) / "lowerbound-tests-ray.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
