@@ -22,8 +22,8 @@ from tqdm import tqdm
 from cluster.storage import Storage, absolute
 from datasets.loader import evaluation_batches
 from jobs.cli import run
-from jobs.config import RunConfig
-from jobs.evaluate import config_of, file_name, index_of, keep, known
+from jobs.config import RunConfig, config_of
+from jobs.evaluate import file_name, index_of, keep, known
 from jobs.parallel import each
 from jobs.sampling import Plan, fingerprint, opened, sample
 from jobs.sampling_options import add_options, at_least_one, labels_of, settings_of
