@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 BRIDGE = "lb0"
-_NETWORK = "10.77.0"  # .1, .2, ... are the hosts, .254 is this machine
+_NETWORK = "10.77.0"  # .1, .2, ... are the hosts
+HERE = f"{_NETWORK}.254"  # the address of this machine to its hosts
 _SPACE, _CABLE = "lbh", "lbv"  # with the number of the host
 
 
@@ -38,7 +39,7 @@ def make(hosts: int, names: Path) -> None:
     Raises LocalClusterError.
     """
     _ip("link", "add", BRIDGE, "type", "bridge")
-    _ip("addr", "add", f"{_NETWORK}.254/24", "dev", BRIDGE)
+    _ip("addr", "add", f"{HERE}/24", "dev", BRIDGE)
     _ip("link", "set", BRIDGE, "up")
     names.write_text(
         "127.0.0.1 localhost\n" + "".join(f"{address(number)} lb-host-{number}\n" for number in range(hosts))

@@ -26,6 +26,7 @@ from trainer.lineage import Commit
 from trainer.ranks import rank, world_size
 
 PREEMPTION_SECONDS = 600.0  # a machine that was to go and is still there after so long stays
+FAREWELL_SECONDS = 60.0
 GROWTH_SECONDS = 5.0  # between looks for room, and between the commits before Ray makes use of it
 RESIZE_SECONDS = 30.0  # between Ray's looks for more machines
 
@@ -108,6 +109,7 @@ def _rank(settings: dict[str, Any]) -> None:
         raise  # a store that is away may come back: Ray starts the ranks again
     except MENDABLE as error:
         ray.get(desk.report_failure.remote(error))
+        time.sleep(FAREWELL_SECONDS)  # the driver says it and ends us; what we raise would be a traceback in its log
         raise
 
 

@@ -42,6 +42,10 @@ def main(arguments: Sequence[str]) -> int | None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, optim.lr=1e-4")
     parsed = parser.parse_args(arguments)
     config = with_absolute_paths(load_config(parsed.config, parsed.overrides))
+    from jobs.worker import finished  # not before the arguments are known to be right
+
+    if finished(config):  # no need of a cluster
+        return 0
     most = config.ray.workers if isinstance(config.ray.workers, int) else config.ray.workers[1]
     with ray_cluster(most * config.ray.cpus_per_worker):
         from jobs.driver import train  # Ray reads its settings when it is imported

@@ -50,16 +50,14 @@ def work(
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     accelerator = make_accelerator(config.trainer.precision, config.trainer.hang_timeout)
+    if ended := finished(config):
+        return ended
     run, say = Storage(config.run), say_on_rank_zero
     index = Index.of(config.data)
     config = with_streams(config, index)
     if mixed := index.mixed_colours:
         say(f"warning: {mixed}")
     mine = {"config": fingerprint(config), "data": index.fingerprint}
-    if (images := _finished_at(run, config, mine)) is not None and images >= config.trainer.images:
-        on_rank_zero(lambda: _catch_up(config, run, say))
-        say(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")
-        return Outcome(images, True, None)
 
     spec = ImageSpec(*output_format(config.data, index)[:5])
     model = _model(config, spec)
@@ -146,6 +144,27 @@ def work(
     return outcome
 
 
+def finished(config: RunConfig) -> Outcome | None:
+    """The end of a run that has nothing left to train, said; None where there is something to do.
+
+    Raises TrainingError if the run folder is that of another run.
+    """
+    run = Storage(config.run)
+    try:
+        facts = json.loads(run.read(f"{FINAL}/config.json"))
+    except MissingError:
+        return None
+    index = Index.of(config.data)
+    config = with_streams(config, index)
+    _check(config, facts["fingerprint"], {"config": fingerprint(config), "data": index.fingerprint})
+    images: int = facts["images_seen"]
+    if images < config.trainer.images:  # extended
+        return None
+    on_rank_zero(lambda: _catch_up(config, run, say_on_rank_zero))
+    say_on_rank_zero(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")
+    return Outcome(images, True, None)
+
+
 def _model(config: RunConfig, spec: ImageSpec) -> Model:
     """With the initial weights, the same on every rank."""
     torch.manual_seed(config.seed)
@@ -175,16 +194,6 @@ def _catch_up(config: RunConfig, run: Storage, say: Callable[[str], None]) -> No
     if config.tracking.mode != "off" and lacks_rows(run):
         for tracker in _trackers(config, run, say):
             tracker.finish()
-
-
-def _finished_at(run: Storage, config: RunConfig, mine: dict[str, Any]) -> int | None:
-    """After how many images the run finished; None if it has not. Raises if it is another run's folder."""
-    try:
-        facts = json.loads(run.read(f"{FINAL}/config.json"))
-    except MissingError:
-        return None
-    _check(config, facts["fingerprint"], mine)
-    return facts["images_seen"]
 
 
 def _check(config: RunConfig, saved: dict[str, Any], mine: dict[str, Any]) -> None:

@@ -28,10 +28,10 @@ def _personal(environment: MutableMapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if _PERSONAL.match(name)}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_ray_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
     """Of several test processes one at a time starts Ray: two clusters on a machine can find each other."""
-    if not request.node.get_closest_marker("ray"):
+    if not any(mark.name == "ray" for mark in request.node.iter_markers()):
         yield
         return
     with open(Path(tempfile.gettempdir()) / "lowerbound-tests-ray.lock", "w") as lock:

@@ -18,7 +18,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from datasets.pack import pack
 from datasets.sources.source import Example, InMemory
 from jobs.config import load_config
 from jobs.worker import work
-from tests.benchmarks.turns import Served, System
+from tests.benchmarks.turns import Served, System, compared
 from tests.testbed.processes import REPOSITORY
 from trainer.images import ImageSpec
 
@@ -73,15 +72,7 @@ def compare(peer: str, options: argparse.Namespace) -> None:
         System([sys.executable, "-m", "tests.benchmarks.diffusion", *own]),
         System([options.peers, "-m", "tests.benchmarks.diffusion_peers", peer, *size]),
     ]
-    for system in systems:
-        system.take(WARM_UP)
-    rounds = []
-    for number in range(options.rounds):
-        order = systems if number % 2 else systems[::-1]
-        took = {id(system): system.take(options.steps)[options.clock] / options.steps for system in order}
-        rounds.append([took[id(system)] for system in systems])
-    for system in systems:
-        system.end()
+    rounds = compared(systems, WARM_UP, options.rounds, options.steps, options.clock)
     ratios = [mine / theirs for mine, theirs in rounds]
     mine, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
     sizes = " / ".join(f"{system.facts['parameters'] / 1e6:.2f}" for system in systems)
@@ -131,20 +122,7 @@ def ours(peer: str, channels: int, batch: int) -> None:
         config = load_config(str(path))
         with torch.device("meta"):
             parameters = sum(p.numel() for p in config.model.build(ImageSpec(*Noisy.meta.format[:5])).parameters())
-        left, wall, cpu = 1, 0.0, 0.0
-
-        def should_stop() -> bool:
-            nonlocal left, wall, cpu
-            left -= 1
-            if left:
-                return False
-            now = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-            served.say(**(now if wall else {"parameters": parameters}))
-            left = served.asked() or 0
-            wall, cpu = time.perf_counter(), time.process_time()
-            return not left
-
-        work(config, should_stop)
+        work(config, served.between_steps(parameters=parameters))
 
 
 if __name__ == "__main__":

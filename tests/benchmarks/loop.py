@@ -1,10 +1,10 @@
 """Steps a second of our loop against a bare PyTorch loop, and of a Ray worker against our local loop.
 
-    python -m tests.benchmarks.loop [--rounds 5] [--steps 400] [--batch 256] [--clock wall|cpu] [--ray]
+    python -m tests.benchmarks.loop [--rounds 10] [--steps 100] [--batch 256] [--clock wall|cpu] [--ray]
 
 The bare loop has the same model, batch and images, all in memory: forward, backward, clip, fused AdamW, and nothing
-else (no averaged weights, no guard, no figures). Rounds alternate, so that what else the machine does hits both; each
-gives a ratio, and the median is the result.
+else (no averaged weights, no guard, no figures). Each has a process; they take turns, so that what else the machine
+does hits both. Every round gives a ratio, and the median is the result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,37 +28,40 @@ from datasets.pack import pack
 from datasets.sources.digits import Digits
 from jobs.config import RunConfig, load_config
 from jobs.worker import work
+from tests.benchmarks.turns import Served, System, compared
 from trainer.images import ImageSpec
 from trainer.journal import read_metrics
 from trainer.noise import Noise
 
 WARM_UP = 50  # steps
-CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.loop", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: of the training thread, on a busy machine"
-    )
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a busy machine")
     parser.add_argument("--ray", action="store_true", help="also measure one Ray worker against the local loop")
+    parser.add_argument("--serve", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if not options.serve:
+            measure(folder, options)
+            return
         pack(Digits(), f"{folder}/digits")
-        loop = [
-            (
-                our_steps_per_second(config_in(folder, f"run-{i}", options), options),
-                bare_steps_per_second(folder, options),
-            )
-            for i in range(options.rounds)
-        ]
-        report(f"our loop / bare loop, {options.clock} clock", loop, "steps/s")
-        if options.ray:
-            pairs = [ray_pair(folder, i, options) for i in range(min(options.rounds, 3))]
-            report("one Ray worker / local loop", pairs, "images/s")
+        SYSTEMS[options.serve](config_in(folder, "run", options), options.batch)
+
+
+def measure(folder: str, options: argparse.Namespace) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.loop", "--batch", str(options.batch), "--serve"]
+    systems = [System([*command, name]) for name in SYSTEMS]
+    times = compared(systems, WARM_UP, options.rounds, options.steps, options.clock)
+    report(f"our loop / bare loop, {options.clock} clock", [(1 / ours, 1 / bare) for ours, bare in times], "steps/s")
+    if options.ray:
+        pack(Digits(), f"{folder}/digits")
+        pairs = [ray_pair(folder, i, options) for i in range(min(options.rounds, 3))]
+        report("one Ray worker / local loop", pairs, "images/s")
 
 
 def report(name: str, pairs: list[tuple[float, float]], unit: str) -> None:
@@ -87,22 +89,14 @@ def config_in(folder: str, name: str, options: argparse.Namespace) -> RunConfig:
     return load_config(str(path))
 
 
-def our_steps_per_second(config: RunConfig, options: argparse.Namespace) -> float:
-    """The whole of `work`, timed from a step after the warm-up to a later one."""
-    times: list[float] = []
-    clock = CLOCKS[options.clock]
-
-    def should_stop() -> bool:
-        times.append(clock())
-        return len(times) > WARM_UP + options.steps
-
-    work(config, should_stop)
-    return options.steps / (times[WARM_UP + options.steps] - times[WARM_UP])
+def our_loop(config: RunConfig, batch: int) -> None:
+    """Serve: the whole of `work`, as a command runs it."""
+    work(config, Served().between_steps())
 
 
-def bare_steps_per_second(folder: str, options: argparse.Namespace) -> float:
-    """What one would write by hand for one process."""
-    config = config_in(folder, "bare", options)
+def bare_loop(config: RunConfig, batch: int) -> None:
+    """Serve: what one would write by hand for one process."""
+    served = Served()
     index = Index.of(config.data)
     spec = ImageSpec(*index.format[:5])
     with training_batches(config.data, index, seed=0, batch=1528 // 8 * 8) as batches:
@@ -112,17 +106,23 @@ def bare_steps_per_second(folder: str, options: argparse.Namespace) -> float:
     model = config.model.build(spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     progress = torch.zeros(())
-    began, clock = 0.0, CLOCKS[options.clock]
-    for step in range(WARM_UP + options.steps):
-        if step == WARM_UP:
-            began = clock()
-        chosen = torch.randint(len(images), (options.batch,))
-        noise = Noise(0, "train", torch.arange(options.batch) + step * options.batch, options.batch)
-        optimizer.zero_grad(set_to_none=True)
-        model(images[chosen], None, noise, progress).negative_bound.mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
-        optimizer.step()
-    return options.steps / (clock() - began)
+    taken = 0
+
+    def steps(count: int) -> None:
+        nonlocal taken
+        for step in range(taken, taken + count):
+            chosen = torch.randint(len(images), (batch,))
+            noise = Noise(0, "train", torch.arange(batch) + step * batch, batch)
+            optimizer.zero_grad(set_to_none=True)
+            model(images[chosen], None, noise, progress).negative_bound.mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
+            optimizer.step()
+        taken += count
+
+    served.serve(steps)
+
+
+SYSTEMS = {"ours": our_loop, "bare": bare_loop}
 
 
 def ray_pair(folder: str, number: int, options: argparse.Namespace) -> tuple[float, float]:
@@ -130,7 +130,7 @@ def ray_pair(folder: str, number: int, options: argparse.Namespace) -> tuple[flo
     paces = []
     for launcher, extra in (("train", ["ray.workers=1"]), ("train_local", [])):
         config = config_in(folder, f"{launcher}-{number}", options)
-        images = (WARM_UP + 2 * options.steps) * options.batch
+        images = 5 * options.steps * options.batch
         command = [sys.executable, "-m", f"jobs.{launcher}", f"{config.run}.yaml", f"trainer.images={images}", *extra]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         rows = read_metrics(Storage(config.run))

@@ -38,6 +38,37 @@ class Served:
             steps(count)
             self.say(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
 
+    def between_steps(self, **facts: Any) -> Callable[[], bool]:
+        """The same for a loop that asks after every step whether to stop: `should_stop` of our own."""
+        left, wall, cpu = 1, 0.0, 0.0
+
+        def should_stop() -> bool:
+            nonlocal left, wall, cpu
+            left -= 1
+            if left:
+                return False
+            took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+            self.say(**(took if wall else facts))
+            left = self.asked() or 0
+            wall, cpu = time.perf_counter(), time.process_time()
+            return not left
+
+        return should_stop
+
+
+def compared(systems: Sequence[System], warm_up: int, rounds: int, steps: int, clock: str) -> list[list[float]]:
+    """Seconds a step ("wall" or "cpu") of every system in every round; who begins a round alternates."""
+    for system in systems:
+        system.take(warm_up)
+    table = []
+    for number in range(rounds):
+        order = systems if number % 2 else systems[::-1]
+        took = {id(system): system.take(steps)[clock] / steps for system in order}
+        table.append([took[id(system)] for system in systems])
+    for system in systems:
+        system.end()
+    return table
+
 
 class System:
     """The asking side: a system in its process."""

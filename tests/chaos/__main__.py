@@ -19,7 +19,7 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", NO_PROXY="127.0.0.1,localhost", no_proxy="127.0.0.1,localhost")
 os.environ.update(NETRC=os.devnull, WANDB_ERROR_REPORTING="false", WANDB_CONFIG_DIR=tempfile.gettempdir())
 
-from cluster import local
+from cluster import namespaces
 from datasets.pack import pack
 from datasets.sources.digits import Digits
 from tests.chaos.matrix import MOMENTS, Bench, Result, table
@@ -96,7 +96,7 @@ def ray(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
         yield harmed.lost_host(cut=True, runs=1)
         with object_store(bench) as server:
             for trouble in troubles():
-                yield harmed.store(StoreBench(bench, server, host=f"{local.NETWORK}.254"), trouble)
+                yield harmed.store(StoreBench(bench, server, host=namespaces.HERE), trouble)
 
 
 PARTS = {"ranks": ranks, "stores": stores, "tracker": tracker, "ray": ray}

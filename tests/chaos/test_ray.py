@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import pytest
 
-from cluster import local
+from cluster import namespaces
 from tests.chaos.matrix import MOMENTS, Bench
 from tests.chaos.ray_bed import RayBed
 from tests.chaos.ray_matrix import FIXED, RayBench
@@ -18,9 +17,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory, digits):  # noqa: F811
-    if not local.can_have_namespaces():
+    if not namespaces.can_be_had():
         pytest.skip("network namespaces cannot be had here")
-    if Path("/sys/class/net", local.BRIDGE).exists():
+    if namespaces.left():
         pytest.skip("a local cluster is up on this machine already")
     with RayBed() as bed:
         yield RayBench(Bench(tmp_path_factory.mktemp("chaos"), digits), bed)

@@ -54,16 +54,6 @@ def test_ranks_find_what_one_process_finds(finished):
         assert parted["figures"] == pytest.approx(alone["figures"], rel=1e-6)
 
 
-@pytest.mark.ray
-def test_ray_finds_what_one_process_finds(finished):
-    run, _ = finished
-    evaluate([run, "--weights", "raw"])
-    alone = report(run, "validation-elbo-1-raw")
-    ended = run_job("evaluate", run, "--weights", "raw", "--workers", "2", timeout=240)
-    assert ended.status == 0, ended.stderr
-    assert report(run, "validation-elbo-1-raw")["figures"] == pytest.approx(alone["figures"], rel=1e-6)
-
-
 def test_the_importance_weighted_bound_is_tighter_and_has_no_rates(finished):
     run, _ = finished
     for samples in (1, 8, 32):

@@ -15,11 +15,28 @@ from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics, newest_tensors
 from tests.testbed.jobs import run_job
 from tests.testbed.steps import StopAfter
+from trainer.checkpoints import Checkpoints
 from trainer.errors import DivergedError
 from trainer.lineage import Commit, Lineage
 from trainer.optimizer import learning_rate
 
 POISON = 1e30  # a learning rate that ruins the weights in one step
+
+
+@pytest.fixture(autouse=True)
+def prompt_commits(monkeypatch):
+    """A commit is written before the next step is taken, so that the pace of the disk does not decide which there are.
+
+    Where one takes longer, the next one waits for it and comes some steps later than asked for.
+    """
+    start = Checkpoints.start
+
+    def started(self, *state):
+        commit = start(self, *state)
+        self._writing.join()
+        return commit
+
+    monkeypatch.setattr(Checkpoints, "start", started)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from jobs.config import load_config
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
-from tests.testbed.ranks import together, torchrun
+from tests.testbed.ranks import together
 from tests.testbed.steps import StopAfter, train
 from trainer.lineage import Lineage
 
@@ -55,9 +55,9 @@ def test_work_after_the_last_commit_is_done_again(config_file):
 def test_two_ranks_go_on_bitwise(config_file):
     """Also the loss of every step, the first one after the stop among them: each has a row of its own."""
     straight, broken = (config_file(name, trainer={"log_every": BATCH}) for name in ("straight", "broken"))
-    torchrun(2, "jobs.train_local", straight)
-    torchrun(2, "tests.testbed.steps", broken, 7)
-    torchrun(2, "jobs.train_local", broken)
+    together(2, train, straight)
+    together(2, train, broken, 7)
+    together(2, train, broken)
     runs = [load_config(str(path)).run for path in (straight, broken)]
     assert_bitwise_equal(newest_tensors(runs[0]), newest_tensors(runs[1]))
     mine, other = (metrics(run) for run in runs)

@@ -1,9 +1,10 @@
-"""The same run by Ray Train: two workers on a Ray of this machine's own."""
+"""What Ray runs: training and evaluation by two workers, on a Ray of the job's own and on a cluster that is there."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import tempfile
 import urllib.error
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster import local
 from cluster.storage import Storage
 from jobs.config import load_config
+from jobs.evaluate import main as evaluate
 from jobs.ray_metrics import gauge_name
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
@@ -33,6 +36,16 @@ def short_folder():
     """Ray's sockets lie below it, whose paths must be short."""
     with tempfile.TemporaryDirectory(prefix="lb-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The variables with which a job finds a Ray that is up already."""
+    above = Path(tempfile.mkdtemp(prefix="lb-", dir="/tmp"))
+    up = local.up(above / "c", hosts=1, cpus=2, plain=True)
+    yield {"RAY_ADDRESS": f"{up.head}:{local.GCS_PORT}", **local.SETTINGS, "RAY_AUTH_TOKEN_PATH": str(up.token)}
+    local.down(up.folder)
+    shutil.rmtree(above)
 
 
 def gauges(folder):
@@ -79,9 +92,9 @@ def test_ray_stops_on_request_and_another_launcher_goes_on(config_file, short_fo
     assert metrics(run)[-1]["images"] == images + 4 * BATCH
 
 
-def test_two_ray_workers_compute_what_two_local_ranks_do(config_file):
+def test_two_ray_workers_compute_what_two_local_ranks_do(config_file, cluster):
     by_ray, by_torchrun = config_file("ray"), config_file("torchrun")
-    ended = run_job("train", str(by_ray), "ray.workers=2", timeout=RAY_SECONDS)
+    ended = run_job("train", str(by_ray), "ray.workers=2", env=cluster, timeout=RAY_SECONDS)
     assert ended.status == 0, ended.stderr
     torchrun(2, "jobs.train_local", by_torchrun)
     runs = [load_config(str(path)).run for path in (by_ray, by_torchrun)]
@@ -92,15 +105,27 @@ def test_two_ray_workers_compute_what_two_local_ranks_do(config_file):
     for ours, other in zip(metrics(runs[0]), metrics(runs[1]), strict=True):
         assert ours == pytest.approx(other, rel=1e-12)
 
-    again = run_job("train", str(by_ray), "ray.workers=2", timeout=RAY_SECONDS)
+    again = run_job("train", str(by_ray), "ray.workers=2", env={"RAY_ADDRESS": "127.0.0.1:1"})  # nobody is there
     assert again.status == 0, again.stderr
-    assert "is finished" in again.stdout + again.stderr
+    assert "is finished" in again.stdout
 
 
-def test_what_a_person_must_mend_is_told_at_once_and_in_one_line(config_file, tmp_path):
+def test_what_a_person_must_mend_is_told_at_once_and_in_one_line(config_file, cluster, tmp_path):
     """Found by the ranks, said by the driver, not tried again."""
     path = config_file(data={"shards": str(tmp_path / "nowhere")})
-    ended = run_job("train", str(path), "ray.workers=2", timeout=RAY_SECONDS)
+    ended = run_job("train", str(path), "ray.workers=2", env=cluster, timeout=RAY_SECONDS)
     assert ended.status == 1
     assert ended.error.startswith("error: ")
     assert str(tmp_path / "nowhere") in ended.error
+
+
+def test_two_ray_workers_evaluate_as_one_process_does(config_file, cluster):
+    config = load_config(str(config_file()))
+    work(config)
+    figures = Path(config.run) / "evaluations/validation-elbo-1-raw.json"
+    evaluate([config.run, "--weights", "raw"])
+    alone = json.loads(figures.read_text())["figures"]
+    figures.unlink()
+    ended = run_job("evaluate", config.run, "--weights", "raw", "--workers", "2", env=cluster, timeout=RAY_SECONDS)
+    assert ended.status == 0, ended.stderr
+    assert json.loads(figures.read_text())["figures"] == pytest.approx(alone, rel=1e-6)
