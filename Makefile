@@ -55,7 +55,7 @@ cluster-local-down:  ## end that cluster; nothing stays behind
 HOSTS ?= 3
 
 test: .venv/installed-dev  ## run the tests, in two processes: ARGS="tests/trainer -k noise" for some
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/installed-dev  ## check style and spelling
 	$(BIN)/ruff check .

@@ -28,12 +28,14 @@ def _personal(environment: MutableMapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if _PERSONAL.match(name)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_ray_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ray's tests come first: they take longest, and the other process has the rest meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.fixture(scope="module")
+def only_ray() -> Iterator[None]:
     """Of several test processes one at a time starts Ray: two clusters on a machine can find each other."""
-    if not any(mark.name == "ray" for mark in request.node.iter_markers()):
-        yield
-        return
     with open(Path(tempfile.gettempdir()) / "lowerbound-tests-ray.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

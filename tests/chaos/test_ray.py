@@ -12,11 +12,11 @@ from tests.chaos.ray_bed import RayBed
 from tests.chaos.ray_matrix import FIXED, RayBench
 from tests.jobs.conftest import digits  # noqa: F401  (a fixture)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory, digits):  # noqa: F811
+def bench(only_ray, tmp_path_factory, digits):  # noqa: F811
     if not namespaces.can_be_had():
         pytest.skip("network namespaces cannot be had here")
     if namespaces.left():

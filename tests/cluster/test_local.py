@@ -17,8 +17,6 @@ from tests.testbed.jobs import Job, run_job
 from tests.testbed.processes import REPOSITORY, wait_until
 from trainer.lineage import Commit, Lineage
 
-pytestmark = pytest.mark.ray
-
 HOSTS = 3
 PATIENCE = 300.0  # seconds for what a busy machine takes long to do
 CONFIG = str(REPOSITORY / "jobs" / "configs" / "digits-vae.yaml")
@@ -76,7 +74,7 @@ def test_down_ends_every_process_of_the_cluster_and_no_other(tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Cluster]:
+def cluster(only_ray: None) -> Iterator[local.Cluster]:
     """Three hosts in network namespaces."""
     if not namespaces.can_be_had():
         pytest.skip("network namespaces cannot be had here")
@@ -100,6 +98,7 @@ def newest(run: Path) -> Commit:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_wrong_token_is_refused(client: Mapping[str, str], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0" * 64)
     told = run_job("submit", "--list", env={**client, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, timeout=PATIENCE)
@@ -111,6 +110,7 @@ def test_a_wrong_token_is_refused(client: Mapping[str, str], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_the_doctor_finds_every_host_well(client: Mapping[str, str], cluster: local.Cluster) -> None:
     told = run_job("doctor", "--address", cluster.address, env=client, timeout=PATIENCE)
     assert told.status == 0, told.stdout
@@ -118,6 +118,7 @@ def test_the_doctor_finds_every_host_well(client: Mapping[str, str], cluster: lo
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_run_is_submitted_followed_stopped_continued_and_loses_a_host(
     client: Mapping[str, str], cluster: local.Cluster, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from jobs.config import load_config
 from jobs.evaluate import main as evaluate
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
-from tests.testbed.jobs import run_job
+from tests.testbed.jobs import call_job
 from tests.testbed.ranks import together
 
 
@@ -88,7 +88,7 @@ def test_bad_images_are_left_out_and_told_up_to_a_share_of_all(config_file, digi
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):
-    ended = run_job("evaluate", str(tmp_path))
+    ended = call_job("evaluate", str(tmp_path))
     assert ended.status == 1
     assert ended.error == f"error: {tmp_path}: no run here; a run folder has a config.yaml"
 
@@ -119,6 +119,6 @@ def test_models_side_by_side(config_file, tmp_path, capsys):
 def test_models_on_other_images_are_not_compared(config_file, digits):
     one = config_file("one")
     two = config_file("two", data={"shards": str(digits / "validation")})
-    ended = run_job("compare", str(one), str(two))
+    ended = call_job("compare", str(one), str(two))
     assert ended.status == 1
     assert "one and two have different data.shards" in ended.error

@@ -19,7 +19,7 @@ from jobs.export import card, export
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import newest_tensors
-from tests.testbed.jobs import run_job
+from tests.testbed.jobs import call_job
 from tests.testbed.s3 import S3Server
 from trainer.errors import TrainingError
 from trainer.journal import read_metrics
@@ -42,7 +42,7 @@ def sampled(model: trainer.Model) -> Tensor:
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_an_export_is_the_runs_own_model(run: Path, tmp_path: Path, weights: str) -> None:
     out = tmp_path / "exported"
-    told = run_job("export", str(run), "--out", str(out), "--weights", weights)
+    told = call_job("export", str(run), "--out", str(out), "--weights", weights)
     assert told.status == 0, told.stderr
     assert told.stdout == f"exported {weights} weights after {20 * BATCH:,} images: {out}\n"
     exported, own = trainer.load(str(out)), trainer.load(str(run), weights)
@@ -115,7 +115,7 @@ def test_an_export_goes_into_an_object_store(run: Path, s3_environment: S3Server
 
 
 def test_a_folder_without_a_run_cannot_be_exported(tmp_path: Path) -> None:
-    told = run_job("export", str(tmp_path / "no-run"), "--out", str(tmp_path / "exported"))
+    told = call_job("export", str(tmp_path / "no-run"), "--out", str(tmp_path / "exported"))
     assert told.status == 1
     assert told.stderr == f"error: {tmp_path}/no-run: no checkpoint here; name the folder of a run (its key `run`)\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datasets.index import Index
 from tests.datasets.shards import png, write_members, write_set
-from tests.testbed.jobs import run_job
+from tests.testbed.jobs import call_job, run_job
 
 
 def test_it_indexes_the_shards_of_anybody(tmp_path):
@@ -19,7 +19,7 @@ def test_a_shard_that_is_no_tar_is_one_line_and_leaves_no_index(tmp_path):
     write_set(tmp_path / "good", [2])
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "0.tar").write_bytes(b"<html>404</html>" * 100)
-    ran = run_job("index", str(tmp_path / "bad"))
+    ran = call_job("index", str(tmp_path / "bad"))
     assert ran.status == 1
     assert ran.stderr.startswith(f"error: {tmp_path}/bad/0.tar: not a tar")
     assert ran.stderr.count("\n") == 1
@@ -27,5 +27,5 @@ def test_a_shard_that_is_no_tar_is_one_line_and_leaves_no_index(tmp_path):
 
 
 def test_an_empty_folder_is_one_line(tmp_path):
-    ran = run_job("index", str(tmp_path / "none"))
+    ran = call_job("index", str(tmp_path / "none"))
     assert (ran.status, ran.stderr) == (1, f"error: {tmp_path}/none: there is no such folder, or no .tar in it\n")

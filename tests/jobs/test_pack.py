@@ -6,7 +6,7 @@ from datasets.config import DataConfig
 from datasets.index import Index
 from datasets.loader import training_batches
 from jobs.pack import main
-from tests.testbed.jobs import run_job
+from tests.testbed.jobs import call_job, run_job
 
 
 def test_it_packs_the_digits_and_says_what_it_wrote_and_the_second_time_that_they_are_there(tmp_path):
@@ -21,12 +21,12 @@ def test_it_packs_the_digits_and_says_what_it_wrote_and_the_second_time_that_the
 
 
 def test_what_is_missing_is_one_line(tmp_path):
-    told = run_job("pack", "--source", "idx", "--out", str(tmp_path / "d"))
+    told = call_job("pack", "--source", "idx", "--out", str(tmp_path / "d"))
     assert (told.status, told.stderr) == (
         1,
         "error: --source idx needs --from with the folder (path or URL) of its files\n",
     )
-    told = run_job("pack", "--source", "cifar10", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "d"))
+    told = call_job("pack", "--source", "cifar10", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "d"))
     assert told.status == 1
     assert told.stderr.count("\n") == 1
     assert "there is none of data_batch_1.bin" in told.stderr

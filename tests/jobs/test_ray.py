@@ -28,7 +28,7 @@ from trainer.lineage import Lineage
 
 RAY_SECONDS = 240.0
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("only_ray")]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def short_folder():
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(only_ray):
     """The variables with which a job finds a Ray that is up already."""
     above = Path(tempfile.mkdtemp(prefix="lb-", dir="/tmp"))
     up = local.up(above / "c", hosts=1, cpus=2, plain=True)

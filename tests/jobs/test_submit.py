@@ -18,7 +18,7 @@ from jobs.submissions import ROOT
 from jobs.submit import check_run_folder, checked, main
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
-from tests.testbed.jobs import run_job
+from tests.testbed.jobs import call_job, run_job
 from tests.testbed.processes import REPOSITORY, free_ports
 from trainer.errors import TrainingError
 
@@ -131,7 +131,7 @@ def test_a_number_of_workers_that_is_none_is_refused(workers: str, overrides: li
 
 
 def test_a_dry_run_prints_the_sizes_and_writes_nothing(overrides: list[str], tmp_path: Path) -> None:
-    told = run_job("submit", CONFIG, *overrides, "--dry-run", "--address", "http://127.0.0.1:9")
+    told = call_job("submit", CONFIG, *overrides, "--dry-run", "--address", "http://127.0.0.1:9")
     assert told.status == 0, told.stderr
     assert [line.split()[0] for line in told.stdout.splitlines() if not line.startswith(" ")] == [
         "parameters", "memory", "compute", "images", "steps", "checkpoint", "loader",
@@ -155,7 +155,7 @@ def test_the_value_of_a_secret_is_not_taken_for_its_name_nor_shown(overrides: li
 
 
 def test_a_submission_without_anything_to_do_says_what_there_is() -> None:
-    told = run_job("submit")
+    told = call_job("submit")
     assert told.status == 2
     assert told.error.endswith("name a CONFIG, or --list, --logs ID, --stop ID")
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from jobs.config import load_config
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
-from tests.testbed.jobs import Job, run_job
+from tests.testbed.jobs import Finished, Job, call_job, run_job
 from tests.testbed.processes import REPOSITORY
 from tests.testbed.steps import StopAfter
 from trainer.errors import TrainingError
@@ -125,9 +126,9 @@ def test_a_diverging_run_is_stopped_with_the_reason(config_file):
 # ---- what a person can mend
 
 
-def _said(path: Path, *overrides: str) -> str:
+def _said(path: Path, *overrides: str, start: Callable[..., Finished] = call_job) -> str:
     """The one line on stderr of a run that cannot start or go on."""
-    ended = run_job("train_local", str(path), *overrides)
+    ended = start("train_local", str(path), *overrides)
     assert ended.status == 1, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
@@ -136,7 +137,7 @@ def _said(path: Path, *overrides: str) -> str:
 
 
 def test_a_missing_folder_of_shards_is_named(config_file, tmp_path):
-    line = _said(config_file(data={"shards": str(tmp_path / "nowhere")}))
+    line = _said(config_file(data={"shards": str(tmp_path / "nowhere")}), start=run_job)
     assert str(tmp_path / "nowhere") in line
 
 
@@ -191,7 +192,7 @@ def _add_sample(shard: Path, png: bytes, label: bytes) -> None:
 
 def test_a_file_that_is_no_tar_is_named(own_shards):
     (own_shards / "000003.tar").write_bytes(b"this is no tar" * 1000)
-    ended = run_job("index", str(own_shards))
+    ended = call_job("index", str(own_shards))
     assert ended.status == 1
     assert "000003.tar" in ended.error
 
@@ -213,7 +214,7 @@ def _png(side: int, mode: str = "L", value: int = 3) -> bytes:
 )
 def test_a_bad_sample_stops_the_run_with_its_name(config_file, own_shards, png, label, expected):
     _add_sample(own_shards / "000003.tar", png, label)
-    indexed = run_job("index", str(own_shards), "--levels=17", "--class-names=0,1,2,3,4,5,6,7,8,9")
+    indexed = call_job("index", str(own_shards), "--levels=17", "--class-names=0,1,2,3,4,5,6,7,8,9")
     if indexed.status == 0:  # otherwise the scan has found it already
         line = _said(config_file(data={"shards": str(own_shards)}), f"trainer.images={40 * BATCH}")
     else:

@@ -6,7 +6,7 @@ import pytest
 
 from datasets.indexing import index_shards
 from tests.datasets.shards import png, write_members, write_set
-from tests.testbed.jobs import run_job
+from tests.testbed.jobs import call_job, run_job
 
 
 def test_whole_shards_are_all_well(tmp_path):
@@ -23,7 +23,7 @@ def test_each_bad_image_and_unknown_shard_has_a_line(tmp_path):
     data[data.index(b"IDAT") + 8] ^= 1
     shard.write_bytes(data)
     write_members(tmp_path / "new.tar", [("a.png", png())])
-    ran = run_job("verify", str(tmp_path))
+    ran = call_job("verify", str(tmp_path))
     assert ran.status == 1
     lines = ran.stdout.splitlines()
     assert len(lines) == 3
@@ -60,6 +60,6 @@ def test_a_pattern_updates_its_own_shards_and_leaves_the_others(tmp_path):
 @pytest.mark.parametrize("name", ["index", "verify"])
 def test_a_pattern_without_shards_is_one_line(tmp_path, name):
     write_set(tmp_path, [3])
-    ran = run_job(name, f"{tmp_path}/x-{{0..3}}.tar")
+    ran = call_job(name, f"{tmp_path}/x-{{0..3}}.tar")
     assert ran.status == 1
     assert ran.error.startswith(f"error: {tmp_path}: there is no shard x-0.tar and 3 more")

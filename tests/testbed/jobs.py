@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
 import os
 import signal
 import subprocess
@@ -11,7 +13,9 @@ import tempfile
 import time
 from collections.abc import Mapping
 from typing import IO, NamedTuple
+from unittest.mock import patch
 
+from jobs import cli
 from tests.testbed.processes import REPOSITORY
 
 
@@ -103,3 +107,19 @@ def run_job(name: str, *arguments: str, env: Mapping[str, str] | None = None, ti
     """
     with Job(name, *arguments, env=env) as job:
         return job.wait(timeout)
+
+
+def call_job(name: str, *arguments: str) -> Finished:
+    """What `python -m jobs.NAME arguments` does and prints, in this process: without the seconds of a new one."""
+    main = importlib.import_module(f"jobs.{name}").main
+    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+    with (
+        patch.object(sys, "argv", [name, *map(str, arguments)]),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            cli.run(main)
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return Finished(status, stdout.getvalue(), stderr.getvalue())
