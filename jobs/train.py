@@ -9,6 +9,7 @@ Ray places the ranks, restarts them and is told of every commit; checkpoints are
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import os
 import secrets
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import absolute
-from jobs.cli import run
+from jobs.cli import MENDABLE, run
 from jobs.config import RunConfig, load_config
 from trainer.models import LatentConfig
 
@@ -78,7 +79,8 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         ray.init()
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="lb-", ignore_cleanup_errors=True) as folder:
+    with contextlib.ExitStack() as after:
+        folder = after.enter_context(tempfile.TemporaryDirectory(prefix="lb-", ignore_cleanup_errors=True))
         token = Path(folder) / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
@@ -95,10 +97,14 @@ def ray_cluster(cpus: int) -> Iterator[None]:
             _temp_dir=folder,
             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
         )
+        after.callback(ray.shutdown)
         try:
             yield
-        finally:
-            ray.shutdown()
+        except MENDABLE:
+            # A thread may still wait for the ranks, and Ray ends a process that asks for them after the shutdown: not
+            # before the error has been said.
+            atexit.register(after.pop_all().close)
+            raise
 
 
 if __name__ == "__main__":
