@@ -125,7 +125,7 @@ def running(folder: Path) -> Cluster:
 def down(folder: Path) -> None:
     """End whatever is left of the cluster of a folder: processes, network, files."""
     _end_processes(folder)
-    if not any(_processes(None)):  # else the network is that of another folder's cluster
+    if not _processes(None):  # else the network is that of another folder's cluster
         namespaces.remove()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -201,25 +201,41 @@ def plug(cluster: Cluster, number: int, state: str) -> None:
 # ---- processes
 
 
-def _processes(folder: Path | None) -> Iterator[int]:
-    """Every process of the cluster, or of any (None), whoever started it: they inherit the mark."""
+def _processes(folder: Path | None) -> list[int]:
+    """Every process of the cluster, or of any (None): those with the mark, and whatever they have started (some of
+    Ray's write their names over their environment).
+    """
+    found, children = [], dict[int, list[int]]()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
-            words = _words(int(entry.name), "environ")
-            marks = [word.removeprefix(f"{MARK}=") for word in words if word.startswith(f"{MARK}=")]
+            number = int(entry.name)
+            children.setdefault(_parent(number), []).append(number)
+            marks = [word.removeprefix(f"{MARK}=") for word in _words(number, "environ") if word.startswith(f"{MARK}=")]
             if marks and (folder is None or str(folder) in marks):
-                yield int(entry.name)
+                found.append(number)
+    for number in found:  # grows meanwhile
+        found += [child for child in children.get(number, []) if child not in found]
+    return found
 
 
 def _end_processes(folder: Path) -> None:
     deadline = time.monotonic() + 20
-    while left := list(_processes(folder)):
+    known: set[int] = set()  # also those whose parents are gone
+    while left := known | {*_processes(folder)}:
         for process in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise LocalClusterError(f"processes {left} do not end")
+            raise LocalClusterError(f"processes {sorted(left)} do not end")
         time.sleep(0.2)
+        known = {process for process in left if _words(process, "cmdline") not in ([], [""])}  # else ended
+
+
+def _parent(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
 
 
 def _words(process: int, file: str) -> list[str]:

@@ -54,16 +54,23 @@ def test_a_number_of_hosts_that_cannot_be_is_refused_and_nothing_is_made(tmp_pat
 def test_down_ends_every_process_of_the_cluster_and_no_other(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
     folder.mkdir()
-    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    mute = (
+        f"import subprocess, time; subprocess.Popen({[sys.executable, '-c', 'import time; time.sleep(600)']}, env={{}})"
+    )
+    sleep = [sys.executable, "-c", f"{mute}; time.sleep(600)"]  # with a child that has lost the mark
     own, other = (
         subprocess.Popen(sleep, env={**os.environ, local.MARK: str(value)}) for value in (folder, f"{folder}-2")
     )
     try:
-        wait_until(lambda: own.pid in local._processes(folder), 10, "the process with its environment")
+        wait_until(lambda: len(local._processes(folder)) == 2, 10, "the process with its environment, and its child")
+        assert own.pid in local._processes(folder)
+        (child,) = (number for number in local._processes(folder) if number != own.pid)
         local._end_processes(folder)
         assert own.wait(5) == -9
+        assert local._words(child, "cmdline") in ([], [""])
         assert other.poll() is None
     finally:
+        local._end_processes(Path(f"{folder}-2"))
         own.kill()
         other.kill()
         own.wait()
