@@ -1,6 +1,6 @@
 """Set up the W&B panels that a person reads at a glance: `python -m cluster.dashboard --entity NAME [--project NAME]`.
 
-Needs the package wandb-workspaces and a W&B key. Panels are made only for figures that a run logs.
+With --view URL the panels of a view that was made before are made anew. Needs the package wandb-workspaces and a W&B key. Panels are made only for figures that a run logs.
 """
 
 from __future__ import annotations
@@ -68,15 +68,29 @@ def workspace(entity: str, project: str) -> Workspace:
     return workspaces.Workspace(entity=entity, project=project, name="lowerbound", sections=sections)
 
 
+def updated(url: str, view: Workspace) -> Workspace:
+    """The view at an address with the panels of another one. Raises ValueError if there is none."""
+    import wandb_workspaces.workspaces as workspaces
+
+    there = workspaces.Workspace.from_url(url)
+    there.sections = view.sections
+    return there
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m cluster.dashboard", description=__doc__.partition(":")[0])
     parser.add_argument("--entity", required=True, help="W&B user or team")
     parser.add_argument("--project", default="lowerbound", help="default: %(default)s")
+    parser.add_argument("--view", metavar="URL", help="of a view to bring up to date (default: make another one)")
     options = parser.parse_args(arguments)
     try:
         view = workspace(options.entity, options.project)
+        if options.view:
+            view = updated(options.view, view)
     except ModuleNotFoundError:
         sys.exit("error: wandb-workspaces is not installed: .venv/bin/uv pip install wandb-workspaces")
+    except ValueError as error:
+        sys.exit(f"error: --view {options.view}: {error}; the address of a saved view of the project is needed")
     print(view.save().url)
 
 

@@ -35,12 +35,32 @@ def test_every_panel_shows_something_that_a_run_logs(config_file: Callable[..., 
     assert set(PICTURES) <= drawn
 
 
-def test_the_command_saves_a_view_with_all_panels_over_images(wandb_server: WandbServer) -> None:
-    pytest.importorskip("wandb_workspaces", reason="the optional package wandb-workspaces is not installed")
-    told = subprocess.run(
-        [sys.executable, "-m", "cluster.dashboard", "--entity", ENTITY, "--project", "digits"],
-        cwd=REPOSITORY, env={**os.environ, **wandb_server.environment}, capture_output=True, text=True, check=False,
+def save_view(server: WandbServer, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.dashboard", "--entity", ENTITY, "--project", "digits", *more],
+        cwd=REPOSITORY, env={**os.environ, **server.environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_a_view_can_be_brought_up_to_date(wandb_server: WandbServer) -> None:
+    made = save_view(wandb_server)
+    (before,) = wandb_server.views
+    wandb_server.views[0] = before | {"spec": before["spec"].replace("learning rate", "an old panel")}
+    again = save_view(wandb_server, "--view", made.stdout.strip())
+    assert again.stdout == made.stdout, again.stderr
+    (after,) = wandb_server.views
+    titles = [
+        [panel["config"].get("chartTitle") for section in panels["sections"] for panel in section["panels"]]
+        for panels in (json.loads(view["spec"])["section"]["panelBankConfig"] for view in (before, after))
+    ]
+    assert titles[0] == titles[1]
+    missing = save_view(wandb_server, "--view", made.stdout.strip() + "x")
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1].startswith("error: --view ")
+
+
+def test_the_command_saves_a_view_with_all_panels_over_images(wandb_server: WandbServer) -> None:
+    told = save_view(wandb_server)
     assert told.returncode == 0, told.stderr
     (view,) = wandb_server.views
     assert (view["entityName"], view["projectName"], view["displayName"]) == (ENTITY, "digits", "lowerbound")

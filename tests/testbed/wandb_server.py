@@ -96,6 +96,7 @@ class WandbServer:
             "RunResumeStatus": self._resume_status,
             "CreateRunFiles": lambda asked: self._create_files(asked, base),
             "UpsertView2": self._upsert_view,
+            "View": self._view,
             "OrganizationCoreWeaveOrganizationID": lambda _: {"entity": None},
         }
         with self._lock:
@@ -140,8 +141,17 @@ class WandbServer:
         return {"upsertBucket": {"bucket": {**bucket, **rest}, "inserted": inserted}}
 
     def _upsert_view(self, asked: dict[str, Any]) -> dict[str, Any]:
-        self.views.append(asked)
-        return {"upsertView": {"view": {"id": f"view:{len(self.views)}", "name": asked["name"]}, "inserted": True}}
+        number = int(asked["id"].removeprefix("view:")) if asked.get("id") else len(self.views) + 1
+        self.views[number - 1 :] = [asked, *self.views[number:]]
+        return {"upsertView": {"view": {"id": f"view:{number}", "name": asked["name"]}, "inserted": "id" not in asked}}
+
+    def _view(self, asked: dict[str, Any]) -> dict[str, Any]:
+        found = [
+            {"node": {"id": f"view:{number}", "displayName": view["displayName"], "spec": view["spec"]}}
+            for number, view in enumerate(self.views, 1)
+            if view["name"] == asked["viewName"]
+        ]
+        return {"project": {"allViews": {"edges": found}}}
 
     def _resume_status(self, asked: dict[str, Any]) -> dict[str, Any]:
         home = {"name": asked.get("project"), "entity": {"name": ENTITY}}
