@@ -1,6 +1,7 @@
 """Set up the W&B panels that a person reads at a glance: `python -m cluster.dashboard --entity NAME [--project NAME]`.
 
-With --view URL the panels of a view that was made before are made anew. Needs the package wandb-workspaces and a W&B key. Panels are made only for figures that a run logs.
+With --view URL the panels of a view that was made before are made anew. Needs the package wandb-workspaces and
+a W&B key. Panels are made only for figures that a run logs.
 """
 
 from __future__ import annotations
