@@ -16,13 +16,13 @@ from typing import Any, get_args
 import torch
 
 from cluster.storage import Storage, absolute, join
-from datasets.errors import DataError
 from datasets.index import Index
 from datasets.loader import evaluation_batches
 from jobs.cli import run
 from jobs.config import RunConfig, config_of
 from jobs.errors import ConfigError
 from jobs.launch import on_ray
+from jobs.ledger import check_left_out
 from jobs.worker import EVALUATION_BATCH
 from trainer.device import make_accelerator
 from trainer.display import say_on_rank_zero
@@ -86,11 +86,7 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
         result = evaluate(model, batches, accelerator, settings["seed"], settings["samples"], settings["bound"])
     facts = {name: settings[name] for name in ("split", "bound", "samples", "steps", "weights", "seed")}
     report = facts | {"binarisation": index.meta.binarised or None, "levels": index.levels, "images": result.images}
-    if left_out := index.images - result.images:  # of all ranks
-        what = f"{index.url}: {left_out:,} of {index.images:,} images are bad and were left out"
-        if left_out > config.data.bad_share * index.images:
-            raise DataError(f"{what}, more than data.bad_share allows")
-        say_on_rank_zero(f"warning: {what}; python -m jobs.verify names them")
+    check_left_out(config.data, index, result.images)
     report["figures"] = result.row("evaluation")
     say_on_rank_zero(as_text(report, result))
     steps = settings["steps"] and f"{settings['steps']}steps"

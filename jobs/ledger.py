@@ -8,9 +8,11 @@ import torch.distributed as dist
 
 from cluster.storage import Storage
 from datasets.config import DataConfig
+from datasets.errors import DataError
 from datasets.index import Index
 from datasets.ledger import Quarantined, check_share, epoch_rows
 from datasets.loader import Batches
+from trainer.display import say_on_rank_zero
 from trainer.journal import read_metrics
 from trainer.ranks import on_rank_zero, world_size
 
@@ -79,3 +81,15 @@ class Ledger:
         parts: list[list[Quarantined]] = [[] for _ in range(world_size())]
         dist.all_gather_object(parts, mine)
         return sorted((entry for part in parts for entry in part), key=lambda entry: entry.position)
+
+
+def check_left_out(config: DataConfig, index: Index, counted: int) -> None:
+    """Warn of the images of a set that an evaluation by all ranks, which counted so many, had to leave out.
+
+    Raises `DataError` where they are more than the share of the configuration allows.
+    """
+    if left_out := index.images - counted:
+        what = f"{index.url}: {left_out:,} of {index.images:,} images are bad and were left out"
+        if left_out > config.bad_share * index.images:
+            raise DataError(f"{what}, more than data.bad_share allows")
+        say_on_rank_zero(f"warning: {what}; python -m jobs.verify names them")

@@ -15,11 +15,12 @@ from datasets.loader import Batch, Batches, evaluation_batches, training_batches
 from datasets.transform import output_format
 from jobs.config import RunConfig, completed, difference, fingerprint, to_yaml, with_streams
 from jobs.errors import ConfigError
-from jobs.ledger import Ledger
+from jobs.ledger import Ledger, check_left_out
 from trainer.checkpoints import Checkpoints
 from trainer.device import make_accelerator
 from trainer.display import say_on_rank_zero
 from trainer.errors import DivergedError, TrainingError
+from trainer.evaluation import Evaluation
 from trainer.export import FINAL, describe
 from trainer.images import ImageSpec
 from trainer.lineage import Commit
@@ -94,6 +95,10 @@ def work(
             device=accelerator.device,
         )
 
+    def evaluated(evaluation: Evaluation) -> None:
+        assert held_out is not None
+        check_left_out(config.data, held_out, evaluation.images)
+
     trackers: list[Tracker] = []
 
     def prepare() -> None:
@@ -123,6 +128,7 @@ def work(
         prepare=lambda: on_rank_zero(prepare),  # so that only rank 0 has trackers
         figures=ledger,
         closing=ledger.closing,
+        evaluated=evaluated,
         trackers=trackers,
         should_stop=should_stop,
         should_save=should_save,

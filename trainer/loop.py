@@ -104,6 +104,8 @@ class Job:
     """More for a row of metrics after so many images; asked on every rank at the same steps."""
     closing: Callable[[int], Row] = lambda images: {}
     """What has to be in a row before a commit after so many images and is in none yet; asked on every rank."""
+    evaluated: Callable[[Evaluation], None] = lambda evaluation: None
+    """Told of every evaluation of the held-out set, on all ranks; may raise."""
     trackers: Sequence[Tracker] = ()
     should_stop: Callable[[], bool] = lambda: False
     """Asked once a step, on every rank: whether to commit and leave."""
@@ -220,6 +222,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                         pictures = draw(model, job.validation, config.pictures, job.seed, accelerator)
                     if job.validation:
                         evaluation = evaluate(model, watchdog.watching(job.validation()), accelerator, job.seed)
+                        job.evaluated(evaluation)
                         row |= evaluation.row("validation")
                         say_on_rank_zero(f"{images:,} images: validation {evaluation}, averaged weights")
                         if unused := evaluation.collapsed:

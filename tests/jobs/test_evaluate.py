@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.testbed.jobs import call_job
 from tests.testbed.ranks import together
+from tests.testbed.steps import train
 
 
 @pytest.fixture
@@ -85,6 +87,30 @@ def test_bad_images_are_left_out_and_told_up_to_a_share_of_all(config_file, digi
         said = capsys.readouterr().out
         assert f"warning: {told}; python -m jobs.verify names them" in said
         assert f"{left} images" in said
+
+
+def told_what_is_wrong(path, told):
+    """A rank that writes down why it could not train."""
+    try:
+        train(path)
+    except DataError as error:
+        Path(f"{told}-{os.environ['RANK']}").write_text(str(error))
+
+
+def test_the_bad_images_of_all_ranks_count_when_training_evaluates(config_file, digits, tmp_path):
+    """Each of two ranks has fewer than the share allows, both together have more."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(digits / "validation", damaged)
+    index = Index.open(str(damaged))
+    missing = [int(index.counts[0]), int(index.counts[-1])]
+    assert 1.2 * max(missing) < sum(missing)
+    for shard in (0, len(index.counts) - 1):
+        (damaged / index.name(shard)).unlink()
+    share = 1.2 * max(missing) / index.images
+    path = config_file(data={"on_bad": "quarantine", "bad_share": share, "validation": str(damaged), "workers": 0})
+    together(2, told_what_is_wrong, path, tmp_path / "told")
+    line = f"{damaged}: {sum(missing)} of 270 images are bad and were left out, more than data.bad_share allows"
+    assert [Path(f"{tmp_path}/told-{rank}").read_text() for rank in (0, 1)] == [line, line]
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):
