@@ -138,7 +138,7 @@ def start_host(cluster: Cluster, number: int) -> None:
         process = _launch(cluster, number, log)
         deadline = time.monotonic() + START_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
-            if _alive(cluster) > before:
+            if _alive(cluster) - before:  # not a count: the loss of another may be noticed only now
                 return
             time.sleep(0.5)
         process.kill()
@@ -245,8 +245,8 @@ def _words(process: int, file: str) -> list[str]:
         return []
 
 
-def _alive(cluster: Cluster) -> int:
-    """Nodes that are alive, as the dashboard sees them."""
+def _alive(cluster: Cluster) -> set[str]:
+    """The ids of the nodes that are alive, as the dashboard sees them."""
     request = urllib.request.Request(
         f"{cluster.address}/nodes?view=summary", headers={"Authorization": f"Bearer {cluster.token.read_text()}"}
     )
@@ -254,8 +254,8 @@ def _alive(cluster: Cluster) -> int:
         with urllib.request.urlopen(request, timeout=5) as answer:
             nodes = json.load(answer)["data"]["summary"]
     except (urllib.error.URLError, OSError, ValueError, KeyError):
-        return 0
-    return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+        return set()
+    return {node["raylet"]["nodeId"] for node in nodes if node["raylet"].get("state") == "ALIVE"}
 
 
 def main(arguments: Sequence[str]) -> None:

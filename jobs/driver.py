@@ -12,14 +12,15 @@ import ray.train
 from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import UnavailableError
-from cluster.storage import Storage, join
+from cluster.storage import join
 from jobs.cli import MENDABLE
 from jobs.config import RunConfig
 from jobs.desk import POLL_SECONDS, Desk, Wishes
 from jobs.ray_metrics import RayMetricsTracker
-from jobs.ray_storage import filesystem_of
+from jobs.ray_storage import as_ray_sees
 from jobs.worker import work
 from trainer.device import MARGIN
 from trainer.lineage import Commit
@@ -36,13 +37,12 @@ def train(config: RunConfig) -> None:
 
     Raises ConfigError, DataError, StorageError or TrainingError in one line, whichever rank found it.
     """
-    desk = Desk.remote()  # type: ignore[attr-defined]
-    # Ray's list of the commits that it was told of names some that are long deleted, and Ray would refuse to start with
-    # it. Which commit to go on from is the trainer's business.
-    Storage(config.run).delete("checkpoint_manager_snapshot.json")
-    # Ray accepts our checkpoints as its own only below its experiment's folder, which therefore is the run folder.
+    # Beside this process, as Ray's controller: it must not be lost with a machine of the ranks.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk = Desk.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    # Ray takes a checkpoint for its own only below its experiment's folder, which therefore is the run folder.
     above, _, name = config.run.rpartition("/")
-    filesystem, above = filesystem_of(above)
+    filesystem, above = as_ray_sees(above)
     trainer = TorchTrainer(
         _rank,
         train_loop_config={"config": config.model_dump(mode="json"), "desk": desk},
@@ -147,7 +147,7 @@ class Growth:
 
 def _tell_ray(run_url: str, commit: Commit) -> None:
     """Register a commit that we wrote ourselves; a barrier of all ranks."""
-    filesystem, folder = filesystem_of(join(run_url, "checkpoints", commit.name))
+    filesystem, folder = as_ray_sees(join(run_url, "checkpoints", commit.name))
     ray.train.report(
         {"images": commit.images},
         checkpoint=Checkpoint(path=folder, filesystem=filesystem),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,19 +52,26 @@ def share(cluster: dict[str, float], gpu: bool) -> tuple[int, int]:
     return gpus, max(int(cluster.get("GPU" if gpus else "CPU", 1)), 1)
 
 
+def _call(call: Callable[[T], R], item: T) -> R:
+    return call(item)
+
+
 def _on_ray(call: Callable[[T], R], items: Sequence[T], gpu: bool) -> Iterator[R]:
     import ray
 
     if not ray.is_initialized():
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}}, log_to_driver=False)
     gpus, places = share(ray.cluster_resources(), gpu)
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(call)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_call)
+    shared = ray.put(call)  # sent once; it may be a partial, of which Ray makes no task
     at_once = 4 * places
     left = iter(items)
     running: list[ray.ObjectRef[R]] = []
     try:
         while True:
-            running += [remote.remote(item) for item, _ in zip(left, range(at_once - len(running)), strict=False)]
+            running += [
+                remote.remote(shared, item) for item, _ in zip(left, range(at_once - len(running)), strict=False)
+            ]
             if not running:
                 return
             (done,), running = ray.wait(running)

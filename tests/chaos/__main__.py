@@ -1,6 +1,7 @@
 """Do all the harm of the matrix to real processes and print what came of it.
 
-    python -m tests.chaos [--only ranks,stores,tracker,ray] [--runs N] [--kills N] [--folder FOLDER] [--out TABLE.md]
+    python -m tests.chaos [--only ranks,stores,tracker,ray,hosts,ray-stores] [--runs N] [--kills N]
+                          [--folder FOLDER] [--out TABLE.md]
 
 Each of the N runs of a line is killed N times (a third of the runs under Ray). Bitwise comparisons: threads are fixed,
 ranks at most two.
@@ -82,7 +83,7 @@ def tracker(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
 
 
 def ray(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
-    """A cluster of three hosts in network namespaces (root, Linux)."""
+    """A cluster of three hosts in network namespaces (root, Linux): its workers and drivers."""
     runs = max(asked.runs // 3, 1)
     with RayBed() as bed:
         harmed = RayBench(bench, bed)
@@ -91,15 +92,33 @@ def ray(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
             yield harmed.kills(workers, MOMENTS[1:], runs, asked.kills)
             yield harmed.driver(workers, signal.SIGTERM, 1, 2)
             yield harmed.driver(workers, signal.SIGKILL, 1, 2)
-        yield harmed.drained_host(1)
-        yield harmed.lost_host(cut=False, runs=1)
-        yield harmed.lost_host(cut=True, runs=1)
-        with object_store(bench) as server:
-            for trouble in troubles():
-                yield harmed.store(StoreBench(bench, server, host=namespaces.HERE), trouble)
 
 
-PARTS = {"ranks": ranks, "stores": stores, "tracker": tracker, "ray": ray}
+def hosts(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
+    """Such a cluster: its hosts and their links."""
+    runs = max(asked.runs // 3, 1)
+    with RayBed() as bed:
+        harmed = RayBench(bench, bed)
+        yield harmed.drained_host(runs)
+        yield harmed.lost_host(cut=False, runs=runs)
+        yield harmed.lost_host(cut=True, runs=runs)
+
+
+def ray_stores(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
+    """Such a cluster, and a store that fails."""
+    with RayBed() as bed, object_store(bench) as server:
+        for trouble in troubles():
+            yield RayBench(bench, bed).store(StoreBench(bench, server, host=namespaces.HERE), trouble)
+
+
+PARTS = {
+    "ranks": ranks,
+    "stores": stores,
+    "tracker": tracker,
+    "ray": ray,
+    "hosts": hosts,
+    "ray-stores": ray_stores,
+}
 
 
 if __name__ == "__main__":

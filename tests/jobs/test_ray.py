@@ -15,6 +15,7 @@ import pytest
 
 from cluster import local
 from cluster.storage import Storage
+from datasets.index import Index
 from jobs.config import load_config
 from jobs.evaluate import main as evaluate
 from jobs.ray_metrics import gauge_name
@@ -39,10 +40,13 @@ def short_folder():
 
 
 @pytest.fixture(scope="module")
-def cluster(only_ray):
-    """The variables with which a job finds a Ray that is up already."""
+def cluster(only_ray, s3):
+    """The variables with which a job finds a Ray that is up already, whose machines can reach a store."""
     above = Path(tempfile.mkdtemp(prefix="lb-", dir="/tmp"))
-    up = local.up(above / "c", hosts=1, cpus=2, plain=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.environment.items():
+            patch.setenv(name, value)
+        up = local.up(above / "c", hosts=1, cpus=2, plain=True)
     yield {"RAY_ADDRESS": f"{up.head}:{local.GCS_PORT}", **local.SETTINGS, "RAY_AUTH_TOKEN_PATH": str(up.token)}
     local.down(up.folder)
     shutil.rmtree(above)
@@ -92,8 +96,9 @@ def test_ray_stops_on_request_and_another_launcher_goes_on(config_file, short_fo
     assert metrics(run)[-1]["images"] == images + 4 * BATCH
 
 
-def test_two_ray_workers_compute_what_two_local_ranks_do(config_file, cluster):
-    by_ray, by_torchrun = config_file("ray"), config_file("torchrun")
+def test_two_ray_workers_compute_what_two_local_ranks_do(config_file, cluster, s3_environment):
+    """The one into a store, the other into a folder."""
+    by_ray, by_torchrun = config_file("ray", run=f"{s3_environment.bucket('ray')}/run"), config_file("torchrun")
     ended = run_job("train", str(by_ray), "ray.workers=2", env=cluster, timeout=RAY_SECONDS)
     assert ended.status == 0, ended.stderr
     torchrun(2, "jobs.train_local", by_torchrun)
@@ -130,3 +135,18 @@ def test_two_ray_workers_evaluate_as_one_process_does(config_file, cluster):
     ended = run_job("evaluate", config.run, "--weights", "raw", "--workers", "2", env=cluster, timeout=RAY_SECONDS)
     assert ended.status == 0, ended.stderr
     assert json.loads(figures.read_text())["figures"] == pytest.approx(alone, rel=1e-6)
+
+
+def test_shards_are_packed_indexed_and_verified_by_ray(cluster, digits, tmp_path):
+    packed = run_job("pack", "--source", "digits", "--out", str(tmp_path), env=cluster, timeout=RAY_SECONDS)
+    assert packed.status == 0, packed.stderr
+    known, shards = Index.open(str(digits / "train")), tmp_path / "train"
+    assert Index.open(str(shards)).fingerprint == known.fingerprint
+    shutil.rmtree(shards / "index")
+    indexed = run_job("index", str(shards), env=cluster, timeout=RAY_SECONDS)
+    assert indexed.status == 0, indexed.stderr
+    assert "in 8 shards (all read)" in indexed.stdout
+    assert list(Index.open(str(shards)).counts) == list(known.counts)
+    verified = run_job("verify", str(shards), env=cluster, timeout=RAY_SECONDS)
+    assert verified.status == 0, verified.stderr
+    assert verified.stdout == "verified 1,527 images in 8 shards: all well\n"
