@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -15,18 +14,21 @@ def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], wor
 
     An error that a person can mend is raised here as the rank raised it.
     """
-    with ray_cluster(workers), tempfile.TemporaryDirectory(prefix="lb-") as folder:
+    with ray_cluster(workers):
         import ray
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import WorkerGroupError
 
+        from jobs.ray_storage import as_ray_sees
+
+        filesystem, folder = as_ray_sees("/lowerbound")  # nothing is kept
         gpus = ray.cluster_resources().get("GPU", 0) > 0  # as jobs.train: more workers than GPUs wait for them
         trainer = TorchTrainer(
             task,
             train_loop_config=settings,
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
-            run_config=RunConfig(name="task", storage_path=folder),
+            run_config=RunConfig(name="task", storage_path=folder, storage_filesystem=filesystem),
         )
         try:
             trainer.fit()
