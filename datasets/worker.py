@@ -48,10 +48,11 @@ def slot_views(memory: mmap.mmap, shape: tuple[int, ...]) -> Pixels:
 
 def serve(connection: Connection, memory: mmap.mmap) -> None:
     """Send a `Piece` for every step, or the exception that ended the work. The parent sends a slot for every step."""
-    task: Task = connection.recv()
-    slots = _slots_of_steps(connection)
-    views = slot_views(memory, task.memory)
+    slots: queue.SimpleQueue[int] | None = None
     try:
+        task: Task = connection.recv()  # opens the index
+        slots = _slots_of_steps(connection)
+        views = slot_views(memory, task.memory)
         reader, schedule = task.work.reader(), task.work.schedule
         labels = np.empty(task.memory[1], dtype=np.int64)
         step = schedule.first
@@ -63,6 +64,7 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
             step += 1
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         connection.send(error.with_traceback(None))
+        slots = slots or _slots_of_steps(connection)
     threading.Event().wait()  # until the parent hangs up
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -69,9 +70,7 @@ def _on_ray(call: Callable[[T], R], items: Sequence[T], gpu: bool) -> Iterator[R
     running: list[ray.ObjectRef[R]] = []
     try:
         while True:
-            running += [
-                remote.remote(shared, item) for item, _ in zip(left, range(at_once - len(running)), strict=False)
-            ]
+            running += [remote.remote(shared, item) for item in itertools.islice(left, at_once - len(running))]
             if not running:
                 return
             (done,), running = ray.wait(running)

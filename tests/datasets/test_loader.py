@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -280,3 +281,14 @@ def test_a_loader_process_that_is_killed_is_told(index):
     os.kill(child, 9)
     with pytest.raises(RuntimeError, match="ended unasked, with status -9"):
         take_more(batches, 20)
+
+
+def test_a_loader_process_that_cannot_open_the_index_says_why(tmp_path):
+    index = write_set(tmp_path, COUNTS)
+    shutil.rmtree(tmp_path / "index")
+    with (
+        training_batches(config(index, workers=2), index, seed=1, batch=16) as batches,
+        pytest.raises(DataError, match=r"python -m jobs\.index"),
+    ):
+        next(batches)
+    assert not [child for child in children(os.getpid()) if _is_loader(child)]

@@ -137,16 +137,19 @@ def test_two_ray_workers_evaluate_as_one_process_does(config_file, cluster):
     assert json.loads(figures.read_text())["figures"] == pytest.approx(alone, rel=1e-6)
 
 
-def test_shards_are_packed_indexed_and_verified_by_ray(cluster, digits, tmp_path):
-    packed = run_job("pack", "--source", "digits", "--out", str(tmp_path), env=cluster, timeout=RAY_SECONDS)
+def test_shards_are_packed_indexed_and_verified_by_ray(cluster, tmp_path):
+    """More of them than are at work at once."""
+    small = ["--shard-images", "60"]
+    packed = run_job("pack", "--source=digits", "--out", str(tmp_path), *small, env=cluster, timeout=RAY_SECONDS)
     assert packed.status == 0, packed.stderr
-    known, shards = Index.open(str(digits / "train")), tmp_path / "train"
-    assert Index.open(str(shards)).fingerprint == known.fingerprint
+    counts = [60] * 25 + [27]
+    shards = tmp_path / "train"
+    assert list(Index.open(str(shards)).counts) == counts
     shutil.rmtree(shards / "index")
     indexed = run_job("index", str(shards), env=cluster, timeout=RAY_SECONDS)
     assert indexed.status == 0, indexed.stderr
-    assert "in 8 shards (all read)" in indexed.stdout
-    assert list(Index.open(str(shards)).counts) == list(known.counts)
+    assert "in 26 shards (all read)" in indexed.stdout
+    assert list(Index.open(str(shards)).counts) == counts
     verified = run_job("verify", str(shards), env=cluster, timeout=RAY_SECONDS)
     assert verified.status == 0, verified.stderr
-    assert verified.stdout == "verified 1,527 images in 8 shards: all well\n"
+    assert verified.stdout == "verified 1,527 images in 26 shards: all well\n"
