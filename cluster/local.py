@@ -7,7 +7,7 @@
     python -m cluster.local down                          end it; nothing stays behind
 
 A host is a network namespace with an address, a host name, a /dev/shm and a process table of its own, in which one
-`ray start --block` is process 1, as in a container. That takes root; without it the hosts are plain processes that
+`ray start --block` runs, as in a container. That takes root; without it the hosts are plain processes that
 share this machine's network (no `cut`). Jobs are authenticated by a token made at `up`.
 """
 
@@ -164,7 +164,7 @@ def _launch(cluster: Cluster, number: int, log: Path) -> subprocess.Popen[bytes]
         ray += [f"--address={cluster.head}:{GCS_PORT}"]
     if not cluster.namespaces:  # hosts share their ports: any that are free
         ray += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--metrics-export-port=0"]
-    command = [*namespaces.inside(number, cluster.folder), *ray] if cluster.namespaces else ray
+    command = namespaces.inside(number, cluster.folder, ray) if cluster.namespaces else ray
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(cluster.token), MARK: str(cluster.folder)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"

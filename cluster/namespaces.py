@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 BRIDGE = "lb0"
@@ -72,13 +74,15 @@ def remove() -> None:
         _ip("link", "del", BRIDGE)
 
 
-def inside(number: int, folder: Path) -> list[str]:
-    """The words before a command that is to run on a host as its first process."""
-    prepare = f"hostname lb-host-{number}; mount -t tmpfs tmpfs /dev/shm; mount --bind {folder}/hosts /etc/hosts; "
+def inside(number: int, folder: Path, command: Sequence[str]) -> list[str]:
+    """The words that run a command on a host. A shell is the host's first process, as in a container: it waits for
+    those whose parents have gone (else a job that has ended stays in the table of processes, and Ray waits for it).
+    """
+    script = f"hostname lb-host-{number}; mount -t tmpfs tmpfs /dev/shm; mount --bind {folder}/hosts /etc/hosts; "
     # Ray gives every node the path of the head's sessions: here too each must find a disk of its own there.
-    prepare += f"mount --bind {folder}/h{number} {folder}/ray"
+    script += f"mount --bind {folder}/h{number} {folder}/ray; {shlex.join(command)}; exit"
     private = ["unshare", "--pid", "--uts", "--mount", "--fork", "--mount-proc", "--kill-child"]
-    return ["ip", "netns", "exec", f"{_SPACE}{number}", *private, "sh", "-ec", f'{prepare}; exec "$@"', "sh"]
+    return ["ip", "netns", "exec", f"{_SPACE}{number}", *private, "sh", "-ec", script]
 
 
 def plug(number: int, state: str) -> None:

@@ -46,7 +46,7 @@ def troubles(outage: float = 60.0) -> list[Trouble]:
         Trouble("resets and lost answers", resets),
         Trouble("two answers that stall", (Fault("stall", after=100, seconds=120, times=2, method="GET"),)),
         Trouble(f"outage of {outage:.0f} s", (Fault("refuse"),), 4, outage, 1.6 * outage / STEPS, 5, lost),
-        Trouble("credentials that expire", (Fault("status", status=403),), 14, pace=0.05, said=lost, fails=True),
+        Trouble("credentials that expire", (Fault("status", status=403),), 22, pace=0.1, said=lost, fails=True),
     ]  # fmt: skip
 
 
