@@ -40,9 +40,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.doctor", description=__doc__.partition("\n")[0])
     parser.add_argument("config", nargs="?", help="YAML file of the run that is to be begun")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
-    parser.add_argument("--address", help="dashboard of a cluster: look from inside it, as a job")
+    parser.add_argument(
+        "--address", help="dashboard of a cluster (default: RAY_API_SERVER_ADDRESS): look from inside it, as a job"
+    )
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides) if options.config else None
+    if not os.environ.get("RAY_ADDRESS"):  # else this is such a job, or a machine of a cluster
+        options.address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if options.address:
         return _as_a_job(options)
     findings = diagnose(with_absolute_paths(config) if config else None)
@@ -218,7 +222,12 @@ def _as_a_job(options: argparse.Namespace) -> int:
     from jobs.submissions import connect, follow, submit
 
     client = connect(options.address)
-    arguments = [*([options.config] if options.config else []), *options.overrides]
+    arguments: list[str] = []
+    if options.config:
+        from jobs.submit import absolute_paths, relative
+
+        changed = absolute_paths(load_config(options.config, options.overrides))
+        arguments = [relative(options.config), *options.overrides, *changed]
     job = submit(client, f"doctor-{time.strftime('%m%d-%H%M%S')}", "jobs.doctor", arguments, {})
     return 0 if follow(client, job) == "SUCCEEDED" else 1
 

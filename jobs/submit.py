@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{config.run}: job {other} is at work on this run; stop it first: --stop {other}")
     name = options.name or f"{config.run.rsplit('/', 1)[-1]}-{time.strftime('%m%d-%H%M%S')}"
     metadata = {"run": config.run, "secrets": " ".join(secrets)}
-    job = submit(client, name, "jobs.train", [_relative(options.config), *sent], metadata)
+    job = submit(client, name, "jobs.train", [relative(options.config), *sent], metadata)
     _tell(client, job, config)
     return _follow(client, job) if options.follow else 0
 
@@ -90,9 +90,9 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
     from jobs.train import with_absolute_paths
     from trainer.warm_start import check_fits
 
-    _relative(path)
+    relative(path)
     config = load_config(path, overrides)
-    before = _paths(config)
+    changed = absolute_paths(config)
     config = with_absolute_paths(config)
     for url in _urls(config):
         if "://" in url and (urlsplit(url).username or urlsplit(url).password):
@@ -110,8 +110,15 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
     model = model_of(config, index)
     if config.init_from:
         check_fits(model, config.init_from)
-    changed = [f"{key}={_flow(value)}" for key, value in _paths(config).items() if value != before[key]]
     return config, [*overrides, *changed]
+
+
+def absolute_paths(config: RunConfig) -> list[str]:
+    """The overrides with which another machine reads the local paths of a configuration as this one does."""
+    from jobs.train import with_absolute_paths
+
+    before, after = _paths(config), _paths(with_absolute_paths(config))
+    return [f"{key}={_flow(value)}" for key, value in after.items() if value != before[key]]
 
 
 def check_run_folder(config: RunConfig) -> None:
@@ -132,7 +139,7 @@ def check_run_folder(config: RunConfig) -> None:
     folder.delete(probe)
 
 
-def _relative(path: str) -> str:
+def relative(path: str) -> str:
     """The configuration's path from the root of what is sent."""
     try:
         return str(Path(path).resolve().relative_to(ROOT))
