@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -81,7 +82,8 @@ class Launch:
         """Send a signal to all ranks that live."""
         for process in self.processes:
             if process.exitcode is None:
-                os.kill(process.pid, number)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended, and the fork server tells it later
+                    os.kill(process.pid, number)
 
 
 def logs(folder: Path) -> str:
