@@ -5,6 +5,10 @@
 The bare loop has the same model, batch and images, all in memory: forward, backward, clip, fused AdamW, and nothing
 else (no averaged weights, no guard, no figures). Each has a process; they take turns, so that what else the machine
 does hits both. Every round gives a ratio, and the median is the result.
+
+Measured (2026-11-24, 2 CPU cores, load 1 to 2, wall): 1.041 of the bare loop's pace (0.939 to 1.126 in 10 rounds of 100
+steps), which does not keep the memory that it frees (trainer.device; where it does the ratio was 0.946); one Ray worker
+1.011 of the local loop's (0.979 to 1.145 in 3 rounds).
 """
 
 from __future__ import annotations
