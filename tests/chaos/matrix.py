@@ -67,10 +67,11 @@ class Bench:
         harms, wrong = 0, []
         for _ in range(runs):
             config, folder = self.new(f"terminated-{ranks}")
-            for place in sorted(self.draw.randrange(STEPS * BATCH) for _ in range(each)):
+            for number, place in enumerate(sorted(self.draw.randrange(STEPS * BATCH // 2) for _ in range(each))):
                 death = Death("step", place, rank=self.draw.randrange(ranks), signal=signal.SIGTERM)
-                status = Launch(config, folder, ranks, death).wait()
-                harms += "stopped after" in logs(folder)
+                # slowly: the ranks ask one another whether to stop four times a second
+                status = Launch(config, folder, ranks, death, pace=0.05).wait()
+                harms += logs(folder).count("stopped after") > number
                 if status != [0] * ranks:
                     wrong.append(f"SIGTERM ended it with {status}")
             wrong += self._ended(config, folder, ranks, reference)
