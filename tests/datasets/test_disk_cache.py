@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import random
@@ -37,7 +38,10 @@ class Source:
 
 
 def taken(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("??/*"))
+    """The bytes of all blocks, between two writes of whoever shares the folder."""
+    with (folder / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return sum(path.stat().st_size for path in folder.glob("??/*"))
 
 
 @pytest.mark.parametrize(
@@ -119,21 +123,23 @@ def test_many_processes_share_it_and_may_be_killed_at_any_moment(tmp_path):
     size, draw = 7 * BLOCK, random.Random(1)
     context = multiprocessing.get_context("fork")
     forks = [context.Process(target=read_at_random, args=(str(tmp_path), size, seed, None)) for seed in range(3)]
-    for fork in forks:
-        fork.start()
-    for round in range(12):
-        time.sleep(draw.random() * 0.1)
-        victim = draw.randrange(3)
-        assert forks[victim].exitcode is None, "a reader found wrong bytes"
-        forks[victim].kill()
-        forks[victim].join()
-        assert taken(tmp_path) <= size
-        arguments = (str(tmp_path), size, 10 + round, None)
-        forks[victim] = context.Process(target=read_at_random, args=arguments)
-        forks[victim].start()
-    for fork in forks:
-        fork.kill()
-        fork.join()
+    try:
+        for fork in forks:
+            fork.start()
+        for round in range(12):
+            time.sleep(draw.random() * 0.1)
+            victim = draw.randrange(3)
+            assert forks[victim].exitcode is None, "a reader found wrong bytes"
+            forks[victim].kill()
+            forks[victim].join()
+            assert taken(tmp_path) <= size
+            arguments = (str(tmp_path), size, 10 + round, None)
+            forks[victim] = context.Process(target=read_at_random, args=arguments)
+            forks[victim].start()
+    finally:
+        for fork in forks:
+            fork.kill()
+            fork.join()
     last = context.Process(target=read_at_random, args=(str(tmp_path), size, 99, 30))
     last.start()
     last.join(60)
