@@ -58,7 +58,7 @@ def work(
     config = with_streams(config, index)
     if mixed := index.mixed_colours:
         say(f"warning: {mixed}")
-    mine = {"config": fingerprint(config), "data": index.fingerprint}
+    mine = _fingerprints(config, index)
 
     spec = ImageSpec(*output_format(config.data, index)[:5])
     model = _model(config, spec)
@@ -162,11 +162,11 @@ def finished(config: RunConfig) -> Outcome | None:
         return None
     index = Index.of(config.data)
     config = with_streams(config, index)
-    _check(config, facts["fingerprint"], {"config": fingerprint(config), "data": index.fingerprint})
+    _check(config, facts["fingerprint"], _fingerprints(config, index))
     images: int = facts["images_seen"]
     if images < config.trainer.images:  # extended
         return None
-    on_rank_zero(lambda: _catch_up(config, run, say_on_rank_zero))
+    on_rank_zero(lambda: _catch_up(config, run))
     say_on_rank_zero(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")
     return Outcome(images, True, None)
 
@@ -195,11 +195,16 @@ def _trackers(config: RunConfig, run: Storage, say: Callable[[str], None]) -> tu
     return PictureFolder(run), WandbTracker(run, config.tracking, config.model_dump(mode="json"), say)
 
 
-def _catch_up(config: RunConfig, run: Storage, say: Callable[[str], None]) -> None:
+def _catch_up(config: RunConfig, run: Storage) -> None:
     """Send W&B what it lacks of a finished run."""
     if config.tracking.mode != "off" and lacks_rows(run):
-        for tracker in _trackers(config, run, say):
+        for tracker in _trackers(config, run, say_on_rank_zero):
             tracker.finish()
+
+
+def _fingerprints(config: RunConfig, index: Index) -> dict[str, Any]:
+    """What must not change when the run goes on."""
+    return {"config": fingerprint(config), "data": index.fingerprint}
 
 
 def _check(config: RunConfig, saved: dict[str, Any], mine: dict[str, Any]) -> None:

@@ -1,8 +1,7 @@
-"""A rank that trains a run for so many steps and then wants to stop: python -m tests.testbed.steps CONFIG STEPS ..."""
+"""A rank that trains a run for so many steps and then wants to stop."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from jobs.config import load_config
@@ -24,7 +23,3 @@ def train(config: str | Path, steps: int | None = None, *overrides: str) -> None
     """Train the run of a configuration file, and stop after so many steps if given."""
     never = 1 << 60
     work(load_config(str(config), overrides), should_stop=StopAfter(steps or never))
-
-
-if __name__ == "__main__":
-    train(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
