@@ -14,16 +14,17 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
+# Bytecode at once: where PYTHONDONTWRITEBYTECODE is set (containers) every start would compile all of torch again.
 install: .venv/installed  ## install what running needs into .venv (the others do it when needed)
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; set PYTHON=python3.11'; exit 1; }
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	@touch $@
 
 .venv/installed-dev: requirements-dev.lock .venv/installed
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-dev.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements-dev.lock
 	@touch $@
 
 data: data/digits/validation/index/index.json  ## pack the embedded digit scans into data/digits
@@ -75,7 +76,7 @@ bench: .venv/installed-dev  ## measure our loop against a bare PyTorch loop, and
 
 bench-peers: .venv/installed-dev  ## install diffusers and denoising-diffusion-pytorch for `make bench` into .venv-bench
 	$(BIN)/uv venv --quiet --clear .venv-bench
-	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --group bench
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-bench/bin/python --group bench
 
 bench-start: .venv/installed-dev data  ## measure from jobs.submit to the first step (cluster: RAY_API_SERVER_ADDRESS)
 	$(BIN)/python -m tests.benchmarks.start $(CONFIG) $(ARGS)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.testbed.forks import settle
+
 
 class Death(NamedTuple):
     """When a rank kills itself (SIGKILL: no handler, no clean-up), or something else happens to it.
@@ -46,12 +48,8 @@ class Life(NamedTuple):
 
 def live(life: Life) -> None:
     """Train as `python -m jobs.train_local` or one of torchrun's processes would."""
-    os.setsid()
-    log = os.open(f"{life.folder}/log-{life.rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    os.environ.update(life.environment)
+    log = f"{life.folder}/log-{life.rank}.txt"
+    settle(log, log, dict(life.environment))
     if life.ranks > 1:
         os.environ.update(RANK=str(life.rank), LOCAL_RANK=str(life.rank), WORLD_SIZE=str(life.ranks))
         os.environ.update(LOCAL_WORLD_SIZE=str(life.ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(life.port))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import time
@@ -14,12 +13,11 @@ from typing import Any
 import yaml
 
 from tests.chaos.rank import Death, Life, live
+from tests.testbed.forks import context
 from tests.testbed.processes import free_ports
 
 BATCH = 64
 STEPS = 40
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["jobs.train_local", "trainer.sharding", "tests.chaos.rank", "obstore", "PIL.Image"])
 GRACE = 20.0  # seconds from the death of a rank to the SIGKILL of the other; torchrun gives 30
 
 
@@ -60,7 +58,7 @@ class Launch:
             Life(str(config), tuple(overrides), rank, ranks, port, str(folder), death, given, file_limit, pace)
             for rank in range(ranks)
         ]
-        self.processes = [_context.Process(target=live, args=(life,)) for life in lives]
+        self.processes = [context.Process(target=live, args=(life,)) for life in lives]
         for process in self.processes:
             process.start()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import signal
 import sys
@@ -16,11 +14,10 @@ from typing import Any
 
 from cluster.storage import Storage
 from tests.datasets.shards import number_of
+from tests.testbed.forks import context, settle
 from tests.testbed.processes import free_ports, wait_until
 from trainer.lineage import Lineage
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["jobs.train_local", "trainer.sharding", "obstore", "PIL.Image"])
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL for the ranks that a dead one has left behind
 
 
@@ -34,7 +31,7 @@ class Ranks:
         for rank in range(ranks):
             own = {**environment, **where, "RANK": rank, "LOCAL_RANK": rank}
             given = {name: str(value) for name, value in own.items()}
-            self.processes.append(_context.Process(target=_live, args=(config, overrides, folder, rank, given)))
+            self.processes.append(context.Process(target=_live, args=(config, overrides, folder, rank, given)))
             self.processes[-1].start()
 
     def kill(self, ready: Callable[[], bool], delay: float, draw: random.Random) -> None:
@@ -89,12 +86,8 @@ def consumed(run: str, folder: Path) -> list[list[int]]:
 
 
 def _live(config: Path, overrides: list[str], folder: Path, rank: int, environment: dict[str, str]) -> None:
-    os.setsid()
-    log = os.open(folder / f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    os.environ.update(environment)
+    log = folder / f"log-{rank}.txt"
+    settle(log, log, environment)
     from cluster import storage
     from jobs import cli, train_local
 

@@ -11,7 +11,7 @@ from cluster.storage import Storage
 from jobs.config import load_config
 from jobs.doctor import CLOCK_SECONDS, Finding, diagnose, nodes_findings
 from jobs.node_report import NodeReport, inspect
-from tests.testbed.jobs import run_job
+from tests.testbed.jobs import fork_job
 
 WELL = NodeReport("a", {"ray": "2.60.0", "torch": "2.13.0"}, 1, 1, 1 << 34, True, store="ok")
 
@@ -88,8 +88,8 @@ def test_the_key_of_wandb_is_missed_where_it_is_needed(
 
 def test_the_doctors_status_says_whether_all_is_well(config_file: Callable[..., Path]) -> None:
     path = str(config_file())
-    assert run_job("doctor", path).status == 0
-    told = run_job("doctor", path, "tracking.mode=online")
+    assert fork_job("doctor", path).status == 0
+    told = fork_job("doctor", path, "tracking.mode=online")
     assert told.status == 1
     assert [line for line in told.stdout.splitlines() if line.startswith("BAD")]
     assert not list(Path(load_config(path).run).glob("doctor-*"))

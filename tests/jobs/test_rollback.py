@@ -13,7 +13,7 @@ from jobs.config import load_config
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics, newest_tensors
-from tests.testbed.jobs import run_job
+from tests.testbed.jobs import fork_job
 from tests.testbed.steps import StopAfter
 from trainer.checkpoints import Checkpoints
 from trainer.errors import DivergedError
@@ -137,7 +137,7 @@ def test_without_a_rollback_it_stops_at_once(config_file, poison):
 def test_a_command_with_a_rate_that_is_far_too_high_ends_with_one_line(config_file):
     """Skipped, counted, bounded: never more than the cap in a row, twice, then the reason."""
     path = config_file(optim={"lr": 1e18, "clip": 1e30}, trainer={"guard": {"max_skips": 5}, "images": 400 * BATCH})
-    ended = run_job("train_local", str(path))
+    ended = fork_job("train_local", str(path))
     assert ended.status == 1
     assert ended.error.startswith("error: diverged: ")
     assert "lower optim.lr or lengthen optim.warmup" in ended.error

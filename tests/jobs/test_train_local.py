@@ -21,7 +21,7 @@ from jobs.config import load_config
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
-from tests.testbed.jobs import Finished, Job, call_job, run_job
+from tests.testbed.jobs import Finished, ForkedJob, call_job, fork_job, run_job
 from tests.testbed.processes import REPOSITORY
 from tests.testbed.steps import StopAfter
 from trainer.errors import TrainingError
@@ -34,7 +34,7 @@ LONG = {"images": 40_000_000, "evaluate_every": 40_000_000, "log_every": 640}
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_commits_and_the_same_command_goes_on(config_file, number):
     path = config_file(trainer=LONG)
-    with Job("train_local", str(path)) as job:
+    with ForkedJob("train_local", str(path)) as job:
         job.wait_for("images/s")
         job.signal(number)
         ended = job.wait()
@@ -43,7 +43,7 @@ def test_a_signal_commits_and_the_same_command_goes_on(config_file, number):
     images = next(Lineage(Storage(load_config(str(path)).run)).history()).images
     assert f"stopped after {images:,} images" in ended.stdout
 
-    again = run_job("train_local", str(path), f"trainer.images={images + BATCH}")
+    again = fork_job("train_local", str(path), f"trainer.images={images + BATCH}")
     assert again.status == 0, again.stderr
     assert f"going on after {images:,} images" in again.stdout
     assert f"finished after {images + BATCH:,} images" in again.stdout

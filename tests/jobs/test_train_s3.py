@@ -11,7 +11,7 @@ from jobs.config import load_config
 from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
-from tests.testbed.jobs import run_job
+from tests.testbed.jobs import fork_job, run_job
 from tests.testbed.steps import StopAfter
 from trainer.noise import Noise
 
@@ -41,7 +41,7 @@ def test_a_run_lives_in_an_object_store(config_file, s3_environment):
 def test_wandb_files_of_a_run_in_a_store_lie_in_the_run_folder(config_file, s3_environment):
     bucket = s3_environment.bucket("tracked-run")
     path = config_file(run=f"{bucket}/tracked", tracking={"mode": "offline"}, trainer={"images": 4 * BATCH})
-    ended = run_job("train_local", str(path))
+    ended = fork_job("train_local", str(path))
     assert ended.status == 0, ended.stderr
     assert "W&B is offline" in ended.stdout
     files = [entry.path for entry in Storage(f"{bucket}/tracked").list("wandb")]
@@ -49,7 +49,7 @@ def test_wandb_files_of_a_run_in_a_store_lie_in_the_run_folder(config_file, s3_e
 
 
 def _said(path, env, *overrides) -> str:
-    ended = run_job("train_local", str(path), *overrides, env=env)
+    ended = fork_job("train_local", str(path), *overrides, env=env)
     assert ended.status == 1, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]

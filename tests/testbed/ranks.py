@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.connection
 import os
 import subprocess
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.testbed.forks import context
 from tests.testbed.processes import REPOSITORY, free_ports
 
 
@@ -32,11 +32,8 @@ def torchrun(ranks: int, module: str, *arguments: str | Path | int, timeout: flo
 def together(ranks: int, call: Callable[..., object], *arguments: object, timeout: float = 180.0) -> None:
     """Run `call(*arguments)`, a function of a module, on so many ranks; AssertionError if one failed.
 
-    Each is a process of its own, but the import of the trainer, which costs more than a small run, is paid once a
-    session: by a server that the ranks are forked from.
+    Each is a process of its own, a fork of one that has imported the trainer.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jobs.worker"])
     (port,) = free_ports(1)
     processes = [context.Process(target=_as_rank, args=(me, ranks, port, call, arguments)) for me in range(ranks)]
     for process in processes:
