@@ -113,7 +113,11 @@ class Storage:
 
         if start == stop:
             return memoryview(b"")
-        data = self._ask(path, lambda: memoryview(obstore.get_range(self._store(), path, start=start, end=stop)))
+        file = self.local_path(path)
+        if file is not None and ".." not in Path(path).parts:  # that the client refuses, in one line
+            data = self._ask(path, lambda: memoryview(_read_range(file, start, stop)))
+        else:
+            data = self._ask(path, lambda: memoryview(obstore.get_range(self._store(), path, start=start, end=stop)))
         if len(data) != stop - start:
             entry = self.stat(path)
             if entry is None or entry.size != start + len(data):
@@ -233,6 +237,16 @@ def _open_local(folder: Path, make: bool) -> ObjectStore:
     if not make and not folder.exists():
         raise MissingError(f"{folder}: there is no such folder")
     return LocalStore(folder, mkdir=make, automatic_cleanup=True)
+
+
+def _read_range(file: Path, start: int, stop: int) -> bytes:
+    """Without the client's threads, which cost more than to read from the page cache."""
+    with open(file, "rb") as opened:
+        opened.seek(start)
+        data = opened.read(stop - start)
+    if not data:
+        raise ValueError(f"Requested range was invalid: it ends before byte {start}")  # the client's words
+    return data
 
 
 def speaks_plain_http(url: str) -> bool:

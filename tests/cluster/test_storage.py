@@ -45,6 +45,21 @@ def test_a_range_is_exactly_the_bytes_asked_for(storage):
     assert storage.read_range("o", 99_990, 100_010) == data[99_990:]
 
 
+@pytest.mark.parametrize("name", ["50% #x", "a?b=c&d", "naïve~[x]", "a%20b", "deep/er/o"])
+def test_a_range_is_read_from_the_name_that_was_written(storage, name):
+    storage.write(name, b"12345")
+    assert storage.read_range(name, 1, 3) == b"23"
+    assert storage.read(name) == b"12345"
+
+
+def test_a_range_of_a_file_outside_is_refused(tmp_path):
+    (tmp_path / "secret").write_bytes(b"12345")
+    storage = Storage(str(tmp_path / "folder"))
+    storage.write("o", b"1")
+    with pytest.raises(StorageError):
+        storage.read_range("../secret", 1, 3)
+
+
 @pytest.mark.parametrize("start", [5, 6])
 def test_a_range_behind_the_end_is_an_error(storage, start):
     storage.write("o", b"12345")
