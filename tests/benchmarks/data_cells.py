@@ -72,6 +72,7 @@ def limit(format: str, workers: int, folder: str) -> Iterator[int]:
     for process in processes:
         process.start()
     while count.value < workers * BATCH:
+        assert all(process.is_alive() for process in processes), "a process has ended; what it said is above"
         time.sleep(0.01)
     seen = count.value
     while True:
