@@ -36,8 +36,8 @@ class Filler(Protocol):
     """Where the images of a step come from: this process, or loader processes."""
 
     def fill(self, step: int, labels: Integers) -> tuple[Tensor, list[Quarantined]]:
-        """A step's images in the first rows of uint8 [size, H, W, C], what the other rows hold being anything, and its
-        labels in the first of int64 [size]; what was quarantined.
+        """A step's n images in the first rows of uint8 [size, H, W, C], what the other rows hold being anything, and
+        its labels in int64 [n]; what was quarantined.
         """
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class LocalFiller:
         images = torch.empty(self._shape, dtype=torch.uint8, pin_memory=self._pin)
         positions = self._schedule.positions(step)
         n = len(positions)
-        return images, self._reader.read(positions, images.numpy()[:n], labels[:n])
+        return images, self._reader.read(positions, images.numpy()[:n], labels)
 
     def close(self) -> None:
         self._reader.close()
@@ -155,21 +155,21 @@ class _Maker:
 
     def make(self, step: int) -> _Prepared:
         positions = self.schedule.positions(step)
-        n, size, pin = len(positions), self._size, self._device is not None
-        labels = torch.zeros(size, dtype=torch.int64, pin_memory=pin)
-        places = torch.zeros(size, dtype=torch.int64, pin_memory=pin)
-        weights = torch.zeros(size, dtype=torch.float32, pin_memory=pin)
-        images, quarantined = self._filler.fill(step, labels.numpy())
-        images[n:] = 0
-        if pin:
-            images = images.pin_memory()  # as it is, if it is that already
-        places[:n] = torch.from_numpy(positions)
+        n, size = len(positions), self._size
+        # numpy: torch's calls would cost more than all else that is done here for a batch
+        labels, places = np.zeros((2, size), dtype=np.int64)
+        weights = np.zeros(size, dtype=np.float32)
+        images, quarantined = self._filler.fill(step, labels[:n])
+        if n < size:
+            images[n:] = 0
+        places[:n] = positions
         weights[:n] = 1
         if quarantined:
             weights[np.searchsorted(positions, [entry.position for entry in quarantined])] = 0
-        batch = Batch(images, labels, places, weights)
+        batch = Batch(images, *(torch.from_numpy(column) for column in (labels, places, weights)))
         if self._stream is None:
             return _Prepared(batch._replace(images=images.permute(0, 3, 1, 2)), quarantined, None)
+        batch = Batch(*(tensor.pin_memory() for tensor in batch))  # the images as they are, if they are that already
         with torch.cuda.stream(self._stream):
             there = Batch(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
             there = there._replace(images=there.images.permute(0, 3, 1, 2).contiguous())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import NamedTuple
 from zlib import crc32
 
@@ -21,7 +21,16 @@ from datasets.index import Index
 from datasets.index_files import numbers
 from datasets.order import Range
 
+_LABELS_KEPT = 1 << 16
 _SHARDS_KEPT = 64  # tables of members held: at least the streams' own shards are worth it
+
+
+class Pieces(NamedTuple):
+    """Where members lie in the bytes of a range, an item a sample; one that a sample lacks stops before it starts."""
+
+    starts: list[int]
+    stops: list[int]
+    crc32: list[int]  # what it should be
 
 
 class Column(NamedTuple):
@@ -35,11 +44,10 @@ class Column(NamedTuple):
         """Those of some samples."""
         return Column(*(values[rows] for values in self))
 
-    def cut(self, data: memoryview, begin: int) -> list[memoryview | None]:
-        """The members out of the bytes of a shard from `begin` on; None where a sample has none."""
+    def pieces(self, begin: int) -> Pieces:
+        """Where they lie in the bytes of the shard from `begin` on."""
         starts = self.offset - begin
-        places = zip(starts.tolist(), (starts + self.size).tolist(), strict=True)
-        return [data[start:stop] if stop >= start else None for start, stop in places]
+        return Pieces(starts.tolist(), (starts + self.size).tolist(), self.crc32.tolist())
 
 
 class ShardMembers(NamedTuple):
@@ -52,43 +60,46 @@ class ShardMembers(NamedTuple):
     label: Column | None
 
 
-class Encoded(NamedTuple):
-    """The bytes of one sample, and what their checksums should be."""
+@dataclass(frozen=True)
+class EncodedRange:
+    """Neighbouring samples of a shard, their bytes in one piece: a member is cut out when it is wanted.
 
-    image: memoryview
-    image_crc32: int
-    extension: str  # of the image
-    label: memoryview | None
-    label_crc32: int
-
-
-class EncodedRange(NamedTuple):
-    """Neighbouring samples of a shard."""
+    So is the table of where they lie: a thread that reads ahead is to take little of the interpreter's time.
+    """
 
     shard: int
     first: int  # index in the shard of the first sample
-    samples: list[Encoded]
+    stop: int  # and of the first one that is not in the range
+    begin: int  # where in the shard the bytes begin
+    data: memoryview
     members: ShardMembers
 
+    @cached_property
+    def extensions(self) -> list[str]:
+        """Of the images."""
+        return [self.members.formats[i] for i in self.members.format[self.first : self.stop].tolist()]
 
-def decode_sample(
-    sample: Encoded, format: Format, again: Callable[[str], memoryview], out: Pixels | None = None
-) -> tuple[Pixels, int]:
-    """The image of a sample, uint8 [H, W, C], in `out` perhaps (see `decode_image`), and its label (0 without classes).
+    @cached_property
+    def _images(self) -> Pieces:
+        return self.members.image.rows(slice(self.first, self.stop)).pieces(self.begin)
 
-    `again(extension)` reads a member anew whose checksum is wrong. Raises `DataError`.
-    """
-    image, image_crc32, extension, label, label_crc32 = sample
-    if crc32(image) != image_crc32:
-        image = again(extension)
-    pixels = decode_image(image, extension, format, out)
-    if not format.classes:
-        return pixels, 0
-    if label is None:
-        raise DataError(f"has no .cls member, but the set has {format.classes} classes")
-    if crc32(label) != label_crc32:
-        label = again(LABEL)
-    return pixels, decode_label(label, format.classes)
+    @cached_property
+    def _labels(self) -> Pieces | None:
+        label = self.members.label
+        return label.rows(slice(self.first, self.stop)).pieces(self.begin) if label else None
+
+    def image(self, row: int) -> tuple[memoryview, int]:
+        """The encoded image of a sample and the checksum that it should have."""
+        starts, stops, crcs = self._images
+        return self.data[starts[row] : stops[row]], crcs[row]
+
+    def label(self, row: int) -> tuple[memoryview, int] | None:
+        """The label of a sample as it is written and the checksum that it should have; None if it has no label."""
+        if self._labels is None:
+            return None
+        starts, stops, crcs = self._labels
+        start, stop = starts[row], stops[row]
+        return (self.data[start:stop], crcs[row]) if start <= stop else None
 
 
 class MemberReader:
@@ -100,6 +111,7 @@ class MemberReader:
         self.bytes_read = 0  # from the shards, not from the cache
         self._disk = disk
         self._lock = threading.Lock()
+        self._labels: dict[bytes, int] = {}  # of those that have come: a few texts name all classes
         self._shards: OrderedDict[int, ShardMembers] = OrderedDict()
 
     def read(self, wanted: Range) -> EncodedRange:
@@ -111,22 +123,38 @@ class MemberReader:
         begin = min(int(column.offset[column.size >= 0].min()) for column in columns)
         end = max(int((column.offset + column.size).max()) for column in columns)
         data = self._bytes(wanted.shard, begin, end)
-        extensions = [members.formats[i] for i in members.format[rows].tolist()]
-        count = wanted.stop - wanted.start
-        labels: list[memoryview | None] = label.cut(data, begin) if label is not None else [None] * count
-        label_crcs = label.crc32.tolist() if label is not None else [0] * count
-        pieces = zip(image.cut(data, begin), image.crc32.tolist(), extensions, labels, label_crcs, strict=True)
-        return EncodedRange(wanted.shard, wanted.start, [Encoded(*piece) for piece in pieces], members)  # type: ignore[arg-type]
+        return EncodedRange(wanted.shard, wanted.start, wanted.stop, begin, data, members)
+
+    def decode(self, held: EncodedRange, row: int, format: Format, out: Pixels | None = None) -> tuple[Pixels, int]:
+        """The image of a sample, uint8 [H, W, C], in `out` perhaps (see `decode_image`), and its label (or 0).
+
+        A member whose checksum is wrong is read anew: a byte may have been flipped on its way here. Raises `DataError`.
+        """
+        image, crc = held.image(row)
+        extension = held.extensions[row]
+        if crc32(image) != crc:
+            image = self._again(held, row, extension)
+        pixels = decode_image(image, extension, format, out)
+        return pixels, self._label(held, row, format.classes) if format.classes else 0
+
+    def _label(self, held: EncodedRange, row: int, classes: int) -> int:
+        if (found := held.label(row)) is None:
+            raise DataError(f"has no .cls member, but the set has {classes} classes")
+        label, crc = found
+        if crc32(label) != crc:
+            label = self._again(held, row, LABEL)
+        text = bytes(label)
+        if (known := self._labels.get(text)) is None:
+            known = decode_label(text, classes)
+            if len(self._labels) < _LABELS_KEPT:
+                self._labels[text] = known
+        return known
 
     def where(self, held: EncodedRange, row: int) -> tuple[str, str]:
         """The shard's URL and the sample's key."""
         return self.index.where(held.shard), held.members.keys[held.first + row].as_py()
 
-    def again(self, held: EncodedRange, row: int, extension: str) -> memoryview:
-        """Read a member anew whose checksum is wrong: a byte may have been flipped on its way here.
-
-        Raises `DataError` if it is wrong again.
-        """
+    def _again(self, held: EncodedRange, row: int, extension: str) -> memoryview:
         column = held.members.label if extension == LABEL else held.members.image
         assert column is not None
         index = held.first + row

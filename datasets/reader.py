@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import Future
-from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from datasets.disk_cache import DiskCache
 from datasets.errors import DataError
 from datasets.index import Index
 from datasets.ledger import Quarantined
-from datasets.members import Encoded, EncodedRange, MemberReader, decode_sample
+from datasets.members import EncodedRange, MemberReader
 from datasets.order import Integers, Plan, Range, Window
 from datasets.transform import Transform
 
@@ -33,21 +33,8 @@ _THREADS_OF_MEMBERS = 16  # and for single images
 class HeldWindow(NamedTuple):
     """A window in memory: slot s is row s - firsts[i] of part i, the last with firsts[i] <= s."""
 
-    window: Window | None  # None: some samples that are no window
-    samples: list[Encoded]  # by slot
     parts: list[EncodedRange]
     firsts: list[int]
-
-    @classmethod
-    def of(cls, window: Window | None, parts: list[EncodedRange]) -> HeldWindow:
-        """From the ranges of a window."""
-        firsts = [sum(len(part.samples) for part in parts[:i]) for i in range(len(parts))]
-        return cls(window, [sample for part in parts for sample in part.samples], parts, firsts)
-
-    def place(self, slot: int) -> tuple[EncodedRange, int]:
-        """The part in which a slot lies, and its row there."""
-        part = bisect_right(self.firsts, slot) - 1
-        return self.parts[part], slot - self.firsts[part]
 
 
 class ReaderOptions(NamedTuple):
@@ -80,7 +67,8 @@ class Reader:
         self._options = options
         self._transform = transform
         self._cache = cache
-        self._held: dict[tuple[int, int], HeldWindow] = {}
+        self._held: dict[tuple[int, int, int, int], HeldWindow] = {}  # by the window
+        self._current: dict[tuple[int, int], Window] = {}  # of each (source, stream)
         self._ahead: dict[tuple[int, int], tuple[Window, Future[HeldWindow]]] = {}
         self._background = Background(_THREADS_OF_MEMBERS if options.by_member else _THREADS)
 
@@ -88,6 +76,7 @@ class Reader:
         """Give up what is being read ahead."""
         self._background.close()
         self._held.clear()
+        self._current.clear()
         self._ahead.clear()
 
     def read(self, positions: Integers, images: Pixels, labels: Integers) -> list[Quarantined]:
@@ -143,52 +132,49 @@ class Reader:
         """Decode the images at the positions to rows of `images` and `labels`."""
         quarantined: list[Quarantined] = []
         sources = self._members_of(positions) if self._options.by_member else self._windows_of(positions)
-        for (epoch, held, slot), position, row in zip(sources, positions.tolist(), rows.tolist(), strict=True):
+        for (epoch, part, row), position, to in zip(sources, positions.tolist(), rows.tolist(), strict=True):
             try:
-                again = partial(self._again, held, slot)
-                place = images[row] if transform is None else None
-                pixels, labels[row] = decode_sample(held.samples[slot], self._format, again, place)
+                place = images[to] if transform is None else None
+                pixels, labels[to] = self.members.decode(part, row, self._format, place)
                 if transform is not None:
-                    images[row] = transform(pixels, position)
+                    images[to] = transform(pixels, position)
                 elif pixels is not place:
-                    images[row] = pixels
+                    images[to] = pixels
             except DataError as error:
-                shard, key = self.members.where(*held.place(slot))
+                shard, key = self.members.where(part, row)
                 if not self._options.quarantine:
                     raise DataError(f"{shard}: sample {key!r}: {error}") from error
-                images[row], labels[row] = 0, 0
+                images[to], labels[to] = 0, 0
                 quarantined.append(Quarantined(epoch, position, shard, key, str(error)))
         return quarantined
 
-    def _windows_of(self, positions: Integers) -> Iterator[tuple[int, HeldWindow, int]]:
-        """(epoch, window, slot) of each position."""
-        places = self.order.places(positions)
-        hold = self._hold
-        for source, epoch, stream, number, slot in zip(*(column.tolist() for column in places), strict=True):
-            yield epoch, hold(source, epoch, stream, number), slot
+    def _windows_of(self, positions: Integers) -> Iterator[tuple[int, EncodedRange, int]]:
+        """(epoch, part of a window, row in it) of each position."""
+        *names, slots = (column.tolist() for column in self.order.places(positions))
+        held = self._held
+        for name, slot in zip(zip(*names, strict=True), slots, strict=True):
+            window = held.get(name) or self._hold(Window(*name))
+            part = bisect_right(window.firsts, slot) - 1
+            yield name[1], window.parts[part], slot - window.firsts[part]
 
-    def _members_of(self, positions: Integers) -> Iterator[tuple[int, HeldWindow, int]]:
-        """(epoch, something like a window, slot) of each position, a request for each."""
+    def _members_of(self, positions: Integers) -> Iterator[tuple[int, EncodedRange, int]]:
+        """The same with a request for each."""
         located = self.order.locate(positions)
         pairs = zip(located.shard.tolist(), located.index.tolist(), strict=True)
         futures = [self._background.submit(self.members.read, Range(shard, i, i + 1)) for shard, i in pairs]
         for epoch, future in zip(located.epoch.tolist(), futures, strict=True):
-            yield epoch, HeldWindow.of(None, [future.result()]), 0
+            yield epoch, future.result(), 0
 
-    def _again(self, held: HeldWindow, slot: int, extension: str) -> memoryview:
-        return self.members.again(*held.place(slot), extension)
-
-    def _hold(self, source: int, epoch: int, stream: int, number: int) -> HeldWindow:
-        name = (source, epoch, stream, number)
-        held = self._held.get((source, stream))
-        if held is not None and held.window == name:
-            return held
-        window = Window(*name)
-        self._held.pop((source, stream), None)  # before the next is there: the bound on memory is two windows a stream
-        ahead, future = self._ahead.pop((source, stream), (None, None))
+    def _hold(self, window: Window) -> HeldWindow:
+        """Have a window in the place of the one before it in its stream, and the next one read."""
+        stream = window.source, window.stream
+        # That one goes before the next is there: the bound on memory is two windows a stream.
+        if stream in self._current:
+            del self._held[self._current.pop(stream)]
+        ahead, future = self._ahead.pop(stream, (None, None))
         held = future.result() if future is not None and ahead == window else self._load(window)
-        self._held[source, stream] = held
-        self._read_ahead((source, stream), self.order.following(window))
+        self._held[window], self._current[stream] = held, window
+        self._read_ahead(stream, self.order.following(window))
         return held
 
     def _read_ahead(self, stream: tuple[int, int], window: Window | None) -> None:
@@ -196,7 +182,9 @@ class Reader:
             self._ahead[stream] = (window, self._background.submit(self._load, window))
 
     def _load(self, window: Window) -> HeldWindow:
-        return HeldWindow.of(window, [self.members.read(part) for part in self.order.ranges(window)])
+        ranges = self.order.ranges(window)
+        sizes = [part.stop - part.start for part in ranges]
+        return HeldWindow([self.members.read(part) for part in ranges], [0, *accumulate(sizes[:-1])])
 
 
 def memory_needed(index: Index, streams: int, window: int) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -12,7 +14,10 @@ from datasets.index import Index
 from datasets.mixture import Mixture
 from datasets.order import Integers, Located, Order, Places, Plan, Range, Window, deal, step_positions
 
+_TOGETHER = 2048  # positions whose places are found in one go
 _RUN = 64  # neighbouring images that a limited evaluation takes at a time, to read less
+
+Found = TypeVar("Found", Located, Places)
 
 
 class Schedule(Protocol):
@@ -143,6 +148,49 @@ class Evaluation:
         """Where each run of neighbours begins in the set."""
         runs = -(-self.taken // self._run)
         return np.arange(runs, dtype=np.int64) * (self.images - self._run) // max(runs - 1, 1)
+
+
+class Ahead:
+    """A plan that finds the places of a schedule's next steps together.
+
+    For a few positions numpy's calls cost more than what they do. Positions of no next step are found by themselves.
+    """
+
+    def __init__(self, plan: Plan, schedule: Schedule):
+        self.locate = _StepsAhead(plan.locate, schedule)
+        self.places = _StepsAhead(plan.places, schedule)
+        self.ranges = plan.ranges
+        self.following = plan.following
+
+
+class _StepsAhead(Generic[Found]):
+    """`find` for the positions of a schedule's steps, one step after another."""
+
+    def __init__(self, find: Callable[[Integers], Found], schedule: Schedule):
+        self._find: Callable[[Integers], Found] = find
+        self._schedule = schedule
+        self._next = schedule.first  # step that has not been looked for
+        self._ready: deque[tuple[Integers, Found]] = deque()
+
+    def __call__(self, positions: Integers) -> Found:
+        if not self._ready:
+            self._look_ahead(positions)
+        if self._ready and np.array_equal(self._ready[0][0], positions):
+            return self._ready.popleft()[1]
+        return self._find(positions)
+
+    def _look_ahead(self, positions: Integers) -> None:
+        steps = max(1, _TOGETHER // max(len(positions), 1))
+        if self._schedule.steps is not None:
+            steps = min(steps, self._schedule.steps - self._next)
+        parts = [self._schedule.positions(self._next + i) for i in range(steps)]
+        if not parts or not np.array_equal(parts[0], positions):
+            return
+        self._next += steps
+        found = self._find(np.concatenate(parts))
+        cuts = np.cumsum([len(part) for part in parts])[:-1]
+        columns = zip(*(np.split(column, cuts) for column in found), strict=True)
+        self._ready.extend((part, type(found)(*own)) for part, own in zip(parts, columns, strict=True))
 
 
 class _InSequence:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datasets.cache import DecodedSet
 from datasets.index import Index
 from datasets.reader import Reader, ReaderOptions
-from datasets.schedule import Schedule
+from datasets.schedule import Ahead, Schedule
 from datasets.transform import Transform
 
 
@@ -23,7 +23,8 @@ class Work:
 
     def reader(self, cache: DecodedSet | None = None) -> Reader:
         """A reader for it."""
-        return Reader(self.index, self.schedule.order(self.index), self.options, self.transform, cache)
+        order = Ahead(self.schedule.order(self.index), self.schedule)
+        return Reader(self.index, order, self.options, self.transform, cache)
 
     def split(self, readers: int) -> list[Work]:
         """The same work dealt to loader processes."""

@@ -1,7 +1,7 @@
 """A loader process: decodes the images of its streams into their rows of the batches of its rank, in shared memory.
 
-Started by `datasets.workers` with two inherited file descriptors. It does not import torch, so that it is up in a
-fraction of a second, and it ends when its parent does: the connection closes.
+Started by `datasets.workers` with inherited file descriptors. It does not import torch, so that it is up in a
+fraction of a second, and it ends when its parent does: a pipe closes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import queue
 import signal
 import sys
 import threading
@@ -24,69 +23,73 @@ from datasets.order import Integers
 from datasets.schedule import Schedule
 from datasets.work import Work
 
+_LABEL = np.dtype(np.int64)
+
 
 class Task(NamedTuple):
     """What a loader process is to do."""
 
     work: Work
     rank: Schedule  # of the whole rank, whose positions are the rows of a batch
-    memory: tuple[int, ...]  # the shared memory is uint8 [slots, images of a batch, H, W, C]
+    shape: tuple[int, ...]  # (slots, images of a batch, H, W, C) of the shared memory
 
 
-class Piece(NamedTuple):
-    """A worker's part of a step; its images lie in the slot that the parent has named for the step."""
+class Slots(NamedTuple):
+    """Batches in shared memory: one axis more than images and labels of a batch have."""
 
-    rows: Integers  # of the batch
-    labels: Integers
-    quarantined: list[Quarantined]
+    images: Pixels  # uint8 [slots, n, H, W, C]
+    labels: Integers  # int64 [slots, n]
 
+    @staticmethod
+    def bytes(shape: tuple[int, ...]) -> int:
+        """The memory that they need."""
+        return math.prod(shape[:2]) * _LABEL.itemsize + math.prod(shape)
 
-def slot_views(memory: mmap.mmap, shape: tuple[int, ...]) -> Pixels:
-    """The shared memory as an array."""
-    return np.frombuffer(memory, dtype=np.uint8, count=math.prod(shape)).reshape(shape)
+    @classmethod
+    def view(cls, memory: mmap.mmap, shape: tuple[int, ...]) -> Slots:
+        """The shared memory as arrays; the labels come first, where they are aligned."""
+        labels = np.frombuffer(memory, dtype=_LABEL, count=math.prod(shape[:2])).reshape(shape[:2])
+        images = np.frombuffer(memory, dtype=np.uint8, count=math.prod(shape), offset=labels.nbytes)
+        return cls(images.reshape(shape), labels)
 
 
 def serve(connection: Connection, memory: mmap.mmap) -> None:
-    """Send a `Piece` for every step, or the exception that ended the work. The parent sends a slot for every step."""
-    slots: queue.SimpleQueue[int] | None = None
+    """Fill this process's rows of one slot after another, as the parent names them.
+
+    For every step it sends what was quarantined in it, or the exception that ended the work.
+    """
     try:
         task: Task = connection.recv()  # opens the index
-        slots = _slots_of_steps(connection)
-        views = slot_views(memory, task.memory)
+        slots = Slots.view(memory, task.shape)
         reader, schedule = task.work.reader(), task.work.schedule
-        labels = np.empty(task.memory[1], dtype=np.int64)
         step = schedule.first
         while schedule.steps is None or step < schedule.steps:
             positions = schedule.positions(step)
             rows = np.searchsorted(task.rank.positions(step), positions)
-            quarantined = reader.read_to(rows, positions, views[slots.get()], labels)
-            connection.send(Piece(rows, labels[rows], quarantined))
+            slot: int = connection.recv()
+            quarantined: list[Quarantined] = reader.read_to(rows, positions, slots.images[slot], slots.labels[slot])
+            connection.send(quarantined)
             step += 1
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         connection.send(error.with_traceback(None))
-        slots = slots or _slots_of_steps(connection)
     threading.Event().wait()  # until the parent hangs up
 
 
-def _slots_of_steps(connection: Connection) -> queue.SimpleQueue[int]:
-    """The slots that are to be written, one step after another, as the parent names them."""
-    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+def _leave_with(lifeline: int) -> None:
+    """End this process, whatever it waits for, as soon as the parent lets go of the other end of a pipe."""
 
-    def listen() -> None:
-        try:
-            while True:
-                slots.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(0)  # the parent has closed its end or is no more
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os._exit(0)
 
-    threading.Thread(target=listen, daemon=True).start()
-    return slots
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:
-    """What the process runs; its arguments are the descriptors of its connection and of the shared memory."""
+    """What the process runs; its arguments are descriptors: connection, lifeline, shared memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
-    connection, memory = (int(argument) for argument in sys.argv[1:3])
+    connection, lifeline, memory = (int(argument) for argument in sys.argv[1:4])
+    _leave_with(lifeline)
     try:
         serve(Connection(connection), mmap.mmap(memory, 0))
     except (EOFError, BrokenPipeError, ConnectionResetError):

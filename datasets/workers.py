@@ -7,7 +7,6 @@ consumer is lent the slot itself: between the decoder and the model an image of 
 from __future__ import annotations
 
 import contextlib
-import math
 import mmap
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from torch import Tensor
 from datasets.ledger import Quarantined
 from datasets.order import Integers
 from datasets.work import Work
-from datasets.worker import Piece, Task, slot_views
+from datasets.worker import Slots, Task
 
 _BEING_FILLED = 3  # slots that the workers have at least
 _LENT = 5  # and that the consumer may hold: two that wait, one being handed over, the last one and the one before it
@@ -40,40 +39,47 @@ class Worker:
     def __init__(self, task: Task, memory: int):
         """`memory` is the descriptor of the shared memory."""
         self._connection, theirs = multiprocessing.Pipe()
+        its_end, self._lifeline = os.pipe()  # it ends when this end closes, if only because this process is no more
         root = str(Path(__file__).parent.parent)
         paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environment = os.environ | _SETTINGS | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        descriptors = (theirs.fileno(), its_end, memory)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), str(memory)],
-                pass_fds=(theirs.fileno(), memory),
+                [sys.executable, "-P", "-c", _MAIN, *map(str, descriptors)],
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 env=environment,
             )
+        except BaseException:
+            os.close(self._lifeline)
+            raise
         finally:
             theirs.close()
+            os.close(its_end)
         self._connection.send(task)
 
     def fill(self, slot: int) -> None:
         """Let its next step be written to this slot."""
-        with contextlib.suppress(OSError):  # if it is no more, `piece` says so
+        with contextlib.suppress(OSError):  # if it is no more, `filled` says so
             self._connection.send(slot)
 
-    def piece(self) -> Piece:
-        """Wait for the end of its next step. Raises what the process raised."""
+    def filled(self) -> list[Quarantined]:
+        """Wait for the end of its next step; what was quarantined in it. Raises what the process raised."""
         try:
-            piece = self._connection.recv()
+            answer = self._connection.recv()
         except (EOFError, OSError):
             raise RuntimeError(f"a loader process ended unasked, with status {self._process.wait()}") from None
-        if not isinstance(piece, Piece):
-            raise piece
-        return piece
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """End the process, which holds nothing that could be lost."""
         self._process.kill()
         self._process.wait()
         self._connection.close()
+        os.close(self._lifeline)
 
 
 class WorkerPool:
@@ -82,8 +88,9 @@ class WorkerPool:
     def __init__(self, work: Work, workers: int, size: int):
         """`size` is the number of images of a batch, padding included."""
         shape = (_BEING_FILLED + _LENT, size, *work.shape)
-        file = _shared_file(math.prod(shape))
-        self._views = slot_views(mmap.mmap(file, math.prod(shape)), shape)
+        size_of_slots = Slots.bytes(shape)
+        file = _shared_file(size_of_slots)
+        self._slots = Slots.view(mmap.mmap(file, size_of_slots), shape)
         self._filling: deque[int] = deque()  # slots of the next steps
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()  # filled by finalizers, in any thread
         self._workers: list[Worker] = []
@@ -105,12 +112,10 @@ class WorkerPool:
                 self._filling.append(slot := self._free.get_nowait())
                 for worker in self._workers:
                     worker.fill(slot)
-        quarantined = []
-        for worker in self._workers:
-            piece = worker.piece()
-            labels[piece.rows] = piece.labels
-            quarantined += piece.quarantined
-        return self._lent(self._filling.popleft()), quarantined
+        quarantined = [entry for worker in self._workers for entry in worker.filled()]
+        slot = self._filling.popleft()
+        labels[:] = self._slots.labels[slot, : len(labels)]
+        return self._lent(slot), quarantined
 
     def close(self) -> None:
         for worker in self._workers:
@@ -122,7 +127,7 @@ class WorkerPool:
 
         A consumer that keeps many batches is given copies: the workers do not wait for it.
         """
-        view = self._views[slot]
+        view = self._slots.images[slot]
         if len(self._filling) + self._free.qsize() < _BEING_FILLED:
             self._free.put(slot)
             return torch.from_numpy(view.copy())

@@ -6,7 +6,6 @@ import io
 import subprocess
 import sys
 import tarfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from datasets.errors import DataError
 from datasets.index import Index
 from datasets.index_files import encode_table, numbers, read_table
 from datasets.indexing import index_shards
-from datasets.members import MemberReader, decode_sample
+from datasets.members import MemberReader
 from datasets.order import Range
 from datasets.scan import scan_tar
 from tests.datasets.shards import image_of, png, write_members, write_set
@@ -55,9 +54,8 @@ def test_reading_by_offsets_gives_the_samples_that_webdataset_gives(tmp_path, fo
     assert len(theirs) == index.images == 4
     for row, sample in enumerate(theirs):
         assert reader.where(held, row) == (str(tmp_path / "s" / "0.tar"), sample["__key__"])
-        ours = held.samples[row]
-        assert bytes(ours.image) == sample[ours.extension]
-        assert bytes(ours.label) == sample["cls"]
+        assert bytes(held.image(row)[0]) == sample[held.extensions[row]]
+        assert bytes(held.label(row)[0]) == sample["cls"]
         assert {name for name in sample if name[0] != "_"} <= {
             name.partition(".offset")[0] for name in table.column_names
         }
@@ -232,7 +230,7 @@ def test_an_index_may_lie_elsewhere(tmp_path):
     assert not (tmp_path / "set" / "index").exists()
     index = Index.open(str(tmp_path / "set"), str(tmp_path / "elsewhere"))
     held = MemberReader(index).read(Range(0, 0, 1))
-    assert held.samples[0].image == png()
+    assert held.image(0)[0] == png()
 
 
 def test_a_shard_that_shrank_since_it_was_indexed_is_told_for_the_samples_it_lost(tmp_path):
@@ -241,20 +239,20 @@ def test_a_shard_that_shrank_since_it_was_indexed_is_told_for_the_samples_it_los
     shard.write_bytes(shard.read_bytes()[:3000])
     reader = MemberReader(index)
     held = reader.read(Range(0, 0, 9))
-    assert held.samples[0].image == png(0)
+    assert held.image(0)[0] == png(0)
     with pytest.raises(DataError, match="png does not match its checksum: the shard has 3000 bytes, 20480 when"):
-        decode_sample(held.samples[3], index.format, partial(reader.again, held, 3))
+        reader.decode(held, 3, index.format)
     shard.unlink()
     held = reader.read(Range(0, 0, 9))
     with pytest.raises(DataError, match="the shard is not there any longer"):
-        decode_sample(held.samples[0], index.format, partial(reader.again, held, 0))
+        reader.decode(held, 0, index.format)
 
 
 def test_indexed_images_are_those_that_were_packed(tmp_path):
     index = write_set(tmp_path / "set", [5])
     reader = MemberReader(index)
     held = reader.read(Range(0, 2, 5))
-    assert [bytes(sample.image) for sample in held.samples] == [png(number) for number in (2, 3, 4)]
+    assert [bytes(held.image(row)[0]) for row in range(3)] == [png(number) for number in (2, 3, 4)]
     assert image_of(2).shape == (4, 6, 1)
 
 
