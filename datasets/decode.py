@@ -18,6 +18,7 @@ Pixels = NDArray[np.uint8]
 
 IMAGE_FORMATS = {"png": ["PNG"], "jpg": ["JPEG"], "jpeg": ["JPEG"], "webp": ["WEBP"], "npy": []}
 LABEL = "cls"
+LABEL_BYTES = 32  # of a label that are looked at
 _MODES = {1: "L", 3: "RGB"}
 _GREY = ("1", "L", "I;16", "I;16B", "I")  # Pillow's modes of one channel
 _EXIF_BEFORE = 1 << 12  # bytes of a JPEG in which the EXIF segment begins, if there is one
@@ -90,7 +91,7 @@ def image_size(data: bytes | memoryview, extension: str) -> tuple[int, int, int]
 
 def decode_label(data: bytes | memoryview, classes: int | None = None) -> int:
     """The class of an image from the ASCII digits of a .cls member, below `classes` if told. Raises `DataError`."""
-    text = bytes(data[:32]).strip()
+    text = bytes(data[:LABEL_BYTES]).strip()
     if not text.isdigit() or len(text) > 18:
         raise DataError(f"the label {text.decode('ascii', 'replace')!r} is not a whole number")
     label = int(text)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.storage import StorageError
-from datasets.decode import IMAGE_FORMATS, LABEL, Format, Pixels, decode_image, decode_label
+from datasets.decode import IMAGE_FORMATS, LABEL, LABEL_BYTES, Format, Pixels, decode_image, decode_label
 from datasets.disk_cache import DiskCache
 from datasets.errors import DataError
 from datasets.index import Index
@@ -143,7 +143,7 @@ class MemberReader:
         label, crc = found
         if crc32(label) != crc:
             label = self._again(held, row, LABEL)
-        text = bytes(label)
+        text = bytes(label[:LABEL_BYTES])
         if (known := self._labels.get(text)) is None:
             known = decode_label(text, classes)
             if len(self._labels) < _LABELS_KEPT:
