@@ -33,6 +33,7 @@ def told(where: str) -> Iterator[None]:
         raise kind(f"{where}: {reason}") from error
 
 
+ENDS_EARLY = "the object ends before the bytes asked for"
 # The client has classes for some of these errors only, and not when listing: for the others its text tells.
 _MISSING = re.compile(r"status code: 404")
 _DENIED = re.compile(r"status code: 40[13]|Permission denied")
@@ -56,7 +57,7 @@ def _explain(where: str, error: Exception) -> tuple[type[StorageError], str]:
         mend = "the permissions of the folder" if local else "the credentials in the environment"
         return StorageError, f"access denied; check {mend}"
     if _SHORT.search(text):
-        return StorageError, "the object ends before the bytes asked for"
+        return StorageError, ENDS_EARLY
     if _AWAY.search(text) and not local:
         server = re.search(r"performing \w+ (\w+://[^/ ]+)", text)
         return UnavailableError, f"no answer from {server[1] if server else 'the store'} ({_reason(text)})"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
-from cluster.errors import MissingError, StorageError, UnavailableError, told
+from cluster.errors import ENDS_EARLY, MissingError, StorageError, UnavailableError, told
 
 if TYPE_CHECKING:  # importing obstore is put off until a folder is opened
     from obstore.store import ObjectStore
@@ -245,7 +245,7 @@ def _read_range(file: Path, start: int, stop: int) -> bytes:
         opened.seek(start)
         data = opened.read(stop - start)
     if not data:
-        raise ValueError(f"Requested range was invalid: it ends before byte {start}")  # the client's words
+        raise StorageError(f"{file}: {ENDS_EARLY}")
     return data
 
 
