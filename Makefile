@@ -87,7 +87,7 @@ bench-data: .venv/installed-dev  ## measure the data path: pace against the deco
 bench-checkpoints: .venv/installed-dev  ## measure what checkpoints cost the loop, and their memory
 	$(BIN)/python -m tests.benchmarks.checkpoints $(ARGS)
 
-chaos: .venv/installed-dev  ## kill runs, hosts, stores; print what came of it: ARGS="--only ranks,stores,tracker,ray,hosts"
+chaos: .venv/installed-dev  ## kill runs, hosts, stores; print what came of it: ARGS="--only ranks,stores" for some
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: .venv/installed  ## choose the versions of all dependencies anew

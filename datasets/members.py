@@ -21,7 +21,7 @@ from datasets.index import Index
 from datasets.index_files import numbers
 from datasets.order import Range
 
-_LABELS_KEPT = 1 << 16
+_LABELS_KEPT = 1 << 16  # texts
 _SHARDS_KEPT = 64  # tables of members held: at least the streams' own shards are worth it
 
 
@@ -68,8 +68,7 @@ class EncodedRange:
     """
 
     shard: int
-    first: int  # index in the shard of the first sample
-    stop: int  # and of the first one that is not in the range
+    rows: slice  # of the shard's samples
     begin: int  # where in the shard the bytes begin
     data: memoryview
     members: ShardMembers
@@ -77,16 +76,16 @@ class EncodedRange:
     @cached_property
     def extensions(self) -> list[str]:
         """Of the images."""
-        return [self.members.formats[i] for i in self.members.format[self.first : self.stop].tolist()]
+        return [self.members.formats[i] for i in self.members.format[self.rows].tolist()]
 
     @cached_property
     def _images(self) -> Pieces:
-        return self.members.image.rows(slice(self.first, self.stop)).pieces(self.begin)
+        return self.members.image.rows(self.rows).pieces(self.begin)
 
     @cached_property
     def _labels(self) -> Pieces | None:
         label = self.members.label
-        return label.rows(slice(self.first, self.stop)).pieces(self.begin) if label else None
+        return label.rows(self.rows).pieces(self.begin) if label else None
 
     def image(self, row: int) -> tuple[memoryview, int]:
         """The encoded image of a sample and the checksum that it should have."""
@@ -123,7 +122,7 @@ class MemberReader:
         begin = min(int(column.offset[column.size >= 0].min()) for column in columns)
         end = max(int((column.offset + column.size).max()) for column in columns)
         data = self._bytes(wanted.shard, begin, end)
-        return EncodedRange(wanted.shard, wanted.start, wanted.stop, begin, data, members)
+        return EncodedRange(wanted.shard, rows, begin, data, members)
 
     def decode(self, held: EncodedRange, row: int, format: Format, out: Pixels | None = None) -> tuple[Pixels, int]:
         """The image of a sample, uint8 [H, W, C], in `out` perhaps (see `decode_image`), and its label (or 0).
@@ -152,12 +151,12 @@ class MemberReader:
 
     def where(self, held: EncodedRange, row: int) -> tuple[str, str]:
         """The shard's URL and the sample's key."""
-        return self.index.where(held.shard), held.members.keys[held.first + row].as_py()
+        return self.index.where(held.shard), held.members.keys[held.rows.start + row].as_py()
 
     def _again(self, held: EncodedRange, row: int, extension: str) -> memoryview:
         column = held.members.label if extension == LABEL else held.members.image
         assert column is not None
-        index = held.first + row
+        index = held.rows.start + row
         offset, size = int(column.offset[index]), int(column.size[index])
         if (kept := self._kept(held.shard)) is not None:
             kept[0].forget(kept[1], offset, offset + size)
