@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from cluster.storage import StorageError
+from cluster.storage.errors import StorageError
 from datasets.errors import DataError
 from jobs.errors import ConfigError
 from trainer.errors import TrainingError
@@ -24,7 +24,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         status = main(arguments) or 0
         if "torch" in sys.modules:  # else there are no ranks, and it takes seconds to import
-            from trainer.ranks import leave
+            from trainer.distributed.ranks import leave
 
             leave()
     except MENDABLE as error:

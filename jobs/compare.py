@@ -16,21 +16,21 @@ from typing import NamedTuple
 
 import torch
 
-from cluster.storage import Storage, absolute, join
-from datasets.index import Index
-from datasets.loader import evaluation_batches
+from cluster.storage.storage import Storage, absolute, join
+from datasets.loading.loader import evaluation_batches
+from datasets.shards.index import Index
 from jobs.cli import run
-from jobs.config import RunConfig, load_config
+from jobs.config.schema import RunConfig, load_config
 from jobs.errors import ConfigError
+from jobs.run.training import EVALUATION_BATCH, work
 from jobs.train_local import StopOnSignal
-from jobs.worker import EVALUATION_BATCH, work
-from trainer.device import make_accelerator
-from trainer.evaluation import Evaluation, evaluate
-from trainer.export import load
+from trainer.checkpoints.export import load
+from trainer.checkpoints.journal import read_metrics
+from trainer.distributed.device import make_accelerator
 from trainer.images import ImageSpec
-from trainer.journal import read_metrics
 from trainer.noise import Noise
-from trainer.pictures import captioned_rows
+from trainer.tracking.pictures import captioned_rows
+from trainer.training.evaluation import Evaluation, evaluate
 
 COLUMNS = 16  # samples of a model in the picture, in two rows
 SAME = ("shards", "mixture", "validation", "transform")  # of the data section

@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.storage import Storage, is_local
+from cluster.storage.storage import Storage, is_local
 from datasets.config import DataConfig
 from jobs.cli import run
-from jobs.config import RunConfig, load_config
-from jobs.node_report import NodeReport, inspect
+from jobs.config.schema import RunConfig, load_config
+from jobs.ray.node_report import NodeReport, inspect
 from jobs.train import with_absolute_paths
 
 CLOCK_SECONDS = 5.0  # of difference between machines; S3 refuses requests from 15 minutes on
@@ -183,7 +183,7 @@ def _all_reduce(gpus: float) -> Finding | None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from jobs.node_report import all_reduce_bandwidth
+    from jobs.ray.node_report import all_reduce_bandwidth
 
     scaling = ray.train.ScalingConfig(num_workers=int(gpus), use_gpu=True)
     found: dict[str, float] = {}
@@ -219,7 +219,7 @@ def _same_disk(run: str, reports: Sequence[NodeReport]) -> Finding:
 
 
 def _as_a_job(options: argparse.Namespace) -> int:
-    from jobs.submissions import connect, follow, submit
+    from jobs.ray.submissions import connect, follow, submit
 
     client = connect(options.address)
     arguments: list[str] = []

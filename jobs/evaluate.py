@@ -15,25 +15,25 @@ from typing import Any, get_args
 
 import torch
 
-from cluster.storage import Storage, absolute, join
-from datasets.index import Index
-from datasets.loader import evaluation_batches
+from cluster.storage.storage import Storage, absolute, join
+from datasets.loading.loader import evaluation_batches
+from datasets.shards.index import Index
 from jobs.cli import run
-from jobs.config import RunConfig, config_of
+from jobs.config.schema import RunConfig, config_of
 from jobs.errors import ConfigError
-from jobs.launch import on_ray
-from jobs.ledger import check_left_out
-from jobs.worker import EVALUATION_BATCH
-from trainer.device import make_accelerator
-from trainer.display import say_on_rank_zero
-from trainer.evaluation import Bound, Evaluation, evaluate
-from trainer.export import load
+from jobs.ray.launch import on_ray
+from jobs.run.ledger import check_left_out
+from jobs.run.training import EVALUATION_BATCH
+from trainer.checkpoints.export import load
+from trainer.checkpoints.weights import HELP as WEIGHTS
+from trainer.checkpoints.weights import in_words
+from trainer.distributed.device import make_accelerator
+from trainer.distributed.ranks import on_rank_zero, rank, world_size
 from trainer.models import Model
 from trainer.models.diffusion import DiffusionModel
-from trainer.ranks import on_rank_zero, rank, world_size
-from trainer.tracking import WandbTracker
-from trainer.weights import HELP as WEIGHTS
-from trainer.weights import in_words
+from trainer.tracking.display import say_on_rank_zero
+from trainer.tracking.trackers import WandbTracker
+from trainer.training.evaluation import Bound, Evaluation, evaluate
 
 
 def main(arguments: Sequence[str]) -> int | None:

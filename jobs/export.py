@@ -12,16 +12,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.storage import MissingError, Storage, absolute
+from cluster.storage.errors import MissingError
+from cluster.storage.storage import Storage, absolute
 from jobs.cli import run
-from jobs.config import config_of
+from jobs.config.schema import config_of
 from jobs.errors import ConfigError
+from trainer.checkpoints.export import load, weights_at, write_model
+from trainer.checkpoints.journal import Row, read_metrics
+from trainer.checkpoints.lineage import Lineage
+from trainer.checkpoints.weights import HELP as WEIGHTS
+from trainer.checkpoints.weights import in_words
 from trainer.errors import TrainingError
-from trainer.export import load, weights_at, write_model
-from trainer.journal import Row, read_metrics
-from trainer.lineage import Lineage
-from trainer.weights import HELP as WEIGHTS
-from trainer.weights import in_words
 
 CARD = "README.md"  # where model hubs look for it
 

@@ -12,13 +12,13 @@ from functools import partial
 
 from tqdm import tqdm
 
-from cluster.storage import Storage, absolute, join
-from datasets.index import Index
-from datasets.index_files import Shard
-from datasets.indexing import index_shard, index_shards
-from datasets.shardlist import ShardList
+from cluster.storage.storage import Storage, absolute, join
+from datasets.shards.index import Index
+from datasets.shards.index_files import Shard
+from datasets.shards.indexing import index_shard, index_shards
+from datasets.shards.shard_list import ShardList
 from jobs.cli import run
-from jobs.parallel import each
+from jobs.ray.tasks import each
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -13,18 +13,18 @@ from functools import partial
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from cluster.storage import absolute
+from cluster.storage.storage import absolute
 from datasets.config import parse_bytes
-from datasets.pack import PackOptions, pack
-from datasets.sources.binarized_mnist import BinarizedMnist
-from datasets.sources.cifar10 import Cifar10
-from datasets.sources.digits import Digits
-from datasets.sources.folder import ImageFolder
-from datasets.sources.idx import KNOWN, Idx
-from datasets.sources.source import SPLITS, Source
+from datasets.packing.pack import PackOptions, pack
+from datasets.packing.sources.binarized_mnist import BinarizedMnist
+from datasets.packing.sources.cifar10 import Cifar10
+from datasets.packing.sources.digits import Digits
+from datasets.packing.sources.folder import ImageFolder
+from datasets.packing.sources.idx import KNOWN, Idx
+from datasets.packing.sources.source import SPLITS, Source
 from jobs.cli import run
 from jobs.errors import ConfigError
-from jobs.parallel import each
+from jobs.ray.tasks import each
 
 SOURCES = ("digits", "idx", "binarized", "cifar10", "folder")
 

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cluster.storage import Storage, absolute
-from datasets.loader import evaluation_batches
+from cluster.storage.storage import Storage, absolute
+from datasets.loading.loader import evaluation_batches
 from jobs.cli import run
-from jobs.config import RunConfig, config_of
+from jobs.config.schema import RunConfig, config_of
 from jobs.evaluate import file_name, index_of, keep, known
-from jobs.parallel import each
-from jobs.sampling import Plan, fingerprint, opened, sample
-from jobs.sampling_options import add_options, at_least_one, labels_of, settings_of
-from jobs.worker import EVALUATION_BATCH
+from jobs.ray.tasks import each
+from jobs.run.training import EVALUATION_BATCH
+from jobs.sampling.options import add_options, at_least_one, labels_of, settings_of
+from jobs.sampling.plan import Plan, fingerprint, opened, sample
+from trainer.checkpoints.weights import in_words
 from trainer.images import visible
-from trainer.sample_quality import INCEPTION, NEIGHBOURS, compare, features
-from trainer.weights import in_words
+from trainer.training.sample_quality import INCEPTION, NEIGHBOURS, compare, features
 
 
 def main(arguments: Sequence[str]) -> int:

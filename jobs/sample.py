@@ -16,19 +16,19 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-from cluster.storage import Storage, absolute, join
+from cluster.storage.storage import Storage, absolute, join
 from jobs.cli import run
 from jobs.errors import ConfigError
-from jobs.parallel import each
-from jobs.sampling import Plan, assemble_grid, condition_of, fingerprint, make_unit, opened
-from jobs.sampling_options import add_options, at_least_one, labels_of, settings_of
-from trainer.animation import gif
-from trainer.interpolation import Between
+from jobs.ray.tasks import each
+from jobs.sampling.options import add_options, at_least_one, labels_of, settings_of
+from jobs.sampling.plan import Plan, assemble_grid, condition_of, fingerprint, make_unit, opened
+from trainer.checkpoints.weights import in_words
 from trainer.models import Model
 from trainer.models.diffusion import DiffusionModel
 from trainer.noise import Noise
-from trainer.pictures import grid
-from trainer.weights import in_words
+from trainer.samplers.interpolation import Between
+from trainer.tracking.animation import gif
+from trainer.tracking.pictures import grid
 
 COLUMNS = 12  # of a strip
 

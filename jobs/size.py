@@ -6,16 +6,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datasets.config import in_words
-from datasets.index import Index
-from datasets.order import deal, largest_share
-from datasets.reader import memory_needed
-from datasets.streams import streams_of
-from datasets.transform import output_format
-from jobs.config import RunConfig
+from datasets.order.order import deal, largest_share
+from datasets.order.streams import streams_of
+from datasets.reading.reader import memory_needed
+from datasets.reading.transform import output_format
+from datasets.shards.index import Index
+from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
-from trainer.flops import measure
 from trainer.images import ImageSpec
 from trainer.models import Model
+from trainer.tracking.flops import measure
 
 
 def model_of(config: RunConfig, index: Index, traced: bool = False) -> Model:

@@ -24,15 +24,16 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from cluster.storage import Storage, StorageError, is_local
+from cluster.storage.errors import StorageError
+from cluster.storage.storage import Storage, is_local
 from jobs.cli import run
 from jobs.errors import ConfigError
-from jobs.submissions import ROOT, connect, details, follow, running_at, stop, submit
+from jobs.ray.submissions import ROOT, connect, details, follow, running_at, stop, submit
 
 if TYPE_CHECKING:  # looking at jobs takes no PyTorch
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    from jobs.config import RunConfig
+    from jobs.config.schema import RunConfig
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -82,13 +83,13 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
 
     Raises ConfigError, DataError or StorageError in one line if the run could not begin with it.
     """
-    from datasets.index import Index
-    from datasets.order import check_batch, deal
-    from datasets.streams import streams_of
-    from jobs.config import load_config
+    from datasets.order.order import check_batch, deal
+    from datasets.order.streams import streams_of
+    from datasets.shards.index import Index
+    from jobs.config.schema import load_config
     from jobs.size import model_of
     from jobs.train import with_absolute_paths
-    from trainer.warm_start import check_fits
+    from trainer.checkpoints.warm_start import check_fits
 
     relative(path)
     config = load_config(path, overrides)
@@ -123,8 +124,8 @@ def absolute_paths(config: RunConfig) -> list[str]:
 
 def check_run_folder(config: RunConfig) -> None:
     """Raises StorageError if the run's folder cannot be written, ConfigError if another run lies there."""
-    from datasets.index import Index
-    from jobs.config import config_of, difference, fingerprint, with_streams
+    from datasets.shards.index import Index
+    from jobs.config.schema import config_of, difference, fingerprint, with_streams
 
     folder = Storage(config.run)
     try:
@@ -197,7 +198,7 @@ def _tell(client: JobSubmissionClient, job: str, config: RunConfig) -> None:
 
 def _wandb_address(config: RunConfig) -> str:
     """Where the run's figures will be seen, as far as it can be known here."""
-    from trainer.tracking import run_id
+    from trainer.tracking.trackers import run_id
 
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").replace("//api.wandb.ai", "//wandb.ai")
     entity = config.tracking.entity or os.environ.get("WANDB_ENTITY")
@@ -229,7 +230,7 @@ def _ended(client: JobSubmissionClient, job: str, status: JobStatus) -> int:
 
 def _newest_commit(client: JobSubmissionClient, job: str) -> str:
     """The run's newest commit in words, where the store can be reached from here."""
-    from trainer.lineage import Lineage
+    from trainer.checkpoints.lineage import Lineage
 
     run_url = (details(client, job).metadata or {}).get("run")
     try:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 from jobs.cli import run
-from jobs.config import load_config
-from jobs.worker import work
+from jobs.config.schema import load_config
+from jobs.run.training import work
 
 
 class StopOnSignal:

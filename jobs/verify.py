@@ -12,13 +12,13 @@ from functools import partial
 
 from tqdm import tqdm
 
-from cluster.storage import absolute
-from datasets.index import Index
-from datasets.indexing import list_shards
-from datasets.shardlist import ShardList
-from datasets.verifying import Verified, verify_shard
+from cluster.storage.storage import absolute
+from datasets.shards.index import Index
+from datasets.shards.indexing import list_shards
+from datasets.shards.shard_list import ShardList
+from datasets.shards.verifying import Verified, verify_shard
 from jobs.cli import run
-from jobs.parallel import each
+from jobs.ray.tasks import each
 
 _MOST = 100  # lines a shard
 

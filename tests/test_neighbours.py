@@ -16,10 +16,10 @@ OURS = REPOSITORY / "datasets" / "__init__.py"
 BESIDE_IT = """
 import importlib.metadata, json
 import jobs.train_local, jobs.pack
-import datasets, datasets.order, datasets.loader
+import datasets, datasets.order.order, datasets.loading.loader
 import torch
 from accelerate.utils import is_datasets_available
-from trainer.device import make_accelerator
+from trainer.distributed.device import make_accelerator
 
 accelerator = make_accelerator("fp32")
 model = torch.nn.Linear(3, 2)

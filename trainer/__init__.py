@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.export import load
+    from trainer.checkpoints.export import load
 
 __all__ = ["load"]
 
@@ -11,7 +11,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """`trainer.load`, imported when it is asked for: packing and indexing need no PyTorch."""
     if name == "load":
-        from trainer.export import load
+        from trainer.checkpoints.export import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,10 +25,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import yaml
 
-from cluster.storage import Storage
-from jobs.config import load_config
-from jobs.worker import work
-from trainer.lineage import Commit, Lineage
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
+from jobs.run.training import work
+from trainer.checkpoints.lineage import Commit, Lineage
 
 NEVER = 1 << 40
 WARM_UP = 5  # steps

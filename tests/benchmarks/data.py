@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.indexing import index_shards
-from datasets.pack import encode as encode_image
+from datasets.packing.pack import encode as encode_image
+from datasets.shards.indexing import index_shards
 
 ROOT = Path(__file__).parents[2]
 CELLS = Path(__file__).with_name("data_cells.py")
@@ -109,8 +109,8 @@ def run_cell(system: str, format: str, workers: str, options: argparse.Namespace
 
 def make_set(folder: Path, format: str, cifar: str) -> None:
     """Write a set's shards and index, once."""
-    from datasets.sources.cifar10 import Cifar10
-    from tests.datasets.shards import write_members
+    from datasets.packing.sources.cifar10 import Cifar10
+    from tests.datasets.small_sets import write_members
 
     if (folder / format / "index" / "index.json").exists():
         return

@@ -15,9 +15,9 @@ import psutil
 import torch
 
 from datasets.config import DataConfig, in_words
-from datasets.index import Index
-from datasets.loader import training_batches
-from datasets.reader import memory_needed
+from datasets.loading.loader import training_batches
+from datasets.reading.reader import memory_needed
+from datasets.shards.index import Index
 
 BATCH, STREAMS, WINDOW, EPOCHS = 128, 16, 64, 10
 

@@ -7,8 +7,8 @@ else (no averaged weights, no guard, no figures). Each has a process; they take 
 does hits both. Every round gives a ratio, and the median is the result.
 
 Measured (2026-11-24, 2 CPU cores, load 1 to 2, wall): 1.041 of the bare loop's pace (0.939 to 1.126 in 10 rounds of 100
-steps), which does not keep the memory that it frees (trainer.device; where it does the ratio was 0.946); one Ray worker
-1.011 of the local loop's (0.979 to 1.145 in 3 rounds).
+steps), which does not keep the memory that it frees (trainer.distributed.device; where it does the ratio was 0.946);
+one Ray worker 1.011 of the local loop's (0.979 to 1.145 in 3 rounds).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from typing import Any
 import torch
 import yaml
 
-from cluster.storage import Storage
-from datasets.index import Index
-from datasets.loader import training_batches
-from datasets.pack import pack
-from datasets.sources.digits import Digits
-from jobs.config import RunConfig, load_config
-from jobs.worker import work
+from cluster.storage.storage import Storage
+from datasets.loading.loader import training_batches
+from datasets.packing.pack import pack
+from datasets.packing.sources.digits import Digits
+from datasets.shards.index import Index
+from jobs.config.schema import RunConfig, load_config
+from jobs.run.training import work
 from tests.benchmarks.turns import Served, System, compared
+from trainer.checkpoints.journal import read_metrics
 from trainer.images import ImageSpec
-from trainer.journal import read_metrics
 from trainer.noise import Noise
 
 WARM_UP = 50  # steps

@@ -21,8 +21,8 @@ BATCH, STREAMS, WINDOW = 4096, 64, 256
 
 def make(folder: str) -> None:
     """An index of shards that do not exist."""
-    from cluster.storage import Storage
-    from datasets.index_files import SCHEMA, Meta, encode_table, write_index
+    from cluster.storage.storage import Storage
+    from datasets.shards.index_files import SCHEMA, Meta, encode_table, write_index
 
     location = Storage(folder)
     write_index(location, Meta(3, 256, 256), [])
@@ -45,8 +45,8 @@ def make(folder: str) -> None:
 
 
 def measure(folder: str) -> None:
-    from datasets.index import Index
-    from datasets.order import Order
+    from datasets.order.order import Order
+    from datasets.shards.index import Index
 
     before = peak_memory()
     began, cpu = time.perf_counter(), time.process_time()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datasets.order import Order
+from datasets.order.order import Order
 
 SHARDS, IMAGES, BATCH, EPOCHS = 1024, 1000, 256, 3
 

@@ -29,15 +29,15 @@ def lap(name):
 import accelerate, numpy, obstore, PIL, pyarrow, pydantic, safetensors, torch, tqdm, yaml
 import torch.distributed.tensor, torch._dynamo  # AdamW imports them
 lap("imports of others: torch, accelerate, pyarrow, pydantic ...")
-import jobs.train_local, trainer.flops
+import jobs.train_local, trainer.tracking.flops
 lap("imports of ours")
-from jobs.config import load_config
+from jobs.config.schema import load_config
 config = load_config(sys.argv[1], sys.argv[2:])
 lap("ours: the configuration")
-from datasets.index import Index
+from datasets.shards.index import Index
 index = Index.of(config.data)
 lap("ours: the index of the data")
-from datasets.transform import output_format
+from datasets.reading.transform import output_format
 from trainer.images import ImageSpec
 config.model.build(ImageSpec(*output_format(config.data, index)[:5]))
 lap("ours: the model")

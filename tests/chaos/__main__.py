@@ -20,9 +20,9 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", NO_PROXY="127.0.0.1,localhost", no_proxy="127.0.0.1,localhost")
 os.environ.update(NETRC=os.devnull, WANDB_ERROR_REPORTING="false", WANDB_CONFIG_DIR=tempfile.gettempdir())
 
-from cluster import namespaces
-from datasets.pack import pack
-from datasets.sources.digits import Digits
+from cluster.local import namespaces
+from datasets.packing.pack import pack
+from datasets.packing.sources.digits import Digits
 from tests.chaos.matrix import MOMENTS, Bench, Result, table
 from tests.chaos.outage import tracker_outage
 from tests.chaos.ray_bed import RayBed

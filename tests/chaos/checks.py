@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from cluster.storage import Storage
+from cluster.storage.storage import Storage
 from tests.chaos.runs import BATCH, STEPS
 from tests.jobs.runs import metrics, newest_tensors
-from trainer.lineage import Lineage
+from trainer.checkpoints.lineage import Lineage
 
 
 class Step(NamedTuple):

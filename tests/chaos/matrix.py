@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.storage import Storage
+from cluster.storage.storage import Storage
 from tests.chaos.checks import problems, repeated
 from tests.chaos.rank import Death
 from tests.chaos.runs import BATCH, STEPS, Launch, logs, write_config
-from trainer.lineage import Lineage
+from trainer.checkpoints.lineage import Lineage
 
 MOMENTS = ("step", "upload", "manifest", "rows", "committed")
 

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import Storage
+from cluster.storage.storage import Storage
 from tests.chaos.checks import problems, steps_of
 from tests.chaos.matrix import Bench, Result, ranks_name
 from tests.chaos.rank import Death
 from tests.chaos.runs import BATCH, Launch, logs
 from tests.testbed.processes import wait_until
 from tests.testbed.wandb_server import WandbServer
-from trainer.journal import read_metrics
+from trainer.checkpoints.journal import read_metrics
 
 
 def tracker_outage(bench: Bench, server: WandbServer, ranks: int, until_the_end: bool) -> Result:

@@ -73,8 +73,8 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
 
     A line is the images trained before, the time (seconds since 1970) and the batch's positions.
     """
-    from jobs import worker
-    from trainer.checkpoints import Checkpoints
+    from jobs.run import training as worker
+    from trainer.checkpoints.checkpointer import Checkpoints
 
     begin, batches, attempt = Checkpoints.begin, worker.training_batches, [0]
 
@@ -129,8 +129,8 @@ def prepare(death: Death, mark: Path | None = None) -> None:
         threading.Thread(target=wait, daemon=True).start()
         return
 
-    from cluster.storage import Storage
-    from trainer.lineage import Commit
+    from cluster.storage.storage import Storage
+    from trainer.checkpoints.lineage import Commit
 
     write = Storage.write
 

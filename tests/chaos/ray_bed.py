@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster import local
+from cluster.local import hosts as local
 from tests.chaos.checks import steps_of
 from tests.chaos.rank import Death
 from tests.chaos.under_ray import Plan

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster import local
+from cluster.local import hosts as local
 from tests.chaos.checks import problems, repeated, steps_of
 from tests.chaos.matrix import Bench, Result
 from tests.chaos.rank import Death

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.pack import pack
-from datasets.sources.digits import Digits
+from datasets.packing.pack import pack
+from datasets.packing.sources.digits import Digits
 from tests.chaos.checks import problems, steps_of
 from tests.chaos.matrix import Bench, Result, ranks_name
 from tests.chaos.runs import BATCH, STEPS, Launch, logs

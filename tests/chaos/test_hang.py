@@ -32,7 +32,7 @@ def test_a_rank_that_hangs_ends_the_attempt_with_stacks_and_the_run_goes_on(tmp_
     assert launch.wait() == [1, -signal.SIGKILL]
     said = (folder / "log-0.txt").read_text()
     assert f"Timeout (0:00:{HANG:02.0f})!" in said
-    assert "trainer/loop.py" in said
+    assert "trainer/training/loop.py" in said
     assert "most recent call first" in said
 
     assert Launch(config, folder, 2).wait() == [0, 0], logs(folder)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from cluster import namespaces
+from cluster.local import namespaces
 from tests.chaos.matrix import MOMENTS, Bench
 from tests.chaos.ray_bed import RayBed
 from tests.chaos.ray_matrix import FIXED, RayBench

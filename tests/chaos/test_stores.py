@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from datasets.pack import pack
-from datasets.sources.digits import Digits
+from datasets.packing.pack import pack
+from datasets.packing.sources.digits import Digits
 from tests.chaos.matrix import Bench
 from tests.chaos.stores import StoreBench, troubles
 from tests.jobs.conftest import digits  # noqa: F401  (a fixture)

@@ -38,7 +38,7 @@ def rank_in_harm(plan: Plan, settings: dict[str, Any]) -> None:
     """What each worker runs: a rank that notes what it trains and dies as planned."""
     import ray.train
 
-    from jobs import driver
+    from jobs.ray import driver
 
     context = ray.train.get_context()
     me = context.get_world_rank()
@@ -55,7 +55,7 @@ def main() -> None:
     from jobs import cli, train
 
     os.environ.update({name: value for name, value in train.PATIENCE.items() if name not in os.environ})
-    from jobs import driver
+    from jobs.ray import driver
 
     plan = Plan.read(Path(sys.argv[1]))
     driver._rank = functools.partial(rank_in_harm, plan)  # type: ignore[assignment]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Storage
+from cluster.storage.storage import Storage
 from tests.testbed.faults import FaultProxy
 from tests.testbed.s3 import S3Server
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import local, namespaces
-from cluster.storage import Storage
+from cluster.local import hosts as local
+from cluster.local import namespaces
+from cluster.storage.storage import Storage
 from tests.testbed.jobs import Job, run_job
 from tests.testbed.processes import REPOSITORY, wait_until
-from trainer.lineage import Commit, Lineage
+from trainer.checkpoints.lineage import Commit, Lineage
 
 HOSTS = 3
 PATIENCE = 300.0  # seconds for what a busy machine takes long to do
@@ -129,8 +130,8 @@ def test_the_doctor_finds_every_host_well(client: Mapping[str, str], cluster: lo
 def test_a_run_is_submitted_followed_stopped_continued_and_loses_a_host(
     client: Mapping[str, str], cluster: local.Cluster, tmp_path: Path
 ) -> None:
-    from datasets.pack import pack
-    from datasets.sources.digits import Digits
+    from datasets.packing.pack import pack
+    from datasets.packing.sources.digits import Digits
 
     pack(Digits(), str(tmp_path / "digits"))
     run = tmp_path / "run"

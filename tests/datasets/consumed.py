@@ -12,11 +12,11 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import Storage
-from tests.datasets.shards import number_of
+from cluster.storage.storage import Storage
+from tests.datasets.small_sets import number_of
 from tests.testbed.forks import context, settle
 from tests.testbed.processes import free_ports, wait_until
-from trainer.lineage import Lineage
+from trainer.checkpoints.lineage import Lineage
 
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL for the ranks that a dead one has left behind
 
@@ -88,7 +88,7 @@ def consumed(run: str, folder: Path) -> list[list[int]]:
 def _live(config: Path, overrides: list[str], folder: Path, rank: int, environment: dict[str, str]) -> None:
     log = folder / f"log-{rank}.txt"
     settle(log, log, environment)
-    from cluster import storage
+    from cluster.storage import storage
     from jobs import cli, train_local
 
     storage.CLIENT["read_timeout"] = "2s"  # a stall is noticed sooner
@@ -100,8 +100,8 @@ def _live(config: Path, overrides: list[str], folder: Path, rank: int, environme
 
 def _note(folder: Path, rank: int) -> None:
     """Write down the numbers that the images of every batch spell, by attempt, in files that outlive the process."""
-    from jobs import worker
-    from trainer.checkpoints import Checkpoints
+    from jobs.run import training as worker
+    from trainer.checkpoints.checkpointer import Checkpoints
 
     begin, batches, attempt = Checkpoints.begin, worker.training_batches, [0]
 

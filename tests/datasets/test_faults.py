@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Storage
+from cluster.storage.storage import Storage
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.index import Index
-from datasets.loader import training_batches
-from tests.datasets.shards import write_set
+from datasets.loading.loader import training_batches
+from datasets.shards.index import Index
+from tests.datasets.small_sets import write_set
 from tests.testbed.faults import Fault, FaultProxy
 
 COUNTS = [40, 40, 40]

@@ -19,14 +19,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.storage import Storage
+from cluster.storage.storage import Storage
 from datasets.errors import DataError
-from datasets.index import Index
-from datasets.indexing import index_shards, member_table
-from datasets.pack import encode
-from datasets.scan import scan_tar
-from datasets.verifying import verify_shard
-from tests.datasets.shards import image_of, png
+from datasets.packing.pack import encode
+from datasets.shards.index import Index
+from datasets.shards.indexing import index_shards, member_table
+from datasets.shards.scan import scan_tar
+from datasets.shards.verifying import verify_shard
+from tests.datasets.small_sets import image_of, png
 
 EXAMPLES = 150
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets.config import DataConfig
-from datasets.index import Index
-from datasets.loader import training_batches
-from datasets.order import deal
-from datasets.reader import ReaderOptions
-from datasets.schedule import Training
-from datasets.work import Work
-from tests.datasets.shards import HEIGHT, WIDTH, number_of, write_set
+from datasets.loading.loader import training_batches
+from datasets.loading.reader_task import Work
+from datasets.order.order import deal
+from datasets.order.schedule import Training
+from datasets.reading.reader import ReaderOptions
+from datasets.shards.index import Index
+from tests.datasets.small_sets import HEIGHT, WIDTH, number_of, write_set
 
 
 @st.composite

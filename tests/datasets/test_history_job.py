@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
-from cluster.storage import Storage
-from datasets.index import Index
-from datasets.order import Order
+from cluster.storage.storage import Storage
+from datasets.order.order import Order
+from datasets.shards.index import Index
 from tests.datasets.consumed import Ranks, consumed, newest
-from tests.datasets.shards import write_set
+from tests.datasets.small_sets import write_set
 from tests.testbed.faults import Fault, FaultProxy
 
 COUNTS = [40, 25, 60, 10, 0, 55, 33, 47, 30, 20, 13, 27]  # 360 images: uneven shards, one empty

@@ -8,11 +8,11 @@ import pytest
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.index import Index
-from datasets.ledger import EpochRow, Quarantined, epoch_rows
-from datasets.loader import evaluation_batches, training_batches
-from datasets.verifying import verify_shard
-from tests.datasets.shards import number_of, write_set
+from datasets.loading.loader import evaluation_batches, training_batches
+from datasets.quarantine import EpochRow, Quarantined, epoch_rows
+from datasets.shards.index import Index
+from datasets.shards.verifying import verify_shard
+from tests.datasets.small_sets import number_of, write_set
 
 
 def flip(path: Path, marker: bytes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tests.trainer.models import ALL_MODELS, batch, build, training_noise
-from trainer.optimizer import OptimConfig, adamw
+from trainer.training.optimizer import OptimConfig, adamw
 
 STEPS, BATCH = 20, 8
 

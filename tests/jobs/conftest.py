@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datasets.pack import pack
-from datasets.sources.digits import Digits
+from datasets.packing.pack import pack
+from datasets.packing.sources.digits import Digits
 
 BATCH = 64
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cluster.storage import Storage
-from trainer.journal import read_metrics
-from trainer.lineage import Lineage
-from trainer.restoring import read_state
+from cluster.storage.storage import Storage
+from trainer.checkpoints.journal import read_metrics
+from trainer.checkpoints.lineage import Lineage
+from trainer.checkpoints.reading import read_state
 
 # Figures that time decides, or how often a run was stopped.
 CLOCKED = ("images_per_second", "images_per_second_per_device", "data_wait", "checkpoint_stall", "mfu", "restarts")

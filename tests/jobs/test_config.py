@@ -7,7 +7,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.config import MAY_CHANGE, RunConfig, completed, difference, fingerprint, load_config, to_yaml
+from jobs.config.schema import MAY_CHANGE, RunConfig, completed, difference, fingerprint, load_config, to_yaml
 from jobs.errors import ConfigError
 from tests.testbed.processes import REPOSITORY
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.config import RunConfig, load_config
+from jobs.config.schema import RunConfig, load_config
 from tests.testbed.processes import REPOSITORY
 from trainer.images import ImageSpec
 from trainer.models import LatentConfig
 from trainer.noise import Noise
-from trainer.optimizer import adamw
+from trainer.training.optimizer import adamw
 
 IMAGES = {
     "digits": ImageSpec(1, 8, 8, 17, 10),

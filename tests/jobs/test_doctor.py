@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Storage
-from jobs.config import load_config
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
 from jobs.doctor import CLOCK_SECONDS, Finding, diagnose, nodes_findings
-from jobs.node_report import NodeReport, inspect
+from jobs.ray.node_report import NodeReport, inspect
 from tests.testbed.jobs import fork_job
 
 WELL = NodeReport("a", {"ray": "2.60.0", "torch": "2.13.0"}, 1, 1, 1 << 34, True, store="ok")

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from datasets.errors import DataError
-from datasets.index import Index
+from datasets.shards.index import Index
 from jobs.compare import main as compare
-from jobs.config import load_config
+from jobs.config.schema import load_config
 from jobs.evaluate import main as evaluate
-from jobs.worker import work
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.testbed.jobs import call_job
 from tests.testbed.ranks import together

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 import trainer
-from cluster.storage import Storage
-from jobs.config import load_config
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
 from jobs.errors import ConfigError
 from jobs.export import card, export
-from jobs.worker import work
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import newest_tensors
 from tests.testbed.jobs import call_job
 from tests.testbed.s3 import S3Server
+from trainer.checkpoints.journal import read_metrics
 from trainer.errors import TrainingError
-from trainer.journal import read_metrics
 from trainer.noise import Noise
 
 

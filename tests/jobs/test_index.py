@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datasets.index import Index
-from tests.datasets.shards import png, write_members, write_set
+from datasets.shards.index import Index
+from tests.datasets.small_sets import png, write_members, write_set
 from tests.testbed.jobs import call_job, run_job
 
 

@@ -7,13 +7,13 @@ import os
 import pytest
 import torch.distributed as dist
 
-from cluster.storage import Storage
+from cluster.storage.storage import Storage
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.index import Index
-from datasets.loader import training_batches
-from jobs.ledger import Ledger
-from tests.datasets.shards import write_set
+from datasets.loading.loader import training_batches
+from datasets.shards.index import Index
+from jobs.run.ledger import Ledger
+from tests.datasets.small_sets import write_set
 from tests.testbed.ranks import together
 
 RANKS = 2

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datasets.config import DataConfig
-from datasets.index import Index
-from datasets.loader import training_batches
+from datasets.loading.loader import training_batches
+from datasets.shards.index import Index
 from jobs.pack import main
 from tests.testbed.jobs import call_job, run_job
 

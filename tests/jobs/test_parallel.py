@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.parallel import share
+from jobs.ray.tasks import share
 
 
 @pytest.mark.parametrize(

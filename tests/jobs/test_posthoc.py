@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import trainer
-from cluster.storage import Storage
+from cluster.storage.storage import Storage
 from jobs import evaluate, export, sample
-from jobs.config import load_config
-from jobs.worker import work
+from jobs.config.schema import load_config
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, newest_tensors
 from tests.testbed.steps import StopAfter
+from trainer.checkpoints.snapshots import reconstruct, stored_snapshots
 from trainer.errors import TrainingError
-from trainer.snapshots import reconstruct, stored_snapshots
 
 
 @pytest.fixture

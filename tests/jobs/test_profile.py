@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Storage
-from jobs.config import load_config
-from jobs.worker import work
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
-from trainer.export import load
-from trainer.flops import measure
-from trainer.journal import read_metrics
-from trainer.profiling import WARM_UP
+from trainer.checkpoints.export import load
+from trainer.checkpoints.journal import read_metrics
+from trainer.tracking.flops import measure
+from trainer.tracking.profiling import WARM_UP
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.storage import Storage
-from datasets.loader import evaluation_batches
+from cluster.storage.storage import Storage
+from datasets.loading.loader import evaluation_batches
 from jobs import quality
-from jobs.config import load_config
+from jobs.config.schema import load_config
 from jobs.errors import ConfigError
 from jobs.evaluate import index_of
-from jobs.worker import work
+from jobs.run.training import work
+from trainer.checkpoints.export import load
 from trainer.errors import TrainingError
-from trainer.export import load
 from trainer.images import visible
 from trainer.noise import Noise
-from trainer.sample_quality import compare
+from trainer.training.sample_quality import compare
 
 
 @pytest.fixture

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from cluster import local
-from cluster.storage import Storage
-from datasets.index import Index
-from jobs.config import load_config
+from cluster.local import hosts as local
+from cluster.storage.storage import Storage
+from datasets.shards.index import Index
+from jobs.config.schema import load_config
 from jobs.evaluate import main as evaluate
-from jobs.ray_metrics import gauge_name
-from jobs.worker import work
+from jobs.ray.metrics import gauge_name
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics, newest_tensors
 from tests.testbed.jobs import Job, run_job
 from tests.testbed.processes import wait_until
 from tests.testbed.ranks import torchrun
-from trainer.lineage import Lineage
+from trainer.checkpoints.lineage import Lineage
 
 RAY_SECONDS = 240.0
 

@@ -7,18 +7,18 @@ import math
 import pytest
 import torch
 
-import trainer.loop
-from cluster.storage import Storage
-from jobs.config import load_config
-from jobs.worker import work
+import trainer.training.loop
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics, newest_tensors
 from tests.testbed.jobs import fork_job
 from tests.testbed.steps import StopAfter
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints.checkpointer import Checkpoints
+from trainer.checkpoints.lineage import Commit, Lineage
 from trainer.errors import DivergedError
-from trainer.lineage import Commit, Lineage
-from trainer.optimizer import learning_rate
+from trainer.training.optimizer import learning_rate
 
 POISON = 1e30  # a learning rate that ruins the weights in one step
 
@@ -50,7 +50,7 @@ def poison(monkeypatch):
                 return POISON
             return learning_rate(optim, images, budget)
 
-        monkeypatch.setattr(trainer.loop, "learning_rate", spoilt)
+        monkeypatch.setattr(trainer.training.loop, "learning_rate", spoilt)
 
     return spoil
 
@@ -90,7 +90,7 @@ def test_it_goes_back_to_the_last_good_commit_with_other_noise_and_half_the_rate
 
 def test_the_noise_after_it_is_another_and_the_images_are_the_same(config, config_file, poison, monkeypatch):
     seen: list[tuple[list[int], torch.Tensor]] = []
-    noise = trainer.loop.Noise
+    noise = trainer.training.loop.Noise
 
     def noted(seed, purpose, positions, *rest):
         drawn = noise(seed, purpose, positions, *rest)
@@ -98,7 +98,7 @@ def test_the_noise_after_it_is_another_and_the_images_are_the_same(config, confi
             seen.append((positions.tolist(), drawn.normal("z", (2,))))
         return drawn
 
-    monkeypatch.setattr(trainer.loop, "Noise", noted)
+    monkeypatch.setattr(trainer.training.loop, "Noise", noted)
     poison({10 * BATCH: 1})
     work(config)
     first, again = (each for each in seen if each[0][0] // BATCH == 9)  # step 10, before and after it went back

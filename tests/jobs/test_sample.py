@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from cluster.storage import Storage
-from datasets.index import Index
+from cluster.storage.storage import Storage
+from datasets.shards.index import Index
 from jobs import index, sample
 from jobs.errors import ConfigError
 from tests.trainer.models import ALL_MODELS
-from trainer.export import describe, write_model
+from trainer.checkpoints.export import describe, write_model
 from trainer.images import ImageSpec
 from trainer.models import ModelConfig
 from trainer.models.vae import VaeConfig

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.storage import Storage
-from datasets.index import Index
-from jobs.config import RunConfig, load_config
+from cluster.storage.storage import Storage
+from datasets.shards.index import Index
+from jobs.config.schema import RunConfig, load_config
 from jobs.errors import ConfigError
+from jobs.run.training import work
 from jobs.size import model_of, report
-from jobs.worker import work
 from tests.jobs.conftest import BATCH
-from trainer.flops import measure
+from trainer.checkpoints.lineage import Lineage
 from trainer.images import ImageSpec
-from trainer.lineage import Lineage
 from trainer.noise import Noise
+from trainer.tracking.flops import measure
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.storage import Storage, StorageError
+from cluster.storage.errors import StorageError
+from cluster.storage.storage import Storage
 from datasets.errors import DataError
-from jobs.config import load_config
+from jobs.config.schema import load_config
 from jobs.errors import ConfigError
-from jobs.submissions import ROOT
+from jobs.ray.submissions import ROOT
+from jobs.run.training import work
 from jobs.submit import check_run_folder, checked, main
-from jobs.worker import work
 from tests.jobs.conftest import BATCH
 from tests.testbed.jobs import call_job, run_job
 from tests.testbed.processes import REPOSITORY, free_ports

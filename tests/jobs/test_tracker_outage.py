@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import wandb
 
-import trainer.tracking
-from cluster.storage import Storage
-from jobs.config import load_config
-from jobs.worker import work
+import trainer.tracking.trackers
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
+from jobs.run.training import work
 from tests.jobs.runs import metrics
 from tests.testbed.steps import StopAfter
-from trainer.tracking import lacks_rows
+from trainer.tracking.trackers import lacks_rows
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +19,8 @@ def impatient(wandb_server, monkeypatch):
     """W&B is given up after a few seconds; what it keeps in this process ends with the test."""
     for name, value in wandb_server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(trainer.tracking, "INIT_SECONDS", 4.0)
-    monkeypatch.setattr(trainer.tracking, "FINISH_SECONDS", 6.0)
+    monkeypatch.setattr(trainer.tracking.trackers, "INIT_SECONDS", 4.0)
+    monkeypatch.setattr(trainer.tracking.trackers, "FINISH_SECONDS", 6.0)
     yield
     wandb.teardown()
 

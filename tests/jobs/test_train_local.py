@@ -16,16 +16,16 @@ import yaml
 from PIL import Image
 
 import trainer
-from cluster.storage import Storage
-from jobs.config import load_config
-from jobs.worker import work
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
 from tests.testbed.jobs import Finished, ForkedJob, call_job, fork_job, run_job
 from tests.testbed.processes import REPOSITORY
 from tests.testbed.steps import StopAfter
+from trainer.checkpoints.lineage import Lineage
 from trainer.errors import TrainingError
-from trainer.lineage import Lineage
 from trainer.noise import Noise
 
 LONG = {"images": 40_000_000, "evaluate_every": 40_000_000, "log_every": 640}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cluster.storage import Storage
-from jobs.config import load_config
-from jobs.worker import work
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
 from tests.testbed.ranks import together
 from tests.testbed.steps import StopAfter, train
-from trainer.lineage import Lineage
+from trainer.checkpoints.lineage import Lineage
 
 
 @pytest.mark.parametrize("steps", [1, 10, 13])

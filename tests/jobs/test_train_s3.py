@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import trainer
-from cluster.storage import Storage
-from jobs.config import load_config
-from jobs.worker import work
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
 from tests.testbed.jobs import fork_job, run_job

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from datasets.indexing import index_shards
-from tests.datasets.shards import png, write_members, write_set
+from datasets.shards.indexing import index_shards
+from tests.datasets.small_sets import png, write_members, write_set
 from tests.testbed.jobs import call_job, run_job
 
 

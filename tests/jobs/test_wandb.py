@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import wandb
 
-from cluster.storage import Storage
-from jobs.config import load_config
-from jobs.worker import work
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.testbed.wandb_server import WandbServer
-from trainer.journal import read_metrics
+from trainer.checkpoints.journal import read_metrics
 
 
 def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

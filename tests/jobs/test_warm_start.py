@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import trainer
-from cluster.storage import Storage
-from jobs.config import RunConfig, fingerprint, load_config
+from cluster.storage.storage import Storage
+from jobs.config.schema import RunConfig, fingerprint, load_config
 from jobs.errors import ConfigError
 from jobs.export import export
-from jobs.worker import work
+from jobs.run.training import work
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics, newest_tensors
 from tests.testbed.s3 import S3Server

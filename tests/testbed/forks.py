@@ -12,7 +12,14 @@ from pathlib import Path
 context = multiprocessing.get_context("forkserver")
 # With what torch and accelerate import only when a run begins (the last two): that is half of a small run.
 context.set_forkserver_preload(
-    ["jobs.train_local", "trainer.sharding", "obstore", "PIL.Image", "torch._dynamo", "torch.distributed.tensor"]
+    [
+        "jobs.train_local",
+        "trainer.distributed.sharding",
+        "obstore",
+        "PIL.Image",
+        "torch._dynamo",
+        "torch.distributed.tensor",
+    ]
 )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.config import load_config
-from jobs.worker import work
+from jobs.config.schema import load_config
+from jobs.run.training import work
 
 
 class StopAfter:

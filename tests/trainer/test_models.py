@@ -13,7 +13,7 @@ from trainer.elbo import bits_per_dimension
 from trainer.models.diffusion import DiffusionModel
 from trainer.models.hierarchy import Hierarchy
 from trainer.noise import Noise
-from trainer.optimizer import OptimConfig, adamw
+from trainer.training.optimizer import OptimConfig, adamw
 
 every_model = pytest.mark.parametrize("name", ALL_MODELS)
 START = torch.tensor(0.0)

@@ -29,7 +29,7 @@ class LatentConfig(DiffuserConfig):
 
     def build(self, spec: ImageSpec) -> Latent:
         """Raises TrainingError or StorageError if there is no VAE, ValueError if it is not for these images."""
-        from trainer.export import load  # it knows all models, this one too
+        from trainer.checkpoints.export import load  # it knows all models, this one too
 
         vae = load(self.vae)
         if not isinstance(vae, Vae):

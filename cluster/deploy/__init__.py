@@ -1,0 +1,1 @@
+"""Image, manifests and launchers of clusters."""

@@ -1,0 +1,1 @@
+"""A multi-host Ray cluster on one Linux machine."""

@@ -1,0 +1,1 @@
+"""Batches of a rank, filled in this process or by loader processes."""

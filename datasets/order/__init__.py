@@ -1,0 +1,1 @@
+"""The order of the data: a pure function of a position."""

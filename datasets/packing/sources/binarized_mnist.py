@@ -1,0 +1,51 @@
+"""MNIST as Larochelle and Murray (2011) binarised it once and for all: what binary-image bounds are compared on."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from datasets.errors import DataError
+from datasets.packing.sources.source import SPLITS, Example, InMemory, fetch, shuffled
+from datasets.shards.index_files import Meta
+
+_FILES = {"train": "train_packed.npy", "validation": "test_packed.npy"}
+_SIDE = 28
+
+
+class BinarizedMnist(InMemory):
+    """The fixed stochastic binarisation: 50,000 images to train and the 10,000 of the test set; no labels.
+
+    Files: `np.packbits` of the 784 pixels, uint8 [images, 98], as .npy or .npy.gz.
+    """
+
+    meta = Meta(
+        channels=1,
+        height=_SIDE,
+        width=_SIDE,
+        levels=2,
+        binarised="stochastic",
+        source="binarized MNIST (Larochelle and Murray 2011), fixed draw",
+    )
+
+    def __init__(self, folder: str):
+        self._packed = {split: _load(fetch(folder, name), name) for split, name in _FILES.items()}
+        self._orders = {split: shuffled(self.count(split), f"binarized/{split}") for split in SPLITS}
+
+    def count(self, split: str) -> int:
+        return len(self._packed[split])
+
+    def example(self, split: str, i: int) -> Example:
+        packed = self._packed[split][self._orders[split][i]]
+        return Example(np.unpackbits(packed).reshape(_SIDE, _SIDE, 1), None)
+
+
+def _load(data: bytes, name: str) -> np.ndarray:
+    try:
+        packed = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{name}: not an .npy file ({error})") from error
+    if packed.dtype != np.uint8 or packed.shape[1:] != (_SIDE * _SIDE // 8,):
+        raise DataError(f"{name}: {packed.dtype} {packed.shape}, not packed bits, uint8 [images, 98]")
+    return packed

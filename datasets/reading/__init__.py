@@ -1,0 +1,1 @@
+"""From the index to pixels: members, decoding, transforms, caches."""

@@ -1,0 +1,82 @@
+"""Cropping, resizing and flipping, with randomness that belongs to the position and not to the process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from datasets.errors import DataError
+from datasets.order.hashing import derive, key_of
+from datasets.reading.decode import Format, Pixels
+from datasets.shards.index import Index
+
+if TYPE_CHECKING:  # a loader process without a transform does without pydantic
+    from datasets.config import DataConfig, TransformConfig
+
+Box = tuple[float, float, float, float]  # left, upper, right, lower
+
+
+def output_format(config: DataConfig, index: Index) -> Format:
+    """What the images of a run are: those of the index, in the size that `data.transform` makes. Raises `DataError`."""
+    if config.transform is not None:
+        height, width = config.transform.size
+        return index.format._replace(height=height, width=width)
+    if not index.height:
+        where = index.odd_shard()
+        raise DataError(
+            f"{where}: images differ in size, here or from others; give data.transform.size: [height, width]"
+        )
+    return index.format
+
+
+class Transform:
+    """Applies a `TransformConfig`. Not random (no flip, crop in the centre) where `seed` is None: in evaluation."""
+
+    def __init__(self, config: TransformConfig, format: Format, seed: int | None):
+        if format.levels < 256 and config.size != (format.height, format.width):
+            raise DataError(f"images of {format.levels} levels cannot be resized: data.transform.size has to be theirs")
+        self._config = config
+        self._height, self._width = config.size
+        self._key = None if seed is None else key_of(seed, "transform")
+
+    def __call__(self, image: Pixels, position: int) -> Pixels:
+        """uint8 [height, width, C] of the run's size from uint8 [H, W, C] of any, for the image at a position."""
+        draws = self._draws(position)
+        box = self._box(image.shape[1], image.shape[0], draws)
+        if box != (0, 0, self._width, self._height) or image.shape[:2] != self._config.size:
+            image = self._resized(image, box)
+        if self._config.flip and draws is not None and draws[3] < 0.5:
+            image = image[:, ::-1]
+        return image
+
+    def _draws(self, position: int) -> list[float] | None:
+        """Four uniform numbers in [0, 1) that belong to the position; None where nothing is random."""
+        if self._key is None:
+            return None
+        words = derive(derive(self._key, position), np.arange(4))
+        return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
+
+    def _box(self, width: int, height: int, draws: list[float] | None) -> Box:
+        if self._config.crop == "none":
+            return 0, 0, width, height
+        unit = min(width / self._width, height / self._height)
+        left = upper = 0.5
+        if self._config.crop == "random" and draws is not None:
+            low, high = self._config.scale
+            unit *= low + (high - low) * draws[0]
+            left, upper = draws[1:3]
+        across, down = unit * self._width, unit * self._height
+        x, y = left * (width - across), upper * (height - down)
+        if unit == 1:
+            x, y = round(x), round(y)  # nothing is resampled
+        return x, y, x + across, y + down
+
+    def _resized(self, image: Pixels, box: Box) -> Pixels:
+        if box[2] - box[0] == self._width and box[3] - box[1] == self._height and float(box[0]).is_integer():
+            left, upper = int(box[0]), int(box[1])
+            return image[upper : upper + self._height, left : left + self._width]
+        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        resized = picture.resize((self._width, self._height), Image.Resampling.BICUBIC, box=box)
+        return np.asarray(resized).reshape(self._height, self._width, -1)

@@ -1,0 +1,1 @@
+"""Shards as they are: scanning tars, the index, checks against it."""

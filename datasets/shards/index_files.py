@@ -1,0 +1,170 @@
+"""The files of an index: what their tables hold, and how they are read and written.
+
+<folder>/index/index.json           what the images are
+<folder>/index/shards.arrow         a row a shard: name, images, bytes, etag, crc32 (of its members' checksums), ...
+<folder>/index/members/NAME.arrow   a row a sample of shard NAME: key, and offset, size and crc32 by extension
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cluster.storage.errors import MissingError
+from cluster.storage.storage import Storage, join
+from datasets.errors import DataError
+from datasets.reading.decode import Format
+
+VERSION = 1
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),  # relative to the folder
+        ("images", pa.int64()),
+        ("bytes", pa.int64()),
+        ("etag", pa.string()),  # the store's fingerprint of the content when it was indexed
+        ("crc32", pa.uint32()),  # of the keys, sizes and checksums of its members
+        ("channels", pa.int32()),  # of its images, the most of any
+        ("height", pa.int32()),  # of all its images; 0: they differ
+        ("width", pa.int32()),
+        ("classes", pa.int64()),  # the largest label + 1; 0: no labels
+        ("grey", pa.int64()),  # images of one channel among them
+        ("grey_key", pa.string()),  # the key of the first of these, "" if there is none
+        ("colour_key", pa.string()),  # and of the first of the others
+    ]
+)
+_LATER = 3  # columns at the end that an index of an earlier version lacks
+
+
+class Shard(NamedTuple):
+    """A row of the index: see `SCHEMA`."""
+
+    name: str
+    images: int
+    bytes: int
+    etag: str
+    crc32: int
+    channels: int
+    height: int
+    width: int
+    classes: int
+    grey: int
+    grey_key: str
+    colour_key: str
+
+
+class Meta(NamedTuple):
+    """What the images of a set are, as index.json says it."""
+
+    channels: int
+    height: int  # 0: the images differ in size, and the run has to crop or resize them
+    width: int
+    levels: int = 256
+    classes: int = 0
+    class_names: tuple[str, ...] = ()
+    binarised: str = ""  # "static" or "stochastic" for sets of binary images, and how
+    source: str = ""  # where the images come from, in words
+
+    @property
+    def format(self) -> Format:
+        """What a decoder needs of it."""
+        return Format(self.channels, self.height, self.width, self.levels, self.classes)
+
+
+def member_file(shard: str) -> str:
+    """The name of the file of a shard's members below index/members/."""
+    return f"{shard}.arrow"
+
+
+def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
+    """index.json and the table of shards at `location`. Raises `DataError` where there are none."""
+    storage = Storage(location)
+    try:
+        meta = _meta(storage.read("index.json"), location)
+        table = read_table(storage, "shards.arrow")
+    except MissingError as error:
+        raise DataError(_what_is_missing(url, location)) from error
+    if table.schema.equals(pa.schema(list(SCHEMA)[:-_LATER])):
+        table = _completed(table)
+    if not table.schema.equals(SCHEMA):
+        raise DataError(f"{location}/shards.arrow: not the index of shards; run python -m jobs.index {url}")
+    return meta, table
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """The table of an earlier version, which said of the colours of a shard no more than its channels."""
+    grey = np.where(numbers(table.column("channels")) == 1, numbers(table.column("images")), 0)
+    for field, values in zip(list(SCHEMA)[-_LATER:], (grey, [""] * len(grey), [""] * len(grey)), strict=True):
+        table = table.append_column(field, pa.array(values, field.type))
+    return table
+
+
+def write_index(location: Storage, meta: Meta, shards: Sequence[Shard]) -> None:
+    """Write the table of shards, and index.json last: what has none is no index."""
+    columns = [pa.array([shard[i] for shard in shards], field.type) for i, field in enumerate(SCHEMA)]
+    location.write("shards.arrow", encode_table(pa.Table.from_arrays(columns, schema=SCHEMA)))
+    location.write("index.json", (json.dumps({"version": VERSION} | meta._asdict(), indent=1) + "\n").encode())
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """A table as an Arrow IPC file."""
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_file(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue().to_pybytes()
+
+
+def read_table(storage: Storage, path: str) -> pa.Table:
+    """A table from an Arrow IPC file: memory-mapped from a local disk. Raises `DataError` if it is damaged."""
+    local = storage.local_path(path)
+    try:
+        if local is None:
+            return pa.ipc.open_file(pa.BufferReader(storage.read(path))).read_all()
+        if not local.is_file():
+            raise MissingError(f"{local}: there is no such file")
+        return pa.ipc.open_file(pa.memory_map(str(local))).read_all()
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{join(storage.url, path)}: damaged; run python -m jobs.index again") from error
+
+
+def numbers(column: pa.ChunkedArray, missing: int = 0) -> NDArray[Any]:
+    """A column of integers as an array, of its own type and from its own memory where it is in one piece.
+
+    Without Arrow's conversion: that imports pandas where it is installed, which takes a loader process a second.
+    """
+    parts = [_numbers(chunk, missing) for chunk in column.chunks if len(chunk)]
+    dtype = np.dtype(str(column.type))
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
+
+
+def _numbers(chunk: pa.Array, missing: int) -> NDArray[Any]:
+    here = slice(chunk.offset, chunk.offset + len(chunk))
+    valid, data = chunk.buffers()
+    values = np.frombuffer(data, np.dtype(str(chunk.type)))[here]
+    if not chunk.null_count:
+        return values
+    bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[here]
+    return np.where(bits, values, values.dtype.type(missing))
+
+
+def _meta(data: bytes, location: str) -> Meta:
+    try:
+        fields = json.loads(data)
+        version = fields.pop("version")
+        if version != VERSION:
+            raise DataError(f"{location}/index.json is of version {version}, this program reads {VERSION}")
+        return Meta(**fields | {"class_names": tuple(fields["class_names"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{location}/index.json: damaged ({error}); run python -m jobs.index again") from error
+
+
+def _what_is_missing(url: str, location: str) -> str:
+    if location == join(url, "index") and next(Storage(url).list(), None) is None:
+        return f"{url}: there is no such folder, or it is empty; data.shards names a folder of .tar shards"
+    return f"{url}: the shards have no index at {location}; make it with: python -m jobs.index {url}"

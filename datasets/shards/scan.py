@@ -1,0 +1,213 @@
+"""From a tar made by anybody to the rows of its samples: keys, offsets, sizes and checksums.
+
+Grouping by key and extension is webdataset's own convention. What webdataset passes over in silence is an error here:
+truncated tars, half samples, keys that come twice or interleaved, links, compressed tars.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cluster.storage.storage import Storage
+from datasets.errors import DataError
+from datasets.reading.decode import IMAGE_FORMATS, LABEL, decode_label, image_size
+
+_BLOCK = 512
+_READ = 8 << 20  # bytes a request
+_META = re.compile(r"__[^/]*__($|/)")  # webdataset passes over these names
+
+
+class Member(NamedTuple):
+    """One file of a tar: where its bytes lie."""
+
+    offset: int  # bytes from the beginning of the tar
+    size: int  # bytes
+    crc32: int
+
+
+class Sample(NamedTuple):
+    """The members of one key, by extension."""
+
+    key: str
+    members: dict[str, Member]
+
+    @property
+    def image(self) -> str:
+        """The extension of its image."""
+        return next(extension for extension in self.members if extension in IMAGE_FORMATS)
+
+
+class Scan(NamedTuple):
+    """What a tar holds."""
+
+    samples: list[Sample]
+    sizes: set[tuple[int, int]]  # every (height, width) of its images
+    channels: list[int]  # of each sample's image
+    labels: int  # the largest label + 1; 0 if there are none
+    bytes: int  # of the whole tar
+    etag: str
+
+
+def scan_tar(storage: Storage, name: str) -> Scan:
+    """Read a whole shard and list its samples. Raises `DataError` in one line that names the shard and the key."""
+    source = RangeFile(storage, name)
+    where = f"{storage.url}/{name}"
+    samples: list[Sample] = []
+    seen: set[str] = set()
+    sizes: set[tuple[int, int]] = set()
+    channels: list[int] = []
+    labels = 0
+    for key, extension, member, data in _members(source, where):
+        if not samples or samples[-1].key != key:
+            if key in seen:
+                raise DataError(f"{where}: the members of {key!r} do not lie together, or the key comes twice")
+            seen.add(key)
+            samples.append(Sample(key, {}))
+        if extension in samples[-1].members:
+            raise DataError(f"{where}: {f'{key}.{extension}'!r} comes twice")
+        samples[-1].members[extension] = member
+        try:
+            if extension in IMAGE_FORMATS:
+                height, width, count = image_size(data, extension)
+                sizes.add((height, width))
+                channels.append(count)
+            elif extension == LABEL:
+                labels = max(labels, decode_label(data) + 1)
+        except DataError as error:
+            raise DataError(f"{where}: {f'{key}.{extension}'!r}: {error}") from error
+    _check_whole(samples, where)
+    return Scan(samples, sizes, channels, labels, source.size, source.etag)
+
+
+def _check_whole(samples: list[Sample], where: str) -> None:
+    """No half samples: each has one image, and a label if any has."""
+    labelled = next((sample.key for sample in samples if LABEL in sample.members), None)
+    for sample in samples:
+        images = [extension for extension in sample.members if extension in IMAGE_FORMATS]
+        if len(images) != 1:
+            found = ", ".join(sample.members).encode("unicode_escape").decode() or "nothing"
+            raise DataError(f"{where}: sample {sample.key!r} has {len(images)} images among its members ({found})")
+        if labelled is not None and LABEL not in sample.members:
+            raise DataError(f"{where}: sample {sample.key!r} has no .{LABEL}, but {labelled!r} has one")
+
+
+def _members(source: RangeFile, where: str) -> Iterator[tuple[str, str, Member, memoryview]]:
+    """(key, extension, member, its bytes) of every file of a tar, in order."""
+    from webdataset.tariterators import base_plus_ext
+
+    _check_magic(source, where)
+    with _told(where):
+        tar = tarfile.open(fileobj=source, mode="r:", ignore_zeros=False)  # noqa: SIM115
+    end = 0
+    while True:
+        with _told(where):
+            info = tar.next()
+        if info is None:
+            break
+        tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
+        if info.offset < end or info.size < 0 or info.offset_data + info.size > source.size:
+            raise DataError(f"{where}: truncated: {info.name!r} reaches beyond the {source.size} bytes of the tar")
+        end = tar.offset
+        if info.isdir() or _META.match(info.name):
+            continue
+        if not info.isreg() or info.issparse():
+            raise DataError(f"{where}: {info.name!r} is no plain file (a link, a device or sparse)")
+        _check_name(info.name, where)
+        key, extension = base_plus_ext(info.name)
+        if key is None:
+            continue  # a name without an extension belongs to no sample
+        source.seek(info.offset_data)
+        data = memoryview(source.read(info.size))
+        yield key, extension.lower(), Member(info.offset_data, info.size, zlib.crc32(data)), data
+    _check_end(source, end, where)
+
+
+def _check_name(name: str, where: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: the name {name!r} is not UTF-8") from None
+
+
+def _check_magic(source: RangeFile, where: str) -> None:
+    head = source.read(_BLOCK)
+    source.seek(0)
+    for magic, format in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")):
+        if head.startswith(magic):
+            raise DataError(
+                f"{where}: compressed with {format}; shards have to be plain tars, so that parts can be read"
+            )
+    if not head:
+        raise DataError(f"{where}: empty, not a tar")
+
+
+def _check_end(source: RangeFile, end: int, where: str) -> None:
+    """After the last member there are zeros up to the end, at least a block of them."""
+    source.seek(end)
+    tail = source.size - end
+    if tail < _BLOCK:
+        raise DataError(f"{where}: truncated: the end of the archive is missing at byte {source.size}")
+    while chunk := source.read(_READ):
+        if chunk.count(0) != len(chunk):
+            raise DataError(f"{where}: damaged: what follows byte {end} is not a member of the archive")
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Turn what tarfile raises on hostile bytes into a `DataError`."""
+    try:
+        yield
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # tarfile has raised every kind on headers made for it
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: not a tar, or a damaged one ({reason})") from error
+
+
+class RangeFile(io.RawIOBase):
+    """A shard as a seekable file: reads go out in large ranges, whatever tarfile asks for."""
+
+    def __init__(self, storage: Storage, name: str):
+        entry = storage.stat(name)
+        if entry is None:
+            raise DataError(f"{storage.url}/{name}: there is no such shard")
+        self.size = entry.size
+        self.etag = entry.etag
+        self._storage = storage
+        self._name = name
+        self._place = 0
+        self._start = 0
+        self._held = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.size}[whence]
+        self._place = max(base + offset, 0)
+        return self._place
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = self.size if size is None or size < 0 else min(self._place + size, self.size)
+        start = self._place
+        if stop <= start:
+            return b""
+        if start < self._start or stop > self._start + len(self._held):
+            self._held = self._storage.read_range(self._name, start, min(max(stop, start + _READ), self.size))
+            self._start = start
+            if len(self._held) < stop - start:
+                raise DataError(f"{self._storage.url}/{self._name}: became shorter while it was read")
+        self._place = stop
+        return bytes(self._held[start - self._start : stop - self._start])

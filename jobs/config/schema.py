@@ -1,0 +1,331 @@
+"""The whole YAML schema of a run: read, merged with its bases and overridden, checked, told in one line when wrong."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BaseModel, NonNegativeInt, PositiveInt, ValidationError
+
+from cluster.storage.errors import MissingError
+from cluster.storage.storage import Storage, absolute, join
+from datasets.config import DataConfig
+from jobs.errors import ConfigError
+from trainer.checkpoints.weights import width_of
+from trainer.config import Config
+from trainer.errors import TrainingError
+from trainer.models import ModelConfig
+from trainer.tracking.trackers import TrackingConfig
+from trainer.training.loop import TrainerConfig
+from trainer.training.optimizer import OptimConfig
+
+if TYPE_CHECKING:
+    from datasets.shards.index import Index
+
+
+class RayConfig(Config):
+    """What a run asks of a Ray cluster. May change on resume."""
+
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Ranks, with GPUs one each; or [least, most], and Ray takes what there is."""
+    gpus_per_worker: NonNegativeInt | None = None
+    """None: one if the cluster has any."""
+    cpus_per_worker: PositiveInt = 1
+    max_failures: NonNegativeInt = 3
+    """Failures over the run's life after which Ray gives up."""
+
+
+def _known_weights(weights: str) -> str:
+    try:
+        width_of(weights)
+    except TrainingError as error:
+        raise ValueError(str(error)) from error
+    return weights
+
+
+class RunConfig(Config):
+    """A run."""
+
+    run: str
+    """URL of the run folder: a path, or s3://, gs://, az://."""
+    seed: NonNegativeInt = 0
+    """Of the initial weights, the order of the data and the noise."""
+    model: ModelConfig
+    init_from: str | None = None
+    """URL of a run or an export whose weights the run begins with: a model of the same shapes. The optimiser, the
+    averages and all counts begin afresh."""
+    init_weights: Annotated[str, AfterValidator(_known_weights)] = "ema"
+    """Which weights of `init_from`: ema, raw or posthoc:WIDTH."""
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+
+
+# What may differ when a run goes on; everything else is fixed for its life.
+MAY_CHANGE = (
+    "run",
+    "data.shards",  # a copy is the same data: its index has the same names, counts and checksums
+    "data.validation",
+    "data.index",
+    "data.workers",
+    "data.memory",
+    "data.cache",
+    "data.disk_cache",
+    "data.bad_share",
+    "optim.lr",
+    "trainer.images",
+    "trainer.micro_batch",
+    "trainer.threads",
+    "trainer.sharding",
+    "trainer.hang_timeout",
+    "trainer.peak_flops",
+    "trainer.profile",
+    "trainer.log_every",
+    "trainer.evaluate_every",
+    "trainer.checkpoint_every",
+    "trainer.pictures",
+    "trainer.checkpoints",
+    "trainer.guard",
+    "tracking",
+    "ray",
+)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a YAML file with dotted overrides, `optim.lr=1e-4`. Raises ConfigError in one line."""
+    values, origins = _read(Path(path), ())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not re.fullmatch(r"[\w.]+", key):
+            raise ConfigError(f"{override!r}: an override is key=value, as in optim.lr=1e-4")
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value is not YAML") from error
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _merge(values, value, origins, "the command line")
+    return checked(values, origins, path)
+
+
+def checked(values: dict[str, Any], origins: dict[str, str], path: str) -> RunConfig:
+    """`values` as a RunConfig; `origins` says which file gave a dotted key, for the message."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, allowed = _located(first["loc"])
+        where = f"{_origin(key, origins) or path}: {key}"
+        if first["type"] == "extra_forbidden":
+            name = key.rsplit(".", 1)[-1]
+            near = difflib.get_close_matches(name, allowed, 1, 0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"{where}: unknown key; {hint}allowed are {', '.join(allowed)}") from error
+        if first["type"] == "union_tag_not_found":
+            raise ConfigError(f"{where}.kind: is missing; it says which {key.rpartition('.')[2]} it is") from error
+        if first["type"] == "missing":
+            raise ConfigError(f"{where}: is missing") from error
+        if first["type"] == "union_tag_invalid":
+            raise ConfigError(
+                f"{where}.kind: there is no {first['ctx']['tag']!r}; it is one of {first['ctx']['expected_tags']}"
+            ) from error
+        given = f", got {first['input']!r}" if not isinstance(first["input"], dict) else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}{given}") from error
+
+
+def config_of(run_folder: Storage) -> RunConfig:
+    """The configuration that a run folder was made with. Raises ConfigError if it is no run folder."""
+    try:
+        values = yaml.safe_load(run_folder.read("config.yaml"))
+    except MissingError as error:
+        raise ConfigError(f"{run_folder.url}: no run here; a run folder has a config.yaml") from error
+    return checked(values, {}, join(run_folder.url, "config.yaml"))
+
+
+def fingerprint(config: RunConfig) -> dict[str, Any]:
+    """Every setting that is fixed for the life of a run, by its dotted key."""
+    flat = dict(_flattened(config.model_dump(mode="json")))
+    for key in ("init_from", "model.vae"):  # the same from every working directory
+        if flat.get(key):
+            flat[key] = absolute(flat[key])
+    return {key: value for key, value in flat.items() if not _may_change(key)}
+
+
+def with_streams(config: RunConfig, index: Index) -> RunConfig:
+    """The same with the number of streams that `data.streams: auto` stands for: it is part of the fingerprint."""
+    from datasets.order.streams import streams_of
+
+    streams = streams_of(config.data, index, config.trainer.batch)
+    return config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
+
+
+def difference(saved: dict[str, Any], mine: dict[str, Any]) -> str | None:
+    """The first setting in which two fingerprints differ, in words; None if they agree."""
+    for key in sorted(saved.keys() | mine.keys()):
+        if saved.get(key) != mine.get(key):
+            return f"{key} is {_shown(saved, key)} in the run and {_shown(mine, key)} here"
+    return None
+
+
+def completed(saved: dict[str, Any], mine: RunConfig) -> dict[str, Any]:
+    """A fingerprint of an older version with the defaults of the settings that it did not have yet."""
+    values = mine.model_dump(mode="json", include=set())
+    current = dict(_flattened(mine.model_dump(mode="json")))
+    for key, value in ({key: current[key] for key in current if _may_change(key)} | saved).items():
+        section = values
+        *path, name = key.split(".")
+        for part in path:
+            section = section.setdefault(part, {})
+        section[name] = value
+    try:
+        return fingerprint(RunConfig.model_validate(values))
+    except ValidationError:  # it has settings that this version does not know: they will be told as a difference
+        return saved
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+
+
+# ---- reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-4 for a string and off for false; here one is a number and the other a word."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what _Loader would take for something else."""
+
+
+# Both sets of rules: what any reader of YAML would mistake stays in quotes too.
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in yaml.SafeDumper.yaml_implicit_resolvers.keys() | _Loader.yaml_implicit_resolvers.keys()
+}
+
+
+def _read(path: Path, behind: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a file laid over those of its base, and which file gave each."""
+    try:
+        values = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = re.sub(r"\s+", " ", str(error))
+        raise ConfigError(f"{path}: not YAML: {problem}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a YAML mapping with keys such as run, model and data")
+    base = values.pop("base", None)
+    if base is None:
+        merged: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+    else:
+        base_path = path.parent / str(base)
+        if base_path.resolve() in (*behind, path.resolve()):
+            raise ConfigError(f"{path}: base: {base} leads back to itself")
+        merged, origins = _read(base_path, (*behind, path.resolve()))
+    _merge(merged, values, origins, str(path))
+    return merged, origins
+
+
+def _merge(
+    onto: dict[str, Any], values: dict[str, Any], origins: dict[str, str], source: str, prefix: str = ""
+) -> None:
+    """Lay `values` over `onto`, in depth. A section with another `kind` replaces the one below it as a whole."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        below = onto.get(name)
+        same_kind = (
+            isinstance(below, dict) and isinstance(value, dict) and value.get("kind") in (None, below.get("kind"))
+        )
+        if same_kind:
+            assert isinstance(below, dict)
+            _merge(below, value, origins, source, f"{key}.")
+        else:
+            onto[name] = value
+            origins[key] = source
+
+
+def _origin(key: str, origins: dict[str, str]) -> str | None:
+    """The file that gave a key or the section around it."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        if source := origins.get(".".join(parts[:length])):
+            return source
+    return None
+
+
+# ---- telling
+
+
+def _located(loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """The dotted key of an error's location, without the tags of unions, and the keys allowed beside it."""
+    current: Any = RunConfig
+    key: list[str] = []
+    allowed: list[str] = []
+    for part in loc:
+        section = _section(current, part)
+        if section is not None and part not in getattr(current, "model_fields", {}):
+            current = section  # the tag of a union, which is no key
+            continue
+        if re.search(r"[^\w.]", str(part)) and get_origin(current) in (Union, UnionType):
+            continue  # which member of the union did not fit, in the words of the schema
+        key.append(str(part))
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            allowed = sorted(current.model_fields)
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+    return ".".join(key), allowed
+
+
+def _section(annotation: Any, kind: int | str) -> type[BaseModel] | None:
+    """The alternative of a union of sections whose `kind` it is."""
+    for candidate in _alternatives(annotation):
+        field = candidate.model_fields.get("kind")
+        if field is not None and kind in get_args(field.annotation):
+            return candidate
+    return None
+
+
+def _alternatives(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    else:
+        for argument in get_args(annotation):
+            yield from _alternatives(argument)
+
+
+def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
+
+
+def _shown(fingerprint: dict[str, Any], key: str) -> str:
+    return repr(fingerprint[key]) if key in fingerprint else "not set"

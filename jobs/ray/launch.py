@@ -1,0 +1,39 @@
+"""Ranks for a short task, by Ray: joined in a process group, run once, not restarted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jobs.cli import MENDABLE
+from jobs.ray.cluster import ray_cluster
+
+
+def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], workers: int) -> None:
+    """Run `task(settings)` on so many ranks, with a GPU each where the cluster has any; returns when all have ended.
+
+    An error that a person can mend is raised here as the rank raised it.
+    """
+    with ray_cluster(workers):
+        import ray
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.exceptions import WorkerGroupError
+
+        from jobs.ray.storage import as_ray_sees
+
+        filesystem, folder = as_ray_sees("/lowerbound")  # nothing is kept
+        gpus = ray.cluster_resources().get("GPU", 0) > 0  # as jobs.train: more workers than GPUs wait for them
+        trainer = TorchTrainer(
+            task,
+            train_loop_config=settings,
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+            run_config=RunConfig(name="task", storage_path=folder, storage_filesystem=filesystem),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if isinstance(failure, MENDABLE):
+                    raise failure from None
+            raise

@@ -1,0 +1,35 @@
+"""The core figures of a run at Ray's Prometheus endpoint, beside Ray's own."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from trainer.tracking.trackers import Tracker
+
+
+class RayMetricsTracker(Tracker):
+    """Every figure of a row as a gauge `lowerbound_NAME`, labelled with the run. For use inside a Ray worker."""
+
+    def __init__(self, run_name: str):
+        from ray.util.metrics import Gauge
+
+        self._make = Gauge
+        self._labels = {"run": run_name}
+        self._gauges: dict[str, Any] = {}
+
+    def log(self, row: dict[str, Any], pictures: dict[str, bytes]) -> None:
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                self._gauge(name).set(float(value), tags=self._labels)
+
+    def _gauge(self, name: str) -> Any:
+        if name not in self._gauges:
+            known = gauge_name(name)
+            self._gauges[name] = self._make(known, description=f"{name} of a run", tag_keys=("run",))
+        return self._gauges[name]
+
+
+def gauge_name(metric: str) -> str:
+    """The name of a figure as Prometheus allows it: `train/rate/z1` is lowerbound_train_rate_z1."""
+    return "lowerbound_" + re.sub(r"[^a-zA-Z0-9_]", "_", metric)

@@ -1,0 +1,95 @@
+"""The ledger of a run: what was expected, seen and quarantined in each epoch, as rows of its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+from cluster.storage.storage import Storage
+from datasets.config import DataConfig
+from datasets.errors import DataError
+from datasets.loading.loader import Batches
+from datasets.quarantine import Quarantined, check_share, epoch_rows
+from datasets.shards.index import Index
+from trainer.checkpoints.journal import read_metrics
+from trainer.distributed.ranks import on_rank_zero, world_size
+from trainer.tracking.display import say_on_rank_zero
+
+
+class Ledger:
+    """Adds to a row of metrics what has become of the images since the row before.
+
+    "ledger": [{"epoch", "expected", "seen", "quarantined"} ...] for each epoch that has ended (of a single set), and
+    "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...] for each image that could not be used; their
+    counts so far as "data/epoch" and "data/quarantined". Raises `DataError` where there are more than the share allows.
+    """
+
+    def __init__(self, config: DataConfig, index: Index, run: Storage):
+        self.run = run
+        self.images_of_set = 0 if config.mixture else index.images
+        self.may_quarantine = config.on_bad == "quarantine"
+        self.allowed = config.bad_share * index.images
+        self.images = 0  # of the last row
+        self.batches: Batches | None = None
+        self.told = 0  # entries of this rank's batches that are in a row
+        self.entries: list[Quarantined] = []  # of all ranks, over the life of the run
+
+    def follow(self, batches: Batches, images: int) -> None:
+        """Go on from `images` images with these batches; called on every rank."""
+        self.batches, self.images, self.told, self.entries = batches, 0, 0, []
+        if images:
+            rows = on_rank_zero(lambda: read_metrics(self.run))
+            self.images = max((row["images"] for row in rows if "data/epoch" in row), default=0)
+            self.entries = [Quarantined(**entry) for row in rows for entry in row.get("quarantined", [])]
+
+    def __call__(self, images: int) -> dict[str, Any]:
+        """The figures after `images` images; asked on every rank at the same step."""
+        return self._row(images, self._fresh())
+
+    def closing(self, images: int) -> dict[str, Any]:
+        """The same if an image has been quarantined since the last row, which a commit must not lose; else nothing."""
+        fresh = self._fresh()
+        return self._row(images, fresh) if fresh else {}
+
+    def _row(self, images: int, fresh: list[Quarantined]) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        if self.may_quarantine:
+            if fresh:
+                self.entries += fresh
+                check_share(self.entries, self.allowed)  # on all ranks at once, as they have the same entries
+                row["quarantined"] = [entry._asdict() for entry in fresh]
+            row["data/quarantined"] = len(self.entries)
+        if self.images_of_set:
+            row["data/epoch"] = images / self.images_of_set
+            ended = range(self.images // self.images_of_set, images // self.images_of_set)
+            if ended:
+                epochs = epoch_rows(self.images_of_set, images, self.entries)
+                row["ledger"] = [epochs[epoch]._asdict() for epoch in ended]
+        self.images = images
+        return row
+
+    def _fresh(self) -> list[Quarantined]:
+        """The entries of all ranks that are in no row yet, by position."""
+        if not self.may_quarantine:
+            return []
+        assert self.batches is not None
+        mine = self.batches.quarantined[self.told :]
+        self.told += len(mine)
+        if world_size() == 1:
+            return mine
+        parts: list[list[Quarantined]] = [[] for _ in range(world_size())]
+        dist.all_gather_object(parts, mine)
+        return sorted((entry for part in parts for entry in part), key=lambda entry: entry.position)
+
+
+def check_left_out(config: DataConfig, index: Index, counted: int) -> None:
+    """Warn of the images of a set that an evaluation by all ranks, which counted so many, had to leave out.
+
+    Raises `DataError` where they are more than the share of the configuration allows.
+    """
+    if left_out := index.images - counted:
+        what = f"{index.url}: {left_out:,} of {index.images:,} images are bad and were left out"
+        if left_out > config.bad_share * index.images:
+            raise DataError(f"{what}, more than data.bad_share allows")
+        say_on_rank_zero(f"warning: {what}; python -m jobs.verify names them")

@@ -1,0 +1,1 @@
+"""Samples in units that any process can make."""

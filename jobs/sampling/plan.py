@@ -1,0 +1,149 @@
+"""Samples in units that any worker can make and that need not be made twice."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cluster.storage.storage import Storage, join
+from datasets.packing.pack import encode_png, write_tar
+from datasets.packing.sources.source import Example
+from jobs.errors import ConfigError
+from trainer.checkpoints.export import load
+from trainer.images import visible
+from trainer.models import Condition, Model
+from trainer.noise import Noise
+from trainer.tracking.pictures import grid
+
+Format = Literal["grid", "images", "shards"]
+RECORD = "sampling.json"  # what is being made, so that nothing else is added to it
+PARTS = "parts"  # of a grid
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made. Image i depends on this and on i alone."""
+
+    run: str
+    weights: str
+    fingerprint: str
+    """Checksum of the weights: a run that has gone on since is another model."""
+    out: str
+    format: Format
+    count: int
+    batch: int
+    """Images that a model makes at once."""
+    unit: int
+    """Images that a worker makes and writes as one."""
+    seed: int
+    temperature: float
+    labels: tuple[int, ...] = ()
+    """Image i is conditioned on labels[i mod their number]; none: not conditioned."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What differs from the SamplingConfig of a diffusion."""
+
+    def units(self) -> list[int]:
+        """The first image of each unit."""
+        return list(range(0, self.count, self.unit))
+
+    def name(self, first: int) -> str:
+        """The file whose existence says that a unit is finished."""
+        if self.format == "images":
+            return f"{min(first + self.unit, self.count) - 1:08d}.png"  # the last one of its images
+        suffix = f"{first // self.unit:06d}"
+        return f"{suffix}.tar" if self.format == "shards" else f"{PARTS}/{suffix}.safetensors"
+
+    def left(self) -> list[int]:
+        """The units that have not been made. Raises ConfigError if `out` holds something else."""
+        storage = Storage(self.out)
+        ours = json.loads(json.dumps(asdict(self) | {"out": ""}))
+        if not storage.create(RECORD, json.dumps(ours, indent=1).encode()):
+            theirs = json.loads(storage.read(RECORD))
+            for key, value in ours.items():
+                if theirs.get(key) != value:
+                    held = f"holds samples with {key} {theirs.get(key)}, not {value}"
+                    raise ConfigError(f"{join(storage.url, RECORD)}: {held}; give --out another folder")
+        there = {entry.path for entry in storage.list()}
+        return [first for first in self.units() if self.name(first) not in there]
+
+
+def fingerprint(model: Model) -> str:
+    """A checksum of a model's weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def make_unit(plan: Plan, first: int) -> int:
+    """Make the unit that begins with image `first` and write it; the number of its images."""
+    images: list[Tensor] = []
+    labels: list[int | None] = []
+    last = min(first + plan.unit, plan.count)
+    for start in range(first, last, plan.batch):
+        positions = torch.arange(start, min(start + plan.batch, last))
+        images.append(sample(plan, positions))
+        labels += _labels(plan, positions).tolist() if plan.labels else [None] * len(positions)
+    _write(plan, first, torch.cat(images), labels)
+    return last - first
+
+
+@torch.no_grad()
+def sample(plan: Plan, positions: Tensor) -> Tensor:
+    """The images at `positions`, uint8 levels [B, C, H, W] on the CPU."""
+    model, device = opened(plan.run, plan.weights)
+    noise = Noise(plan.seed, "sample", positions.to(device))
+    return model.sample(noise, condition_of(plan, positions, device), plan.temperature, **plan.settings).cpu()
+
+
+@functools.lru_cache(maxsize=1)
+def opened(run: str, weights: str) -> tuple[Model, torch.device]:
+    """The model of a run on this process's device, kept from one unit to the next."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # one unit a core; and sums of one thread are the same everywhere
+    return load(run, weights).to(device), device
+
+
+def condition_of(plan: Plan, positions: Tensor, device: torch.device) -> Condition:
+    """What the images at `positions` are conditioned on."""
+    return {"label": _labels(plan, positions).to(device)} if plan.labels else None
+
+
+def assemble_grid(plan: Plan, model: Model) -> str:
+    """Put the finished parts together as one PNG; its URL."""
+    storage = Storage(plan.out)
+    names = [plan.name(first) for first in plan.units()]
+    images = torch.cat([safetensors.torch.load(storage.read(name))["images"] for name in names])
+    storage.write("grid.png", grid(images, model.spec, len(plan.labels) if len(plan.labels) > 1 else None))
+    return join(storage.url, "grid.png")
+
+
+def _labels(plan: Plan, positions: Tensor) -> Tensor:
+    return torch.tensor(plan.labels)[positions % len(plan.labels)]
+
+
+def _write(plan: Plan, first: int, images: Tensor, labels: list[int | None]) -> None:
+    storage, name = Storage(plan.out), plan.name(first)
+    if plan.format == "grid":
+        storage.write(name, safetensors.torch.save({"images": images.contiguous()}))
+    elif plan.format == "images":
+        levels = opened(plan.run, plan.weights)[0].spec.levels
+        for i, image in enumerate(visible(images, levels)):
+            storage.write(f"{first + i:08d}.png", encode_png(image.permute(1, 2, 0).numpy()))
+    else:
+        pairs = enumerate(zip(images.permute(0, 2, 3, 1).numpy(), labels, strict=True))
+        examples = ((f"{first + i:08d}", Example(image, label)) for i, (image, label) in pairs)
+        with tempfile.TemporaryDirectory() as folder:
+            write_tar(Path(folder) / "shard.tar", examples)
+            storage.write(name, Path(folder) / "shard.tar")

@@ -1,0 +1,61 @@
+"""How many streams `auto` stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from datasets.config import DataConfig
+from datasets.loading.loader import training_batches
+from datasets.order.streams import streams_of
+from datasets.shards.index import Index
+from jobs.config.schema import RunConfig, fingerprint, with_streams
+from tests.datasets.small_sets import write_set
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Index:
+    return write_set(tmp_path_factory.mktemp("set"), [30, 30])
+
+
+class Large(Index):
+    """The same with images of so many bytes, and more of them."""
+
+    images = 10**9
+    bytes_per_image = 0.0
+
+
+def large(index: Index, size: float) -> Index:
+    larger = Large([index.parts])
+    larger.bytes_per_image = size
+    return larger
+
+
+@pytest.mark.parametrize(("batch", "streams"), [(128, 64), (20, 20), (1, 1), (254, 2), (96, 48), (7, 7), (4096, 64)])
+def test_auto_is_the_largest_divisor_of_the_batch_up_to_64(index, batch, streams):
+    assert streams_of(DataConfig(shards=index.url), index, batch) == streams
+
+
+@pytest.mark.parametrize(("size", "streams"), [(8e3, 64), (64e3, 32), (100e3, 16), (1e6, 8), (1e9, 8)])
+def test_auto_is_fewer_where_images_are_large(index, size, streams):
+    config = DataConfig(shards=index.url)
+    assert streams_of(config, large(index, size), 128) == streams
+    assert streams_of(config.model_copy(update={"streams": 128}), large(index, size), 128) == 128
+
+
+def test_what_may_change_does_not_change_the_streams(index):
+    config = DataConfig(shards=index.url, memory=1, workers=3, cache=0)
+    assert streams_of(config, large(index, 100e3), 128) == streams_of(DataConfig(shards="x"), large(index, 100e3), 128)
+
+
+def test_the_number_is_part_of_the_fingerprint(index):
+    model = {"kind": "vae", "latent": 2, "encoder": {"kind": "mlp", "hidden": [4]}}
+    model["decoder"] = model["encoder"]
+    config = RunConfig.model_validate({"run": "r", "model": model, "data": {"shards": index.url}})
+    named = with_streams(config, index)
+    assert fingerprint(named)["data.streams"] == 64
+    assert with_streams(named, index) == named
+
+
+def test_a_run_reads_in_so_many_streams(index):
+    with training_batches(DataConfig(shards=index.url, workers=0), index, seed=1, batch=12) as batches:
+        assert "12 streams in windows" in batches.describe()

@@ -1,0 +1,209 @@
+"""Sources become shards that are the same bytes every time, with an index that holds."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from sklearn.datasets import load_digits
+
+from datasets.config import DataConfig
+from datasets.errors import DataError
+from datasets.loading.loader import evaluation_batches
+from datasets.packing.pack import PackOptions, pack
+from datasets.packing.sources.binarized_mnist import BinarizedMnist
+from datasets.packing.sources.cifar10 import Cifar10
+from datasets.packing.sources.digits import Digits
+from datasets.packing.sources.idx import Idx
+from datasets.packing.sources.source import Example, InMemory, Source
+from datasets.shards.index import Index
+from datasets.shards.index_files import Meta
+
+
+def unpacked(url: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images [M, C, H, W] and labels of a packed split, as the loader gives them."""
+    with evaluation_batches(DataConfig(shards=url, workers=0), Index.open(url), batch=500) as batches:
+        parts = [(batch.images[batch.weights > 0], batch.labels[batch.weights > 0]) for batch in batches]
+    return np.concatenate([image.numpy() for image, _ in parts]), np.concatenate([label.numpy() for _, label in parts])
+
+
+def rows(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]]:
+    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    pack(Digits(), str(folder))
+    return folder
+
+
+def test_the_packed_digits_are_those_of_scikit_learn_each_in_one_split(digits):
+    scans = load_digits()
+    train, validation = unpacked(str(digits / "train")), unpacked(str(digits / "validation"))
+    assert (len(train[0]), len(validation[0])) == (1527, 270)
+    both = rows(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
+    assert both == rows(scans.images.astype(np.uint8), scans.target)
+    assert np.bincount(validation[1], minlength=10).min() >= 15  # drawn, not cut off at the end
+    meta = Index.open(str(digits / "train")).meta
+    assert (meta.channels, meta.height, meta.width, meta.levels, meta.classes) == (1, 8, 8, 17, 10)
+
+
+def test_packing_again_writes_the_same_bytes(digits, tmp_path):
+    pack(Digits(), str(tmp_path))
+    ours = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.tar")}
+    assert ours == {path.relative_to(digits): path.read_bytes() for path in digits.rglob("*.tar")}
+    assert Index.open(str(tmp_path / "train")).fingerprint == Index.open(str(digits / "train")).fingerprint
+    assert not list(tmp_path.rglob(".*"))  # nothing unfinished is left
+
+
+def test_a_finished_set_is_left_alone_and_another_set_is_not_mixed_in(digits, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
+    assert [split.written for split in pack(Digits(), str(digits))] == [False, False]
+    assert before == {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
+    with pytest.raises(DataError, match=r"train: holds another set \(handwritten digits"):
+        pack(Idx(str(idx_files(tmp_path / "idx"))), str(digits))
+
+
+def test_webdataset_reads_what_was_packed(digits):
+    shards = sorted(str(path) for path in (digits / "train").glob("*.tar"))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("l8").to_tuple("png", "cls"))
+    images, labels = unpacked(str(digits / "train"))
+    assert len(samples) == 1527
+    for (picture, label), image, ours in zip(samples, images, labels, strict=True):
+        assert np.array_equal(picture, image[0])
+        assert label == ours
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def idx_files(folder: Path, images: int = 20) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    for split, zipped in (("train", gzip.compress), ("t10k", bytes)):
+        suffix = ".gz" if zipped is gzip.compress else ""
+        pixels = draw.integers(0, 256, (images, 5, 4), dtype=np.uint8)
+        (folder / f"{split}-images-idx3-ubyte{suffix}").write_bytes(zipped(idx(pixels)))
+        labels = np.arange(images, dtype=np.uint8) % 3
+        (folder / f"{split}-labels-idx1-ubyte{suffix}").write_bytes(zipped(idx(labels)))
+    return folder
+
+
+@pytest.mark.parametrize("binarise", ["", "static"])
+def test_idx_files_are_packed_plain_or_zipped_and_binarised_on_request(tmp_path, binarise):
+    source = Idx(str(idx_files(tmp_path / "idx")), binarise)
+    pack(source, str(tmp_path / "out"))
+    draw = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        pixels = draw.integers(0, 256, (20, 5, 4), dtype=np.uint8)
+        wanted = (pixels >= 128).astype(np.uint8) if binarise else pixels
+        assert rows(*unpacked(str(tmp_path / "out" / split))) == rows(wanted, np.arange(20) % 3)
+    meta = Index.open(str(tmp_path / "out" / "train")).meta
+    assert (meta.height, meta.width, meta.classes, meta.binarised) == (5, 4, 3, binarise)
+    assert meta.levels == (2 if binarise else 256)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\x1f\x8b", "gz: damaged"),
+        (gzip.compress(b"nonsense"), "not an idx file"),
+        (gzip.compress(idx(np.zeros((3, 5, 4), np.uint8))[:-1]), "59 values, but its header says 3 x 5 x 4"),
+        (gzip.compress(idx(np.zeros((3, 5, 4), np.uint8))), r"\(3, 5, 4\) and train-labels-idx1-ubyte \(20,\)"),
+    ],
+    ids=["no gzip", "no idx", "too short", "other labels"],
+)
+def test_damaged_idx_files_are_one_line(tmp_path, data, told):
+    folder = idx_files(tmp_path)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(data)
+    with pytest.raises(DataError, match=told):
+        Idx(str(folder))
+
+
+def test_a_file_with_another_checksum_than_expected_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"md5 of the unpacked bytes is .*, it should be 6bbc9ace"):
+        Idx(str(idx_files(tmp_path)), expect="mnist")
+
+
+def test_missing_source_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"neither train-images-idx3-ubyte nor train-images-idx3-ubyte\.gz"):
+        Idx(str(tmp_path))
+    with pytest.raises(DataError, match=r"none of data_batch_1\.bin.*pickles will not do"):
+        Cifar10(str(tmp_path))
+
+
+def test_cifar10_records_are_packed_and_damaged_ones_told(tmp_path):
+    records = np.random.default_rng(0).integers(0, 10, (12, 3073), dtype=np.uint8)
+    (tmp_path / "data_batch_2.bin").write_bytes(records[:8].tobytes())
+    (tmp_path / "test_batch.bin.gz").write_bytes(gzip.compress(records[8:].tobytes()))
+    pack(Cifar10(str(tmp_path)), str(tmp_path / "out"))
+    images, labels = unpacked(str(tmp_path / "out" / "train"))
+    assert rows(images, labels) == rows(records[:8, 1:].reshape(8, 3, 32, 32), records[:8, 0])
+    (tmp_path / "data_batch_2.bin").write_bytes(records.tobytes()[:-1])
+    with pytest.raises(DataError, match="36875 bytes are not records of 3073"):
+        Cifar10(str(tmp_path))
+    (tmp_path / "data_batch_2.bin").write_bytes(bytes([11]) + bytes(3072))
+    with pytest.raises(DataError, match="the label 11 is outside"):
+        Cifar10(str(tmp_path))
+
+
+def test_binarized_mnist_is_unpacked_bit_by_bit(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 2, (6, 784), dtype=np.uint8)
+    for name, part in (("train", pixels[:4]), ("test", pixels[4:])):
+        stream = io.BytesIO()
+        np.save(stream, np.packbits(part, axis=1))
+        (tmp_path / f"{name}_packed.npy.gz").write_bytes(gzip.compress(stream.getvalue()))
+    pack(BinarizedMnist(str(tmp_path)), str(tmp_path / "out"))
+    images, _ = unpacked(str(tmp_path / "out" / "train"))
+    assert sorted(image.tobytes() for image in images) == sorted(image.tobytes() for image in pixels[:4])
+    meta = Index.open(str(tmp_path / "out" / "train")).meta
+    assert (meta.levels, meta.classes, meta.binarised) == (2, 0, "stochastic")
+
+
+class Squares(InMemory):
+    """A source of its own: flat squares without labels."""
+
+    meta = Meta(1, 2, 2, source="squares")
+
+    def __init__(self, images: int):
+        self._images = images
+
+    def count(self, split: str) -> int:
+        return self._images
+
+    def example(self, split: str, i: int) -> Example:
+        return Example(np.full((2, 2, 1), i, dtype=np.uint8), None)
+
+
+@pytest.mark.parametrize(("images", "size", "shards"), [(20, 7, 3), (3, None, 3), (100, None, 8), (20, 20, 1)])
+def test_shards_have_the_size_asked_for_and_small_sets_have_several(tmp_path, images, size, shards):
+    source: Source = Squares(images)
+    told: list[int] = []
+    packed = pack(source, str(tmp_path), PackOptions(size), told.append)
+    assert [(split.shards, split.images) for split in packed] == [(shards, images)] * 2
+    assert sum(told) == 2 * images
+    found, _ = unpacked(str(tmp_path / "train"))
+    assert found[:, 0, 0, 0].tolist() == list(range(images))
+
+
+def test_the_published_sets_are_packed_as_published(shared_data, tmp_path):
+    mnist = Idx(str(shared_data / "mnist"), expect="mnist")
+    fashion = Idx(str(shared_data / "fashion_mnist"), expect="fashion-mnist")
+    assert [source.count("train") for source in (mnist, fashion)] == [60_000, 60_000]
+    binarized, cifar = BinarizedMnist(str(shared_data / "mnist_binarized")), Cifar10(str(shared_data / "cifar10"))
+    assert [source.count(split) for source in (binarized, cifar) for split in ("train", "validation")] == [
+        50_000,
+        10_000,
+        10_000,
+        1_000,
+    ]
+    first = mnist.example("train", 0)
+    assert first.image.shape == (28, 28, 1)
+    assert 0 <= first.label < 10

@@ -1,0 +1,123 @@
+"""Images are cropped, resized and flipped by position, whoever reads them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.config import DataConfig, TransformConfig
+from datasets.errors import DataError
+from datasets.loading.loader import evaluation_batches, training_batches
+from datasets.reading.decode import Format, decode_image, image_size
+from datasets.reading.transform import Transform, output_format
+from datasets.shards.index import Index
+from datasets.shards.indexing import index_shards
+from tests.datasets.reading.test_decode import encoded
+from tests.datasets.small_sets import image_of, write_members, write_set
+
+ANY = Format(3, 0, 0)
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    """An image whose pixels say where they are."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y, x, y + x], axis=2).astype(np.uint8)
+
+
+def test_the_centre_is_cut_out_without_resampling_where_the_sizes_allow():
+    image = ramp(10, 30)
+    out = Transform(TransformConfig(size=(10, 10)), ANY, None)(image, 0)
+    assert np.array_equal(out, image[:, 10:20])
+
+
+def test_the_centre_is_scaled_to_the_size_asked_for():
+    out = Transform(TransformConfig(size=(8, 8)), ANY, None)(np.full((40, 90, 3), 77, dtype=np.uint8), 0)
+    assert out.shape == (8, 8, 3)
+    assert (out == 77).all()
+    wide = Transform(TransformConfig(size=(16, 32), crop="none"), ANY, None)(ramp(64, 64), 0)
+    assert wide.shape == (16, 32, 3)
+    assert abs(int(wide[8, 16, 0]) - 34) <= 2
+
+
+def test_random_parts_depend_on_seed_and_position_alone():
+    config = TransformConfig(size=(8, 8), crop="random", scale=(0.3, 1.0), flip=True)
+    image = ramp(50, 70)
+    first, again, other = (Transform(config, ANY, seed) for seed in (1, 1, 2))
+    outs = [first(image, position) for position in range(50)]
+    assert all(np.array_equal(again(image, position), outs[position]) for position in reversed(range(50)))
+    assert len({out.tobytes() for out in outs}) == 50
+    assert not np.array_equal(other(image, 3), outs[3])
+
+
+def test_every_other_image_is_flipped():
+    transform = Transform(TransformConfig(size=(4, 6), flip=True), Format(1, 4, 6), 1)
+    image = image_of(1)
+    outs = [transform(image, position) for position in range(1000)]
+    flipped = sum(np.array_equal(out, image[:, ::-1]) for out in outs)
+    assert flipped + sum(np.array_equal(out, image) for out in outs) == 1000
+    assert abs(flipped - 500) < 5 * np.sqrt(250)
+
+
+@pytest.mark.parametrize("settings", [{"cache": 0}, {"cache": "1MiB"}, {"workers": 2, "cache": 0}])
+def test_batches_hold_the_transformed_images_however_they_are_read(tmp_path, settings):
+    index = write_set(tmp_path, [20, 20])
+    transform = TransformConfig(size=(3, 3), crop="random", flip=True)
+    config = DataConfig(shards=index.url, streams=2, transform=transform, **{"workers": 0, **settings})
+    plain = config.model_copy(update={"transform": None})
+    wanted = Transform(transform, index.format, 9)
+    with (
+        training_batches(config, index, seed=9, batch=16) as ours,
+        training_batches(plain, index, seed=9, batch=16) as raw,
+    ):
+        for _ in range(6):
+            batch, untouched = next(ours), next(raw)
+            for image, source, position in zip(batch.images, untouched.images, batch.positions, strict=True):
+                pixels = source.permute(1, 2, 0).numpy()
+                assert np.array_equal(image.permute(1, 2, 0).numpy(), wanted(pixels, int(position)))
+
+
+def test_images_of_many_sizes_become_one(tmp_path):
+    sizes = [(20, 30), (40, 10), (9, 9)]
+    members = [(f"{i}.png", encoded(ramp(*size), "PNG")) for i, size in enumerate(sizes)]
+    write_members(tmp_path / "0.tar", members)
+    index_shards(str(tmp_path), str(tmp_path / "index"))
+    index = Index.open(str(tmp_path))
+    config = DataConfig(shards=str(tmp_path), workers=0)
+    with pytest.raises(DataError, match=r"images differ in size, here or from others; give data\.transform\.size"):
+        evaluation_batches(config, index, batch=3)
+    config = config.model_copy(update={"transform": TransformConfig(size=(8, 8))})
+    assert output_format(config, index).shape == (8, 8, 3)
+    with evaluation_batches(config, index, batch=3) as batches:
+        assert next(batches).images.shape == (3, 3, 8, 8)
+
+
+def test_levels_are_not_resampled():
+    with pytest.raises(DataError, match="17 levels cannot be resized"):
+        Transform(TransformConfig(size=(4, 4)), Format(1, 8, 8, levels=17), None)
+
+
+def test_exif_turns_the_image_and_its_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = np.repeat(np.repeat(np.arange(0, 250, 50, dtype=np.uint8), 8)[:, None], 16, 1)
+    sideways = encoded(np.rot90(upright), "JPEG", exif=exif.tobytes(), quality=95)
+    assert image_size(sideways, "jpg") == (40, 16, 1)
+    decoded = decode_image(sideways, "jpg", Format(1, 40, 16))
+    assert np.abs(decoded[:, :, 0].astype(int) - upright).max() < 6
+
+
+def test_of_sixteen_bits_the_upper_eight_are_taken():
+    values = (np.arange(35).reshape(5, 7) * 1800).astype(np.uint16)
+    assert np.array_equal(decode_image(encoded(values, "PNG"), "png", Format(1, 5, 7))[:, :, 0], values >> 8)
+
+
+@pytest.mark.parametrize("quality", [50, 75, 95])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_the_fast_decoder_gives_the_pixels_of_pillow(quality, subsampling):
+    image = np.kron(np.random.default_rng(0).integers(0, 256, (8, 9, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    data = encoded(image, "JPEG", quality=quality, subsampling=subsampling)
+    theirs = np.asarray(Image.open(io.BytesIO(data)))
+    assert np.array_equal(decode_image(data, "jpg", Format(3, 64, 72)), theirs)

@@ -1,0 +1,311 @@
+"""The index finds what is in a tar, and whatever is wrong with it."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.storage.storage import Storage
+from datasets.errors import DataError
+from datasets.order.order import Range
+from datasets.reading.members import MemberReader
+from datasets.shards.index import Index
+from datasets.shards.index_files import encode_table, numbers, read_table
+from datasets.shards.indexing import index_shards
+from datasets.shards.scan import scan_tar
+from tests.datasets.small_sets import image_of, png, write_members, write_set
+from tests.testbed.processes import REPOSITORY
+
+
+def scan(path: Path) -> None:
+    scan_tar(Storage(str(path.parent)), path.name)
+
+
+def pairs(*keys: str) -> list[tuple[str, bytes]]:
+    """Whole samples of these keys."""
+    return [member for key in keys for member in ((f"{key}.png", png()), (f"{key}.cls", b"1"))]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_reading_by_offsets_gives_the_samples_that_webdataset_gives(tmp_path, format):
+    names = ["b/x", "a" * 110 + "/long", "äöü", "with.dots/in.folder/n"]
+    members = []
+    for number, name in enumerate(names):
+        members += [(f"{name}.PNG", png(number)), (f"{name}.seg.cls", b"7"), (f"{name}.cls", str(number).encode())]
+        members += [(f"{name}.txt", f"caption {number}".encode())]
+    members += [("__meta__/info.txt", b"not a sample"), ("README", b"no extension")]
+    write_members(tmp_path / "s" / "0.tar", members, format)
+    index_shards(str(tmp_path / "s"), str(tmp_path / "s" / "index"))
+    index = Index.open(str(tmp_path / "s"))
+    reader = MemberReader(index)
+    held = reader.read(Range(0, 0, int(index.counts[0])))
+    table = index.members(0)
+    theirs = list(webdataset.WebDataset(str(tmp_path / "s" / "0.tar"), shardshuffle=False))
+    assert len(theirs) == index.images == 4
+    for row, sample in enumerate(theirs):
+        assert reader.where(held, row) == (str(tmp_path / "s" / "0.tar"), sample["__key__"])
+        assert bytes(held.image(row)[0]) == sample[held.extensions[row]]
+        assert bytes(held.label(row)[0]) == sample["cls"]
+        assert {name for name in sample if name[0] != "_"} <= {
+            name.partition(".offset")[0] for name in table.column_names
+        }
+        for extension in ("txt", "seg.cls"):
+            start, size = (table.column(f"{extension}.{field}")[row].as_py() for field in ("offset", "size"))
+            assert (tmp_path / "s" / "0.tar").read_bytes()[start : start + size] == sample[extension]
+
+
+def test_the_index_says_what_the_images_are(tmp_path):
+    index = write_set(tmp_path / "set", [3, 4])
+    assert (index.channels, index.height, index.width, index.levels, index.classes) == (1, 4, 6, 256, 7)
+    assert index.counts.tolist() == [3, 4]
+    assert index.counts.dtype == np.int64
+    assert (len(index), index.images, index.name(1)) == (2, 7, "0001.tar")
+    assert index.shard(1).bytes == (tmp_path / "set" / "0001.tar").stat().st_size
+
+
+def test_the_fingerprint_follows_content_and_names_but_not_the_place(tmp_path):
+    one, copy = write_set(tmp_path / "a", [3, 4]), write_set(tmp_path / "b", [3, 4])
+    assert one.fingerprint == copy.fingerprint
+    others = [write_set(tmp_path / "c", [4, 3]), write_set(tmp_path / "d", [3, 4], labels=False)]
+    (tmp_path / "b" / "0001.tar").rename(tmp_path / "b" / "other.tar")
+    index_shards(str(tmp_path / "b"), str(tmp_path / "b" / "index"))
+    others.append(Index.open(str(tmp_path / "b")))
+    assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_images_of_different_sizes_and_colours_are_told(tmp_path):
+    write_members(tmp_path / "0.tar", [("a.png", png()), ("b.png", png(1, channels=3))])
+    meta = index_shards(str(tmp_path), str(tmp_path / "index")).meta
+    assert (meta.channels, meta.height, meta.width, meta.classes) == (3, 4, 6, 0)
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.zeros((9, 9), dtype=np.uint8))
+    write_members(tmp_path / "1.tar", [("c.npy", stream.getvalue())])
+    meta = index_shards(str(tmp_path), str(tmp_path / "index")).meta
+    assert (meta.height, meta.width) == (0, 0)
+
+
+def test_names_of_classes_are_kept_and_have_to_be_enough(tmp_path):
+    write_members(tmp_path / "0.tar", pairs("a", "b"))
+    index_shards(str(tmp_path), str(tmp_path / "index"), class_names=("cat", "dog", "owl"))
+    index = Index.open(str(tmp_path))
+    assert (index.classes, index.meta.class_names) == (3, ("cat", "dog", "owl"))
+    with pytest.raises(DataError, match="the label 1 is outside the 1 names of classes"):
+        index_shards(str(tmp_path), str(tmp_path / "index"), class_names=("cat",))
+
+
+def test_a_tar_cut_anywhere_before_its_end_is_truncated(tmp_path):
+    whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
+    write_members(whole, pairs("a", "b"))
+    data = whole.read_bytes()
+    end = data.rindex(b"1") // 512 * 512 + 512  # the end of the last member's last block
+    cut.write_bytes(data[: end + 512])
+    scan(cut)  # one block of zeros ends an archive
+    for size in (*range(1, end, 97), *range(512, end + 1, 512), end + 511):
+        cut.write_bytes(data[:size])
+        with pytest.raises(DataError, match=r"cut\.tar: (truncated|not a tar|damaged)"):
+            scan(cut)
+
+
+def test_a_header_flipped_anywhere_is_found(tmp_path):
+    path = tmp_path / "a.tar"
+    write_members(path, pairs("a", "b", "c"))
+    data = path.read_bytes()
+    header = next(place for place in range(0, len(data), 512) if data[place : place + 5] == b"b.cls")
+    for place in range(header, header + 500, 7):  # the checksum covers the whole header
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x15]) + data[place + 1 :])
+        with pytest.raises(DataError, match=r"a\.tar: "):
+            scan(path)
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ([*pairs("a"), ("b.png", png())], "sample 'b' has no .cls, but 'a' has one"),
+        ([("a.cls", b"1")], "sample 'a' has 0 images among its members"),
+        ([("a.png", png()), ("a.jpg", b"")], "does not decode|2 images"),
+        ([("a.png", png()), ("b.png", png()), ("a.cls", b"1")], "members of 'a' do not lie together"),
+        ([*pairs("a", "b", "a")], "members of 'a' do not lie together, or the key comes twice"),
+        ([("a.png", png()), ("a.png", png())], "'a.png' comes twice"),
+        ([("a.png", b"no png at all")], "'a.png': the image does not decode"),
+        ([("a.png", png()), ("a.cls", b"cat")], "'a.cls': the label 'cat' is not a whole number"),
+        ([("a.png", png()), ("a.cls", b"-1")], "'-1' is not a whole number"),
+    ],
+)
+def test_what_webdataset_would_pass_over_is_one_line(tmp_path, members, told):
+    write_members(tmp_path / "s.tar", members)
+    with pytest.raises(DataError, match=told) as error:
+        scan(tmp_path / "s.tar")
+    assert str(error.value).startswith(f"{tmp_path}/s.tar: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "empty"),
+        (b"hello " * 500, "not a tar"),
+        (bytes(10240), "hold no images"),
+        (b"\x1f\x8b" + bytes(600), "compressed with gzip"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd"),
+    ],
+)
+def test_what_is_no_tar_is_one_line(tmp_path, data, told):
+    (tmp_path / "s.tar").write_bytes(data)
+    with pytest.raises(DataError, match=told):
+        index_shards(str(tmp_path), str(tmp_path / "index"))
+    assert not (tmp_path / "index" / "index.json").exists()
+
+
+def test_archives_behind_each_other_are_found(tmp_path):
+    write_members(tmp_path / "s.tar", pairs("a"))
+    (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes() * 2)
+    with pytest.raises(DataError, match="what follows byte"):
+        scan(tmp_path / "s.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        info = tarfile.TarInfo("a.png")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(DataError, match=r"'a\.png' is no plain file"):
+        scan(tmp_path / "s.tar")
+
+
+def test_folders_in_a_tar_are_passed_over(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        folder = tarfile.TarInfo("x")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        info = tarfile.TarInfo("x/a.png")
+        info.size = len(png())
+        tar.addfile(info, io.BytesIO(png()))
+    assert [sample.key for sample in scan_tar(Storage(str(tmp_path)), "s.tar").samples] == ["x/a"]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: None, "no such folder, or it is empty"),
+        (lambda folder: folder.mkdir(), "no such folder, or it is empty"),
+        (lambda folder: write_members(folder / "0.tar", pairs("a")), r"make it with: python -m jobs\.index /"),
+    ],
+)
+def test_a_set_without_an_index_says_how_to_make_one(tmp_path, make, told):
+    make(tmp_path / "set")
+    with pytest.raises(DataError, match=told):
+        Index.open(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("name", ["index.json", "shards.arrow"])
+def test_a_damaged_index_is_one_line(tmp_path, name):
+    write_set(tmp_path / "set", [3])
+    (tmp_path / "set" / "index" / name).write_bytes(b'{"version": 1}')
+    with pytest.raises(DataError, match=rf"{name}: (damaged|not the index)"):
+        Index.open(str(tmp_path / "set"))
+
+
+def test_an_index_of_another_version_is_refused(tmp_path):
+    write_set(tmp_path / "set", [3])
+    path = tmp_path / "set" / "index" / "index.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(DataError, match="of version 2, this program reads 1"):
+        Index.open(str(tmp_path / "set"))
+
+
+def test_an_index_may_lie_elsewhere(tmp_path):
+    write_members(tmp_path / "set" / "0.tar", pairs("a"))
+    index_shards(str(tmp_path / "set"), str(tmp_path / "elsewhere"))
+    assert not (tmp_path / "set" / "index").exists()
+    index = Index.open(str(tmp_path / "set"), str(tmp_path / "elsewhere"))
+    held = MemberReader(index).read(Range(0, 0, 1))
+    assert held.image(0)[0] == png()
+
+
+def test_a_shard_that_shrank_since_it_was_indexed_is_told_for_the_samples_it_lost(tmp_path):
+    index = write_set(tmp_path / "set", [9])
+    shard = tmp_path / "set" / "0000.tar"
+    shard.write_bytes(shard.read_bytes()[:3000])
+    reader = MemberReader(index)
+    held = reader.read(Range(0, 0, 9))
+    assert held.image(0)[0] == png(0)
+    with pytest.raises(DataError, match="png does not match its checksum: the shard has 3000 bytes, 20480 when"):
+        reader.decode(held, 3, index.format)
+    shard.unlink()
+    held = reader.read(Range(0, 0, 9))
+    with pytest.raises(DataError, match="the shard is not there any longer"):
+        reader.decode(held, 0, index.format)
+
+
+def test_indexed_images_are_those_that_were_packed(tmp_path):
+    index = write_set(tmp_path / "set", [5])
+    reader = MemberReader(index)
+    held = reader.read(Range(0, 2, 5))
+    assert [bytes(held.image(row)[0]) for row in range(3)] == [png(number) for number in (2, 3, 4)]
+    assert image_of(2).shape == (4, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ([1, 1, 1, 1], ""),
+        ([3, 3, 3, 3], ""),
+        ([1, 1, 3, 1], "0001.tar: sample '000002' is in colour, 1 of 4 images in all; every image is read with 3"),
+        ([3, 1, 3, 3], "0000.tar: sample '000001' is grey, 1 of 4 images in all; every image is read with 3 channels"),
+        ([1, 1, 3, 3], "0000.tar: sample '000000' is grey, 2 of 4 images in all"),
+    ],
+)
+def test_a_set_of_grey_and_coloured_images_is_told(tmp_path, kinds, told):
+    members = [(f"{number:06d}.png", png(number, channels)) for number, channels in enumerate(kinds)]
+    for shard in range(2):
+        write_members(tmp_path / f"000{shard}.tar", members[2 * shard : 2 * shard + 2])
+    index_shards(str(tmp_path), str(tmp_path / "index"))
+    line = Index.open(str(tmp_path)).mixed_colours
+    assert line.startswith(f"{tmp_path}/{told}") if told else not line
+    assert "\n" not in line
+
+
+def test_an_index_of_the_version_before_is_read(tmp_path):
+    index = write_set(tmp_path, [3, 4])
+    table = read_table(Storage(str(tmp_path / "index")), "shards.arrow")
+    Storage(str(tmp_path / "index")).write(
+        "shards.arrow", encode_table(table.drop_columns(["grey", "grey_key", "colour_key"]))
+    )
+    before = Index.open(str(tmp_path))
+    unknown = {"grey_key": "", "colour_key": ""}
+    assert [before.shard(number) for number in range(2)] == [index.shard(i)._replace(**unknown) for i in range(2)]
+    assert not before.mixed_colours
+
+
+@given(st.lists(st.lists(st.one_of(st.none(), st.integers(0, 2**32 - 1)))), st.integers(0, 9))
+def test_a_column_of_numbers_is_an_array(chunks, skipped):
+    column = pa.chunked_array([pa.array(chunk, pa.uint32()) for chunk in chunks], pa.uint32())[skipped:]
+    values = numbers(column, missing=7)
+    assert values.dtype == np.uint32
+    assert values.tolist() == [7 if value is None else value for value in column.to_pylist()]
+
+
+def test_what_a_loader_process_imports_is_little(tmp_path):
+    """Neither torch nor pydantic, nor pandas, which Arrow likes to have: they would cost it seconds."""
+    write_set(tmp_path, [3])
+    script = """if True:
+        import sys, datasets.loading.loader_process
+        from datasets.shards.index import Index
+        from datasets.reading.members import MemberReader
+        from datasets.order.order import Range
+        MemberReader(Index.open(sys.argv[1])).read(Range(0, 0, 3))
+        print(*{"torch", "pydantic", "pandas"} & sys.modules.keys())
+    """
+    ran = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("\n", "")

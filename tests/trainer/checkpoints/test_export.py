@@ -1,0 +1,188 @@
+"""A model by itself: `load(url)` of a finished run, of one on its way, of an export; every error is one line."""
+
+import json
+import logging
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from cluster.storage.errors import StorageError
+from cluster.storage.storage import Storage
+from tests.trainer.models import ALL_MODELS, batch, build
+from trainer.checkpoints.checkpointer import CheckpointConfig, Checkpoints
+from trainer.checkpoints.export import FINAL, describe, load, write_model
+from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.errors import TrainingError
+from trainer.models import ModelConfig
+from trainer.models.vae import VaeConfig
+from trainer.noise import Noise
+from trainer.training.ema import Ema
+
+SPEC, VALUES = ALL_MODELS["vae-mlp"]
+CONFIG = VaeConfig.model_validate(VALUES)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return str(tmp_path / "run")
+
+
+def commit(url, *images):
+    """A run with commits; the weights say after how many images, the averages are their negatives."""
+    run = Storage(url)
+    run.write("model.json", json.dumps(describe(CONFIG, SPEC)).encode())
+    checkpoints = Checkpoints(url, CheckpointConfig(keep=9), print)
+    checkpoints.begin(lambda state: None)
+    model = build("vae-mlp")
+    for count in images:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(count)
+        ema = Ema(model, 10)
+        for value in ema.average.values():
+            value.neg_()
+        state = {"model": model.state_dict(), "ema": ema.state_dict(), "progress": {"images": count}}
+        checkpoints.save(count, state, [])
+
+
+def values(model):
+    return {round(value) for parameter in model.parameters() for value in parameter.unique().tolist()}
+
+
+def finish(folder, name="vae-mlp", seed=0):
+    model = build(name, seed)
+    spec, config = ALL_MODELS[name]
+    description = describe(TypeAdapter(ModelConfig).validate_python(config), spec)
+    write_model(Storage(folder), description | {"images_seen": 3}, model.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_every_model_comes_back_to_the_bit(url, name):
+    model = finish(url, name, seed=3).eval()
+    back = load(url)
+    assert type(back) is type(model)
+    assert back.spec == model.spec
+    assert not any(module.training for module in back.modules())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in back.state_dict().items())
+    images, progress = batch(model.spec, 2), torch.tensor(10.0)
+    noise = Noise(0, "evaluate", torch.arange(2))
+    with torch.no_grad():
+        condition = {"label": torch.zeros(2, dtype=torch.int64)} if model.spec.classes else None
+        one, other = (m(images, condition, noise, progress).negative_bound for m in (model, back))
+    assert torch.equal(one, other)
+
+
+def test_a_finished_run_is_loaded_from_its_final_folder(url):
+    commit(url, 1, 2)
+    model = finish(f"{url}/{FINAL}", seed=7)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in load(url).state_dict().items())
+    assert values(load(url, "raw")) == {2}
+
+
+def test_a_run_on_its_way_is_loaded_from_its_newest_commit(url):
+    commit(url, 1, 2)
+    assert values(load(url)) == {-2}
+    assert values(load(url, "ema")) == {-2}
+    assert values(load(url, "raw")) == {2}
+
+
+def test_the_newest_commit_is_that_of_the_newest_lineage(url):
+    commit(url, 1, 2)
+    Lineage(Storage(url)).claim(Commit(1, 1))
+    assert values(load(url)) == {-1}
+
+
+def test_an_export_is_loaded_from_a_store(s3_environment):
+    url = f"{s3_environment.bucket('export')}/model"
+    model = finish(url)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in load(url).state_dict().items())
+
+
+def test_a_damaged_commit_is_passed_over_and_said(url, caplog):
+    commit(url, 1, 2)
+    run, path = Storage(url), f"checkpoints/{Commit(2, 1).name}/model.safetensors"
+    run.write(path, run.read(path)[:-1])
+    with caplog.at_level(logging.WARNING, "trainer.checkpoints.export"):
+        assert values(load(url)) == {-1}
+    assert f"{path}: its content is not what the manifest says; taking the checkpoint before" in caplog.text
+
+
+def test_only_what_is_needed_is_read(url, monkeypatch):
+    commit(url, 1)
+    read = []
+    original = Storage.read
+    monkeypatch.setattr(Storage, "read", lambda self, path: (read.append(path), original(self, path))[1])
+    load(url, "raw")
+    assert not any("ema" in path or "optimizer" in path for path in read)
+
+
+def error_of(url, weights="ema"):
+    with pytest.raises((TrainingError, StorageError)) as raised:
+        load(url, weights)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    assert url in message
+    return message
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_a_folder_without_a_model_is_told(url, weights):
+    assert error_of(url, weights) == f"{url}: no model here; a run's folder has checkpoints"
+    Storage(url).write("other.txt", b"")
+    assert "no model here" in error_of(url, weights)
+
+
+def test_a_run_with_nothing_but_damaged_commits_is_told(url):
+    commit(url, 1, 2)
+    run = Storage(url)
+    for images in (1, 2):
+        run.delete(f"checkpoints/{Commit(images, 1).name}/ema.safetensors")
+    assert "ema.safetensors is missing" in error_of(url)
+    assert values(load(url, "raw")) == {2}
+
+
+def test_a_run_without_its_description_is_told(url):
+    commit(url, 1)
+    Storage(url).delete("model.json")
+    assert "model.json" in error_of(url)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda facts: facts["model"].update(kind="gan"), "model: "),
+        (lambda facts: facts["model"].update(latents=3), "latents: Extra inputs"),
+        (lambda facts: facts["model"].update(latent="many"), "latent: Input should be a valid integer"),
+        (lambda facts: facts["model"].update(latent=5), "size mismatch"),
+        (lambda facts: facts["images"].update(height=9), "size mismatch"),
+        (lambda facts: facts["images"].update(depth=9), "depth"),
+        (lambda facts: facts.pop("images"), "images"),
+        (lambda facts: facts.pop("model"), "model"),
+    ],
+)
+def test_a_description_that_this_version_cannot_build_is_told(url, change, reason):
+    finish(url)
+    folder = Storage(url)
+    facts = json.loads(folder.read("config.json"))
+    change(facts)
+    folder.write("config.json", json.dumps(facts).encode())
+    message = error_of(url)
+    assert "its model cannot be built by this version: " in message
+    assert reason in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null"])
+def test_a_description_that_is_none_is_told(url, content):
+    finish(url)
+    Storage(url).write("config.json", content)
+    assert "its model cannot be built" in error_of(url)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04\x95", b"\xff" * 100])
+def test_weights_that_are_no_safetensors_are_told(url, content):
+    finish(url)
+    Storage(url).write("model.safetensors", content)
+    assert "model.safetensors: is not a safetensors file" in error_of(url)

@@ -1,0 +1,79 @@
+"""Checkpoints of several ranks: whole or cut (FSDP2), read by any other number of ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cluster.storage.storage import Storage
+from jobs.config.schema import load_config
+from jobs.run.training import work
+from tests.jobs.conftest import BATCH, config_file, digits  # noqa: F401  (fixtures)
+from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
+from tests.testbed.ranks import together
+from tests.testbed.steps import train
+from trainer.checkpoints.export import load
+from trainer.checkpoints.snapshots import reconstruct
+from trainer.checkpoints.staging import Assembly, merged, stream
+from trainer.checkpoints.tensors import unpack
+
+
+def test_a_stream_is_a_safetensors_file():
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.tensor(2.5, dtype=torch.float64),
+        "c": torch.arange(7, dtype=torch.uint8),
+        "d": torch.randn(5).bfloat16(),
+        "e": torch.empty(0, 3),
+    }
+    back = unpack("here", b"".join(stream(tensors)))
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in tensors.items())
+
+
+def test_parts_make_the_whole_and_a_missing_part_is_told():
+    whole = torch.arange(15.0).reshape(5, 3)
+    layouts = [
+        {"model": {"w": {"shape": [5, 3], "pieces": {f"model-{rank}.safetensors": [begin, 0]}}}}
+        for rank, begin in ((0, 0), (1, 3))
+    ]
+    assembly = Assembly(merged(layouts))
+    assembly.add("model-1.safetensors", {"w": whole[3:]})
+    with pytest.raises(ValueError, match="a part of model/w is missing"):
+        assembly.whole()
+    assembly.add("model-0.safetensors", {"w": whole[:3]})
+    assert torch.equal(assembly.whole()["model"]["w"], whole)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_run_goes_from_two_ranks_to_one_and_back(config_file, sharding):  # noqa: F811
+    """The state passes through every form; the sums are those of one rank but for the order of additions."""
+    alone = config_file("alone")
+    work(load_config(str(alone)))
+    path = config_file("moved", trainer={"sharding": sharding})
+    together(2, train, path, 6)
+    moved = load_config(str(path))
+    before = newest_tensors(moved.run)
+    work(load_config(str(path), [f"trainer.images={10 * BATCH}"]))
+    together(2, train, path)
+    assert before.keys() == newest_tensors(moved.run).keys()
+    for name, value in newest_tensors(load_config(str(alone)).run).items():
+        torch.testing.assert_close(newest_tensors(moved.run)[name], value, rtol=5e-3, atol=5e-4)
+    assert [row["images"] for row in metrics(moved.run)] == [2 * BATCH * n for n in range(1, 11)]
+
+
+def test_two_sharded_ranks_go_on_bitwise(config_file):  # noqa: F811
+    straight, broken = (
+        config_file(name, trainer={"sharding": "fsdp"}, optim={"posthoc": 5 * BATCH}) for name in ("straight", "broken")
+    )
+    together(2, train, straight)
+    together(2, train, broken, 7)
+    together(2, train, broken)
+    runs = [load_config(str(path)).run for path in (straight, broken)]
+    assert_bitwise_equal(newest_tensors(runs[0]), newest_tensors(runs[1]))
+    assert any(name.startswith("posthoc/") for name in newest_tensors(runs[0]))
+    averages = [reconstruct(Storage(run), 0.08).tensors for run in runs]
+    assert_bitwise_equal(*averages)
+    assert {name: value.shape for name, value in averages[0].items()} == {
+        name: value.shape for name, value in load(runs[0]).named_parameters()
+    }

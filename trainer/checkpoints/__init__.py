@@ -1,0 +1,1 @@
+"""The run folder: attempts, commits, metrics, exports."""

@@ -1,0 +1,34 @@
+"""The metrics of a run as JSON lines: the truth that dashboards are fed from.
+
+    <run>/metrics/000000012800-0002.jsonl      the rows up to 12800 images that attempt 2 wrote before that commit
+
+A part is written before the manifest of the commit that it belongs to, so a commit never lacks its rows. Rows after the
+last commit are lost with the process and computed again by the next attempt.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cluster.storage.storage import Storage
+from trainer.checkpoints.lineage import Commit, Lineage
+
+Row = dict[str, Any]  # "images": the count that the row stands at; everything else by name
+
+
+def write_rows(run: Storage, commit: Commit, rows: list[Row]) -> None:
+    """Store the rows since the commit before, as the part that belongs to a commit about to be made."""
+    if rows:
+        run.write(f"metrics/{commit.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def read_metrics(run: Storage) -> list[Row]:
+    """All rows of the run's newest lineage, in order: no gaps, nothing twice."""
+    parts = {Commit.named(entry.path.rsplit("/", 1)[-1].removesuffix(".jsonl")) for entry in run.list("metrics")}
+    rows: list[Row] = []
+    for attempt, first, last in Lineage(run).reigns():
+        own = [commit for commit in parts if commit and commit.attempt == attempt and commit.images > first]
+        for commit in sorted(commit for commit in own if last is None or commit.images <= last):
+            rows += [json.loads(line) for line in run.read(f"metrics/{commit.name}.jsonl").splitlines()]
+    return rows

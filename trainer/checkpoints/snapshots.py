@@ -1,0 +1,93 @@
+"""Snapshots of power-function averages in a run folder, and the average of any width that is made of them.
+
+    <run>/averages/000000012800-0002-0.050.safetensors    after 12800 images, by attempt 2, of relative width 0.05
+
+As of the rows of metrics, those count that the newest attempt's history has in it: what an attempt wrote after the
+commit that the next one started from is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cluster.storage.storage import Storage
+from trainer.checkpoints.checkpointer import Checkpoints
+from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.tensors import pack, unpack
+from trainer.distributed.ranks import on_rank_zero
+from trainer.errors import TrainingError
+from trainer.training.posthoc_ema import PosthocEma, Snapshot, combination
+
+FOLDER = "averages"
+_NAME = re.compile(r"(\d{12,}-\d{4,})-(0\.\d{3})\.safetensors")
+
+
+class Reconstruction(NamedTuple):
+    """An average that was never kept."""
+
+    images: int  # after which it is the average
+    tensors: dict[str, Tensor]  # float32, of what was trained
+
+
+def take_snapshots(checkpoints: Checkpoints, images: int, posthoc: PosthocEma) -> None:
+    """Store the averages after `images` images, before the commit in whose history they belong. All ranks together.
+
+    A store that is away costs this snapshot only.
+    """
+    assert checkpoints.attempt is not None
+    place, averages = Commit(images, checkpoints.attempt.number), posthoc.halves()
+
+    def store() -> None:
+        try:
+            write_snapshots(checkpoints.run, place, averages)
+        except OSError as error:
+            checkpoints.warn(f"a snapshot of the averages was not stored, training goes on: {error}")
+
+    on_rank_zero(store)
+
+
+def write_snapshots(run: Storage, place: Commit, averages: Mapping[float, Mapping[str, Tensor]]) -> None:
+    """Store averages by their width; `place` names the images seen and the attempt."""
+    for width, tensors in averages.items():
+        run.folder(FOLDER).write(f"{place.name}-{width:.3f}.safetensors", pack(tensors))
+
+
+def stored_snapshots(run: Storage) -> dict[str, Snapshot]:
+    """The snapshots of the newest lineage by their file's name."""
+    last = {attempt: end for attempt, _, end in Lineage(run).reigns()}
+    found: dict[str, Snapshot] = {}
+    for entry in run.folder(FOLDER).list():
+        match = _NAME.fullmatch(entry.path)
+        place = Commit.named(match[1]) if match else None
+        if match and place and place.attempt in last:
+            end = last[place.attempt]
+            if end is None or place.images <= end:
+                found[entry.path] = Snapshot(place.images, float(match[2]))
+    return found
+
+
+def reconstruct(run: Storage, width: float, images: int | None = None) -> Reconstruction:
+    """The average of relative width `width` after `images` images (None: the last snapshot's).
+
+    Raises TrainingError if nothing has been stored, or nothing for that image count.
+    """
+    folder, snapshots = run.folder(FOLDER), stored_snapshots(run)
+    if not snapshots:
+        raise TrainingError(f"{folder.url}: no snapshots of averages; a run with optim.posthoc stores them")
+    counts = [snapshot.images for snapshot in snapshots.values()]
+    wanted = Snapshot(images or max(counts), width)
+    if not min(counts) <= wanted.images <= max(counts):
+        raise TrainingError(
+            f"{folder.url}: the snapshots reach from {min(counts):,} to {max(counts):,} images, not {wanted.images:,}"
+        )
+    used = {name: snapshot for name, snapshot in snapshots.items() if snapshot.images <= wanted.images}
+    total: dict[str, Tensor] = {}
+    for name, factor in zip(used, combination(list(used.values()), wanted), strict=True):
+        for key, value in unpack(f"{folder.url}/{name}", folder.read(name)).items():
+            total[key] = total.get(key, torch.zeros(())) + float(factor) * value.float()
+    return Reconstruction(wanted.images, total)

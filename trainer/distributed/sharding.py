@@ -1,0 +1,121 @@
+"""How the ranks share a model's state: a copy each (DDP), or a part each (FSDP2, Zhao et al. 2023)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+
+from torch import Tensor, nn
+
+from trainer.distributed.ranks import world_size
+from trainer.elbo import Elbo
+from trainer.errors import TrainingError
+from trainer.models.base import Model
+
+if TYPE_CHECKING:  # they take seconds to import
+    from accelerate import Accelerator
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+Sharding = Literal["ddp", "fsdp"]
+
+
+class Parallel:
+    """A model as the ranks train it together: called like the model, it exchanges gradients in the backward pass.
+
+    "fsdp" keeps a part of the weights, gradients, averages and optimiser state on each rank, and gathers the weights
+    for the forward and again for the backward pass, as one unit: models call their parts in ways of their own.
+    """
+
+    def __init__(self, model: Model, accelerator: Accelerator, sharding: Sharding):
+        self.accelerator = accelerator
+        if sharding == "fsdp" and world_size() > 1:
+            from torch.distributed.fsdp import fully_shard
+
+            _refuse_scalars(model)
+            # Without resharding, whoever looks at the parameters after an evaluation would see gathered copies.
+            fully_shard(model, reshard_after_forward=True)  # in place
+            self.forward: nn.Module = model
+        else:
+            self.forward = accelerator.prepare(model)
+
+    def __call__(self, *inputs: Any) -> Elbo:
+        with self.accelerator.autocast():
+            return self.forward(*inputs)
+
+    @contextlib.contextmanager
+    def exchanging(self, exchange: bool) -> Iterator[None]:
+        """Whether the backward passes of the block exchange gradients; they add up until one does."""
+        if _gathers(self.forward):
+            self.forward.set_requires_gradient_sync(exchange)
+            yield
+        else:
+            with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self.forward):
+                yield
+
+
+def _refuse_scalars(model: nn.Module) -> None:
+    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise TrainingError(f"trainer.sharding: fsdp cannot cut the scalar parameter {scalars[0]}; use ddp")
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """The model has whole weights inside the block, for calls other than `forward`. All ranks together."""
+    if not _gathers(model):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
+def _gathers(model: nn.Module) -> TypeGuard[FSDPModule]:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # if nobody has imported it, nothing is of its kind
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
+
+
+def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
+    """Whether this rank holds a part of the tensor only."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    return tensor is not None and isinstance(value, tensor.DTensor)
+
+
+def local_part(value: Tensor) -> tuple[Tensor, list[int]]:
+    """This rank's part of a sharded tensor, and where in the whole it begins."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    assert is_sharded(value)
+    _, offset = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
+    return value.to_local(), list(offset)
+
+
+def local(value: Tensor) -> Tensor:
+    """What this rank holds of a tensor: its part of a sharded one, else all of it."""
+    return value.to_local() if is_sharded(value) else value
+
+
+def placed_like(like: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor on the device of another one, and cut among the ranks as that is."""
+    whole = whole.to(like.device)
+    if not is_sharded(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered_tensor(value: Tensor) -> Tensor:
+    """The whole of a tensor. All ranks together."""
+    return value.full_tensor() if is_sharded(value) else value
+
+
+def load_model_state(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Take over the whole tensors of a checkpoint. Raises RuntimeError if they are another model's."""
+    own = model.state_dict()
+    model.load_state_dict({name: placed_like(own.get(name, value), value) for name, value in saved.items()})

@@ -1,0 +1,83 @@
+"""Grids of images as PNG files."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from trainer.images import ImageSpec, visible
+from trainer.models.base import Model
+from trainer.noise import Noise
+from trainer.training.evaluation import condition
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SIDE = 48  # smaller images are enlarged by a whole factor to about this many pixels
+CAPTION = 26  # pixels in height
+
+
+def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
+    """A PNG of images (uint8 levels [N, C, H, W]) in rows of `columns` (about a square if None)."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    scaled = visible(images, spec.levels).cpu()
+    factor = max(1, SIDE // max(spec.height, spec.width))
+    scaled = scaled.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    rows = math.ceil(len(images) / columns)
+    height, width = scaled.shape[2] + 2, scaled.shape[3] + 2  # a gap of two pixels
+    canvas = torch.full((spec.channels, rows * height + 2, columns * width + 2), 96, dtype=torch.uint8)
+    for i, image in enumerate(scaled):
+        y, x = (i // columns) * height + 2, (i % columns) * width + 2
+        canvas[:, y : y + image.shape[1], x : x + image.shape[2]] = image
+    array = canvas.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if spec.channels == 1 else array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@torch.no_grad()
+def draw(
+    model: Model, validation: Callable[[], Iterable[Any]] | None, count: int, seed: int, accelerator: Accelerator
+) -> dict[str, bytes]:
+    """The model's pictures as PNG files by name: `count` samples, half as many reconstructions of held-out images.
+
+    Every rank draws, so that none has to wait in a collective for another; rank 0's are the ones that are kept.
+    """
+    if count == 0:
+        return {}
+    shown, labels = _examples(validation, count // 2) if validation and count > 1 else (None, None)
+    noise = Noise(seed, "sample", torch.arange(count, device=accelerator.device))
+    model.eval()
+    with accelerator.autocast():
+        pictures = model.pictures(shown, condition(model, labels), noise)
+    model.train()
+    return {name: grid(picture.images, model.spec, picture.columns) for name, picture in pictures.items()}
+
+
+def _examples(validation: Callable[[], Iterable[Any]], count: int) -> tuple[Tensor | None, Tensor | None]:
+    """Held-out images with their labels, at most `count`; None where this rank has no part of a very small set."""
+    batch = next(iter(validation()))
+    real = batch.weights > 0
+    return (batch.images[real][:count], batch.labels[real][:count]) if real.any() else (None, None)
+
+
+def captioned_rows(rows: dict[str, Tensor], spec: ImageSpec, columns: int) -> bytes:
+    """A PNG of several grids of `columns` images, one below the other, each under its name."""
+    grids = {name: Image.open(io.BytesIO(grid(images, spec, columns))).convert("RGB") for name, images in rows.items()}
+    width = max(picture.width for picture in grids.values())
+    height = sum(picture.height + CAPTION for picture in grids.values())
+    canvas = Image.new("RGB", (width, height), "white")
+    pen, y = ImageDraw.Draw(canvas), 0
+    for name, picture in grids.items():
+        pen.text((4, y + 3), name, fill="black", font=ImageFont.load_default(CAPTION - 8))
+        canvas.paste(picture, (0, y + CAPTION))
+        y += CAPTION + picture.height
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,66 @@
+"""A profile of some steps, on request: what PyTorch's profiler has seen, in the run folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from cluster.storage.errors import StorageError
+from cluster.storage.storage import Storage
+from trainer.distributed.ranks import rank
+
+if TYPE_CHECKING:
+    import torch.profiler
+
+FOLDER = "profiles"
+WARM_UP = 5  # steps before, in which memory is allocated and kernels are chosen
+
+
+class Profiler:
+    """Inside its block the `steps` steps after a warm-up are profiled on rank 0.
+
+    What they did goes to <run>/profiles/<images>.json.gz, a trace for chrome://tracing or ui.perfetto.dev, <images>
+    being the count at its end. A process that ends before writes none.
+    """
+
+    def __init__(self, run: Storage, steps: int, say: Callable[[str], None]):
+        self.run, self.say = run, say
+        self.images = 0
+        self.profile: torch.profiler.profile | None = None
+        if steps and rank() == 0:
+            from torch.profiler import profile, schedule
+
+            plan = schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
+            self.profile = profile(schedule=plan, record_shapes=True, on_trace_ready=self._keep)
+
+    def __enter__(self) -> Profiler:
+        if self.profile is not None:
+            self.profile.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.profile is not None:
+            self.profile.on_trace_ready = None
+            self.profile.stop()
+
+    def step(self, images: int) -> None:
+        """A step has ended, after `images` images."""
+        self.images = images
+        if self.profile is not None:
+            self.profile.step()
+
+    def _keep(self, profile: torch.profiler.profile) -> None:
+        with tempfile.TemporaryDirectory(prefix="lowerbound-profile-") as folder:
+            path = Path(folder) / "trace.json.gz"
+            profile.export_chrome_trace(str(path))
+            name = f"{FOLDER}/{self.images:012d}.json.gz"
+            try:
+                self.run.write(name, path)
+                self.say(f"profile: {self.run.url}/{name}")
+            except StorageError as error:
+                self.say(f"the profile could not be kept: {error}")

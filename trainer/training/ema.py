@@ -1,0 +1,67 @@
+"""Moving averages of the weights, cut among the ranks as the weights are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from trainer.distributed.sharding import local, placed_like
+
+RAMP = 0.05  # early on the half-life is this share of the images seen (EDM2, Karras et al. 2024), so that the
+#              average forgets the initial weights
+
+
+class Average:
+    """A moving average of a model's parameters in float32 (or wider)."""
+
+    def __init__(self, model: nn.Module):
+        self.parameters = dict(model.named_parameters())
+        self.average = {name: _wide(value.detach().clone()) for name, value in self.parameters.items()}
+
+    @torch.no_grad()
+    def take_in(self, share: float) -> None:
+        """Move towards the weights as they are now, by a share of the way."""
+        values = [_wide(local(value.detach())) for value in self.parameters.values()]
+        torch._foreach_lerp_([local(value) for value in self.average.values()], values, share)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by the parameters' names."""
+        return self.average
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the averages of a checkpoint."""
+        for name, value in self.average.items():
+            value.copy_(placed_like(value, state[name]))
+
+
+class Ema(Average):
+    """The exponential average, with a half-life in images."""
+
+    def __init__(self, model: nn.Module, half_life: int):
+        super().__init__(model)
+        self.half_life = half_life
+
+    def update(self, images: int, batch: int) -> None:
+        """Take in the weights after `images` images, `batch` of them new."""
+        self.take_in(1 - 0.5 ** (batch / min(self.half_life, max(RAMP * images, 1e-9))))
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model computes with the average inside the block, and with its own weights again after it."""
+        with torch.no_grad():
+            own = {name: value.detach().clone() for name, value in self.parameters.items()}
+            try:
+                for name, value in self.parameters.items():
+                    value.copy_(self.average[name])
+                yield
+            finally:
+                for name, value in self.parameters.items():
+                    value.copy_(own[name])
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()

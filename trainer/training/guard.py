@@ -1,0 +1,79 @@
+"""Steps whose gradient is not finite, or explodes, are not taken: decided on the device, the same on every rank."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from trainer.config import Config
+from trainer.distributed.sharding import gathered_tensor
+from trainer.errors import DivergedError
+
+MEMORY = 0.02  # weight of the newest gradient norm in the running level
+PATIENCE = 20  # steps before the level is trusted
+
+
+class GuardConfig(Config):
+    """When a step is skipped, and when a run is stopped for it."""
+
+    factor: PositiveFloat = 20.0
+    """A gradient norm above `factor` times its running level is an explosion."""
+    max_skips: PositiveInt = 50
+    """Skipped steps in a row after which the run goes back to its last good commit, and the second time stops with the
+    reason."""
+    rollback_lr: PositiveFloat | None = 0.5
+    """By which the learning rate is multiplied when the run goes back, for all that follows; None: it does not go
+    back but stops."""
+
+
+class Guard:
+    """Watches the norm of the GLOBAL gradient.
+
+    `state` is a tensor on the device: the running mean of the log-norm, the steps taken, the skips in a row, the skips
+    in all, and the largest number of skips in a row since somebody looked.
+    """
+
+    def __init__(self, config: GuardConfig, device: torch.device):
+        self.config = config
+        self.state = torch.zeros(5, dtype=torch.float32, device=device)
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> Tensor:
+        """Clip the gradients to the norm `clip`, step unless the norm is bad, and return the norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
+        norm = gathered_tensor(norm)
+        level, taken, row, total, worst = self.state.unbind()
+        log_norm = torch.log(norm.float().clamp(min=1e-30))
+        exploded = (log_norm > level + math.log(self.config.factor)) & (taken >= PATIENCE)
+        bad = (~torch.isfinite(norm)) | exploded
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # the fused kernels' own way to call a step off
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.step()
+        memory = torch.clamp(1 / (taken + 1), min=MEMORY)  # at first the plain mean
+        still = bad | (norm == 0)  # a batch without a single usable image says nothing of the level
+        level = torch.where(still, level, level + memory * (log_norm - level))
+        row = torch.where(bad, row + 1, torch.zeros_like(row))
+        skipped = bad.float()
+        self.state = torch.stack([level, taken + 1 - skipped, row, total + skipped, torch.maximum(worst, row)])
+        return norm
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last step was taken; waits for the device."""
+        return self.state[2].item() == 0
+
+    def check(self) -> int:
+        """The number of skipped steps so far. Raises DivergedError past the cap; waits for the device."""
+        level, taken, row, total, worst = self.state.tolist()
+        self.state[4] = row
+        if worst >= self.config.max_skips:
+            began = round(taken + total - (row or worst))
+            raise DivergedError(
+                f"diverged: {worst:.0f} steps in a row had a gradient that was not finite or more than "
+                f"{self.config.factor:g} times its running level of {math.exp(level):.3g} "
+                f"(after {taken:.0f} good steps); lower optim.lr or lengthen optim.warmup",
+                began,
+            )
+        return round(total)

@@ -1,0 +1,102 @@
+"""Sums of what is logged, kept on the device: the host looks on a cadence, and the ranks add up only then."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.distributed.ranks import add_up, rank, world_size
+from trainer.elbo import Elbo, bits_per_dimension
+from trainer.models.base import Model
+
+
+class Sums:
+    """What was seen since the last row: nats and images of this rank, gradient norms of all."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.names: list[str] = []
+        self.nats: Tensor | None = None  # float64: images, distortion, each rate; this rank's part
+        self.norms = torch.zeros(2, dtype=torch.float64, device=device)  # steps, sum of norms; the same on every rank
+
+    @torch.no_grad()
+    def add(self, elbo: Elbo, weights: Tensor) -> None:
+        """Take in a micro-batch; an image whose bound is not finite does not count."""
+        self.names = list(elbo.rates)
+        columns = torch.stack([torch.ones_like(weights), elbo.distortion, *elbo.rates.values()])
+        counted = columns.isfinite().all(0) & (weights > 0)
+        part = torch.where(counted, columns * weights, 0).double().sum(1)
+        self.nats = part if self.nats is None else self.nats + part
+
+    @torch.no_grad()
+    def add_norm(self, norm: Tensor) -> None:
+        """Take in the gradient norm of a step; one that is not finite does not count."""
+        finite = torch.isfinite(norm)
+        self.norms += torch.stack([finite, torch.where(finite, norm, torch.zeros_like(norm))]).double()
+
+    def row(self, model: Model) -> dict[str, float]:
+        """The means, in nats an image and as bits per dimension, and a new start. All ranks together."""
+        assert self.nats is not None, "no step since the last row"
+        images, distortion, *rates = add_up(self.nats).tolist()
+        steps, norms = self.norms.tolist()
+        row = {}
+        if images:  # else no image had a finite bound
+            row["train/nats"] = nats = (distortion + sum(rates)) / images
+            if not model.is_density:
+                row["train/bpd"] = bits_per_dimension(nats, model.spec.dimensions)
+            row["train/distortion"] = distortion / images
+            row |= {f"train/rate/{name}": rate / images for name, rate in zip(self.names, rates, strict=True)}
+        row["train/gradient_norm"] = norms / max(steps, 1)
+        self.nats = None
+        self.norms.zero_()
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is in the sums, added up over the ranks; as numbers."""
+        nats = None if self.nats is None else add_up(self.nats).tolist()
+        return {"names": self.names, "nats": nats, "norms": self.norms.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's sums: one rank takes over what all of them had."""
+        self.names = state["names"]
+        if state["nats"] is not None:
+            nats = torch.tensor(state["nats"], dtype=torch.float64, device=self.device)
+            self.nats = nats if rank() == 0 else torch.zeros_like(nats)
+        self.norms = torch.tensor(state["norms"], dtype=torch.float64, device=self.device)
+
+
+class Clock:
+    """Images a second, and where the time went: waiting for data, standing still for checkpoints."""
+
+    def __init__(self, images: int, utilisation: float | None = None):
+        """`utilisation` is the share of its peak that a device's one image a second comes to, if that is known."""
+        self.images, self.waited, self.since = images, 0.0, time.monotonic()
+        self.utilisation, self.stalled = utilisation, 0.0
+
+    def row(self, images: int, waited: float) -> dict[str, float]:
+        """The rates since the last row; `waited` is the loader's running total in seconds."""
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        pace = (images - self.images) / seconds
+        row = {"images_per_second": pace, "images_per_second_per_device": pace / world_size()}
+        if self.utilisation is not None:
+            row["mfu"] = self.utilisation * pace / world_size()
+        row |= {"data_wait": (waited - self.waited) / seconds, "checkpoint_stall": self.stalled}
+        self.restart(images, waited)
+        self.stalled = 0.0
+        return row
+
+    def restart(self, images: int, waited: float) -> None:
+        """Leave out what has passed (an evaluation, a checkpoint)."""
+        self.images, self.waited, self.since = images, waited, time.monotonic()
+
+    @contextlib.contextmanager
+    def stall(self) -> Iterator[None]:
+        """The block holds training up for the sake of a checkpoint: seconds in the next row."""
+        began = time.monotonic()
+        yield
+        self.stalled += time.monotonic() - began

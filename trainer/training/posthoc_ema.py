@@ -1,0 +1,104 @@
+"""Averages of the weights whose length is chosen after training (Karras et al. 2024, EDM2, arXiv 2312.02696, part 3).
+
+A power-function average weighs the weights at image count tau by tau^gamma; its relative width is the standard
+deviation of that profile as a share of the training's length. While training goes on two such averages are kept and
+snapshots of them are stored (snapshots.py); afterwards the average of any width, at any image count, is the combination
+of snapshots whose profile is nearest to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.distributed.ranks import rank
+from trainer.distributed.sharding import gathered_tensor
+from trainer.training.ema import Average
+
+WIDTHS = (0.05, 0.1)  # of the two averages that are kept, as in the paper
+WIDEST = 12**-0.5  # of an average of all weights alike
+
+
+class Snapshot(NamedTuple):
+    """A stored average: that of relative width `width` after `images` images."""
+
+    images: int
+    width: float
+
+
+class PowerEma(Average):
+    """The power-function average of relative width `width`."""
+
+    def __init__(self, model: nn.Module, width: float):
+        super().__init__(model)
+        self.width, self.gamma = width, exponent(width)
+
+    def update(self, images: int, batch: int) -> None:
+        """Take in the weights after `images` images, `batch` of them new (equation 2, continuous in the images)."""
+        self.take_in(1 - (1 - batch / images) ** (self.gamma + 1))
+
+
+class PosthocEma:
+    """The averages of which snapshots are taken while a model is trained."""
+
+    def __init__(self, model: nn.Module, widths: Sequence[float] = WIDTHS):
+        self.averages = [PowerEma(model, width) for width in widths]
+
+    def update(self, images: int, batch: int) -> None:
+        """Take in the weights after `images` images, `batch` of them new."""
+        for average in self.averages:
+            average.update(images, batch)
+
+    def halves(self) -> dict[float, dict[str, Tensor]]:
+        """What a snapshot stores, by the width: the averages of what is trained, whole, on the CPU and in half
+        precision as the authors do. All ranks together; rank 0 gets them, the others nothing.
+        """
+        stored: dict[float, dict[str, Tensor]] = {average.width: {} for average in self.averages}
+        for average in self.averages:
+            for name, value in average.average.items():
+                if average.parameters[name].requires_grad:
+                    whole = gathered_tensor(value)
+                    if rank() == 0:
+                        stored[average.width][name] = whole.to("cpu", torch.float16)
+        return stored
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages as "<width>/<parameter>"."""
+        return {f"{a.width}/{name}": value for a in self.averages for name, value in a.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the averages of a checkpoint."""
+        for average in self.averages:
+            average.load_state_dict({name: state[f"{average.width}/{name}"] for name in average.average})
+
+
+def exponent(width: float) -> float:
+    """gamma of the profile tau^gamma of relative width `width`, in (0, 0.289) (equations 123-126).
+
+    The variance of that distribution over [0, 1] is (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
+    """
+    if not 0 < width < WIDEST:
+        raise ValueError(f"width: {width} is not between 0 and 0.289, the width of an average of all weights alike")
+    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
+    return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
+
+
+def combination(stored: Sequence[Snapshot], wanted: Snapshot) -> NDArray[np.float64]:
+    """[len(stored)] the factors of the snapshots whose sum is nearest to the profile of `wanted` (algorithm 3)."""
+    products = np.array([[_product(a, b) for b in stored] for a in stored])
+    factors, *_ = np.linalg.lstsq(products, np.array([_product(a, wanted) for a in stored]), rcond=1e-12)
+    return factors
+
+
+def _product(a: Snapshot, b: Snapshot) -> float:
+    """The integral of the product of two profiles, in units of one over images (algorithm 3)."""
+    if a.images > b.images:
+        a, b = b, a
+    gamma_a, gamma_b = exponent(a.width), exponent(b.width)
+    scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    return scale * (a.images / b.images) ** gamma_b / b.images
