@@ -11,7 +11,7 @@ from datasets.errors import DataError
 from jobs.errors import ConfigError
 from trainer.errors import TrainingError
 
-MENDABLE = (ConfigError, DataError, StorageError, TrainingError)
+USER_ERRORS = (ConfigError, DataError, StorageError, TrainingError)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -24,10 +24,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         status = main(arguments) or 0
         if "torch" in sys.modules:  # else there are no ranks, and it takes seconds to import
-            from trainer.distributed.ranks import leave
+            from trainer.distributed.ranks import shutdown
 
-            leave()
-    except MENDABLE as error:
+            shutdown()
+    except USER_ERRORS as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -28,7 +28,7 @@ class Elbo(NamedTuple):
         return total
 
     @property
-    def descended(self) -> Tensor:
+    def loss(self) -> Tensor:
         """[B] what the optimiser sees: the objective where the model has one of its own, else the bound."""
         return self.negative_bound if self.objective is None else self.objective
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def over(values: Tensor, x: Tensor) -> Tensor:
+def expand_to(values: Tensor, x: Tensor) -> Tensor:
     """One value an image, [B], shaped to broadcast over x [B, ...]; a scalar stays one."""
     return values if values.dim() == 0 else values.reshape(-1, *[1] * (x.dim() - 1))
 
@@ -27,7 +27,7 @@ def sigma(gamma: Tensor) -> Tensor:
 
 def diffuse(x: Tensor, eps: Tensor, gamma: Tensor) -> Tensor:
     """z = alpha x + sigma eps, a draw from q(z | x); x and eps [B, ...], gamma [B] or a scalar."""
-    gamma = over(gamma, x)
+    gamma = expand_to(gamma, x)
     return alpha(gamma) * x + sigma(gamma) * eps
 
 
@@ -42,7 +42,7 @@ def posterior(z: Tensor, x: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> tuple[T
 
     With the denoiser's x in the place of x it is p(z_s | z_t).
     """
-    gamma_t, gamma_s = over(gamma_t, z), over(gamma_s, z)
+    gamma_t, gamma_s = expand_to(gamma_t, z), expand_to(gamma_s, z)
     c = -torch.expm1(gamma_s - gamma_t)  # sigma_{t|s}^2 / sigma_t^2
     mean = alpha(gamma_s) * c * x + (1 - c) * alpha(gamma_s) / alpha(gamma_t) * z
     return mean, sigma(gamma_s) * torch.sqrt(c)

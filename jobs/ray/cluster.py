@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.cli import MENDABLE
+from jobs.cli import USER_ERRORS
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         after.callback(ray.shutdown)
         try:
             yield
-        except MENDABLE:
+        except USER_ERRORS:
             # A thread may still wait for the ranks, and Ray ends a process that asks for them after the shutdown: not
             # before the error has been said.
             atexit.register(after.pop_all().close)

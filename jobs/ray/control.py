@@ -12,7 +12,7 @@ POLL_SECONDS = 0.5
 
 
 @ray.remote(num_cpus=0)
-class Desk:
+class ControlActor:
     """Holds the wishes to stop and to save (driver to ranks), how many ranks there are and what a person must mend
     (ranks to driver).
     """
@@ -23,11 +23,11 @@ class Desk:
         self.ranks = 0  # that train now
         self.failure: Exception | None = None
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Every rank is to commit and leave."""
         self.stop = True
 
-    def ask_to_save(self) -> None:
+    def request_save(self) -> None:
         """The ranks are to commit soon, and go on."""
         self.saves += 1
 
@@ -50,7 +50,7 @@ class Desk:
         return self.failure
 
 
-class Wishes:
+class ControlPoller:
     """What the driver asks of a rank: a thread looks at the desk now and then, so that the loop never waits for it."""
 
     def __init__(self, desk: ActorHandle):

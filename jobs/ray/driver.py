@@ -16,9 +16,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.storage.errors import UnavailableError
 from cluster.storage.storage import join
-from jobs.cli import MENDABLE
+from jobs.cli import USER_ERRORS
 from jobs.config.schema import RunConfig
-from jobs.ray.control import POLL_SECONDS, Desk, Wishes
+from jobs.ray.control import POLL_SECONDS, ControlActor, ControlPoller
 from jobs.ray.metrics import RayMetricsTracker
 from jobs.ray.storage import as_ray_sees
 from jobs.run.training import work
@@ -39,7 +39,7 @@ def train(config: RunConfig) -> None:
     """
     # Beside this process, as Ray's controller: it must not be lost with a machine of the ranks.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    desk = Desk.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    desk = ControlActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     # Ray takes a checkpoint for its own only below its experiment's folder, which therefore is the run folder.
     above, _, name = config.run.rpartition("/")
     filesystem, above = as_ray_sees(above)
@@ -70,7 +70,7 @@ def train(config: RunConfig) -> None:
             outcome.append(error)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: desk.ask_to_stop.remote())
+        signal.signal(number, lambda number, frame: desk.request_stop.remote())
     thread = threading.Thread(target=launch, daemon=True)
     thread.start()
     growth = Growth(config, desk)
@@ -80,7 +80,7 @@ def train(config: RunConfig) -> None:
         if failure := ray.get(desk.reported_failure.remote()):
             raise failure
         if growth.is_near():
-            desk.ask_to_save.remote()
+            desk.request_save.remote()
     if error := outcome[0]:
         raise error
 
@@ -90,7 +90,7 @@ def _rank(settings: dict[str, Any]) -> None:
     desk: ActorHandle = settings["desk"]
     try:
         config = RunConfig.model_validate(settings["config"])
-        wishes, preemption = Wishes(desk), Preemption()
+        wishes, preemption = ControlPoller(desk), Preemption()
         if rank() == 0:
             ray.get(desk.report_ranks.remote(world_size()))
         work(
@@ -107,7 +107,7 @@ def _rank(settings: dict[str, Any]) -> None:
             raise RuntimeError("the machine whose end was announced is still there; starting again")
     except UnavailableError:
         raise  # a store that is away may come back: Ray starts the ranks again
-    except MENDABLE as error:
+    except USER_ERRORS as error:
         ray.get(desk.report_failure.remote(error))
         time.sleep(FAREWELL_SECONDS)  # the driver says it and ends us; what we raise would be a traceback in its log
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jobs.cli import MENDABLE
+from jobs.cli import USER_ERRORS
 from jobs.ray.cluster import ray_cluster
 
 
@@ -34,6 +34,6 @@ def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], wor
             trainer.fit()
         except WorkerGroupError as error:
             for failure in error.worker_failures.values():
-                if isinstance(failure, MENDABLE):
+                if isinstance(failure, USER_ERRORS):
                     raise failure from None
             raise

@@ -38,7 +38,7 @@ def positions_of(run: str, folder: Path) -> list[int]:
     lineage = Lineage(Storage(run))
     newest = next(lineage.history()).images
     made: dict[int, list[int]] = {}
-    for attempt, first, last in lineage.reigns():
+    for attempt, first, last in lineage.segments():
         for step in steps_of(folder):
             if step.attempt == attempt and first <= step.images < (newest if last is None else last):
                 made.setdefault(step.images, []).extend(step.positions)

@@ -76,7 +76,7 @@ def consumed(run: str, folder: Path) -> list[list[int]]:
     lineage = Lineage(Storage(run))
     end = newest(run)
     steps: dict[int, list[int]] = {}
-    for attempt, first, last in lineage.reigns():
+    for attempt, first, last in lineage.segments():
         for path in folder.glob(f"trained-{attempt}-*.txt"):
             for line in path.read_text().splitlines():
                 start, *numbers = map(int, line.split())

@@ -29,7 +29,7 @@ def curve(name: str) -> list[float]:
     for step in range(STEPS):
         images = batch(ALL_MODELS[name][0], BATCH, seed=step % 4)
         noise = training_noise(BATCH, step * BATCH, torch.float64)
-        loss = model(images, None, noise, torch.tensor(float(step * BATCH))).descended.mean()
+        loss = model(images, None, noise, torch.tensor(float(step * BATCH))).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

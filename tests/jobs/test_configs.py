@@ -73,7 +73,7 @@ def test_two_steps_at_reduced_width(path):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for step in range(2):
         noise = Noise(0, "train", torch.arange(2 * step, 2 * step + 2), batch=2)
-        loss = model(images, None, noise, torch.tensor(1e6)).descended.mean()
+        loss = model(images, None, noise, torch.tensor(1e6)).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

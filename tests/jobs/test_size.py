@@ -94,7 +94,7 @@ def test_the_estimate_is_what_autograd_keeps_and_the_flops_are_those_of_the_matr
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         noise = Noise(0, "train", torch.arange(32), 32)
-        model(torch.zeros(32, 1, 8, 8, dtype=torch.uint8), None, noise, torch.zeros(())).descended.sum()
+        model(torch.zeros(32, 1, 8, 8, dtype=torch.uint8), None, noise, torch.zeros(())).loss.sum()
 
     measured = measure(model, torch.float32)
     assert 32 * measured.activations == pytest.approx(sum(kept.values()), rel=0.05)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.gaussian_process import alpha, over, sigma
+from trainer.gaussian_process import alpha, expand_to, sigma
 from trainer.samplers import Denoised
 from trainer.schedules import Learned, Schedule
 
@@ -19,7 +19,7 @@ class Optimal(nn.Module):
         self.mean, self.variance = (torch.as_tensor(v, dtype=torch.float64) for v in (mean, variance))
 
     def forward(self, z: Tensor, gamma: Tensor, *_: object) -> Denoised:
-        gamma = over(gamma, z)
+        gamma = expand_to(gamma, z)
         total = alpha(gamma).square() * self.variance + sigma(gamma).square()
         surprise = (z - alpha(gamma) * self.mean) / total
         return Denoised(self.mean + self.variance * alpha(gamma) * surprise, sigma(gamma) * surprise)

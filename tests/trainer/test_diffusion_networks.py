@@ -61,7 +61,7 @@ def test_the_bound_of_an_image_does_not_depend_on_its_batch(network):
 @pytest.mark.parametrize("network", ALL_NETWORKS)
 def test_every_parameter_has_a_gradient(network):
     model = built(network)
-    model(*batch()).descended.sum().backward()
+    model(*batch()).loss.sum().backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert missing == []
 
@@ -119,12 +119,12 @@ def test_the_bound_stays_float32_under_bf16(network, prediction):
 def test_compiles_without_graph_breaks(network):
     """The graph as the compiler traces it; the kernels that it would make of it are left out."""
     model = built(network, schedule={"kind": "learned" if network == "mlp" else "linear"})
-    expected = model(*batch()).descended.sum()
+    expected = model(*batch()).loss.sum()
     expected.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     torch._dynamo.reset()
-    loss = torch.compile(model, backend="eager", fullgraph=True)(*batch()).descended.sum()
+    loss = torch.compile(model, backend="eager", fullgraph=True)(*batch()).loss.sum()
     torch.testing.assert_close(loss, expected)
     loss.backward()
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):

@@ -31,7 +31,7 @@ def test_the_share_of_samples_of_the_asked_class_rises_with_the_scale():
         noise = Noise(0, "train", positions, BATCH)
         elbo = model(images[chosen], {"label": labels[chosen]}, noise, torch.tensor(0.0))
         optimizer.zero_grad()
-        elbo.descended.mean().backward()
+        elbo.loss.mean().backward()
         optimizer.step()
 
     classifier = LogisticRegression(max_iter=300).fit(scans.data / 16, scans.target)

@@ -114,7 +114,7 @@ def test_gradients_are_the_same_when_features_are_computed_again(config):
     gradients = []
     for again in (False, True):
         model = ladder(config, lively=True, checkpoint_gradients=again)
-        model(*setting(purpose="train"), START).descended.mean().backward()
+        model(*setting(purpose="train"), START).loss.mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for kept, computed in zip(*gradients, strict=True):
         assert torch.equal(kept, computed)
@@ -165,23 +165,23 @@ class TestObjective:
     @pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (250.0, 0.25), (1000.0, 1.0), (1e9, 1.0)])
     def test_rates_warm_up_with_the_images_seen(self, progress, weight):
         elbo = self.elbo(progress, kl_warmup=1000)
-        torch.testing.assert_close(elbo.descended, elbo.distortion + weight * sum(elbo.rates.values()))
+        torch.testing.assert_close(elbo.loss, elbo.distortion + weight * sum(elbo.rates.values()))
 
     def test_free_bits_are_counted_per_image_and_level(self):
         elbo = self.elbo(0.0, free_bits=0.3)
         spent = torch.stack(list(elbo.rates.values()))
         assert 0 < (spent < 0.3).sum() < spent.numel()  # some are under, some over
-        torch.testing.assert_close(elbo.descended, elbo.distortion + torch.where(spent < 0.3, 0.3, spent).sum(0))
+        torch.testing.assert_close(elbo.loss, elbo.distortion + torch.where(spent < 0.3, 0.3, spent).sum(0))
 
     def test_balance_weighs_what_spends_more_for_its_size(self):
         elbo = self.elbo(500.0, kl_warmup=1000, balance=True)
         spent = torch.stack(list(elbo.rates.values()))
         weights = (spent + 0.01) / (spent + 0.01).mean(0)  # groups of one size
-        torch.testing.assert_close(elbo.descended, elbo.distortion + 0.5 * (weights * spent).sum(0))
+        torch.testing.assert_close(elbo.loss, elbo.distortion + 0.5 * (weights * spent).sum(0))
 
     def test_balance_ends_with_the_warm_up(self):
         elbo = self.elbo(1000.0, kl_warmup=1000, balance=True)
-        torch.testing.assert_close(elbo.descended, elbo.negative_bound)
+        torch.testing.assert_close(elbo.loss, elbo.negative_bound)
 
 
 @pytest.mark.parametrize(

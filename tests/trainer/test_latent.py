@@ -76,7 +76,7 @@ def test_the_first_stage_is_frozen(digits_like):
     assert not model.vae.training
     images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
     elbo: Elbo = model(images, None, Noise(0, "train", torch.arange(4), 4), START)
-    elbo.descended.sum().backward()
+    elbo.loss.sum().backward()
     assert all(parameter.grad is None for parameter in model.vae.parameters())
     assert any(parameter.grad is not None for parameter in model.diffuser.parameters())
 

@@ -36,7 +36,7 @@ def evaluation_noise(n, dtype=torch.float64):
 def test_terms_of_the_bound_are_one_number_an_image(name):
     spec, _ = ALL_MODELS[name]
     elbo = build(name)(batch(spec), None, training_noise(), START)
-    terms = [elbo.distortion, *elbo.rates.values(), elbo.descended, elbo.negative_bound]
+    terms = [elbo.distortion, *elbo.rates.values(), elbo.loss, elbo.negative_bound]
     assert all(term.shape == (8,) and term.dtype == torch.float32 and term.isfinite().all() for term in terms)
     torch.testing.assert_close(elbo.negative_bound, elbo.distortion + sum(elbo.rates.values()))
 
@@ -48,7 +48,7 @@ def test_every_parameter_gets_a_finite_gradient(name, precision):
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         elbo = model(batch(model.spec), None, training_noise(), torch.tensor(100.0))
     assert elbo.negative_bound.dtype == torch.float32
-    elbo.descended.mean().backward()
+    elbo.loss.mean().backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
@@ -72,7 +72,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(name, parts):
         images, noise = batch(model.spec), training_noise(dtype=torch.float64)
         for chunk, positions in zip(images.split(size), noise.positions.split(size), strict=True):
             share = Noise(0, "train", positions, batch=8, dtype=torch.float64)
-            (model(chunk, None, share, torch.tensor(100.0)).descended.sum() / 8).backward()
+            (model(chunk, None, share, torch.tensor(100.0)).loss.sum() / 8).backward()
         return [parameter.grad for parameter in model.parameters()]
 
     for whole, summed in zip(gradients(8), gradients(8 // parts), strict=True):
@@ -86,7 +86,7 @@ def test_order_of_the_images_in_a_batch_changes_nothing(name):
     order = torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])
     shuffled = Noise(0, "train", noise.positions[order], batch=8, dtype=torch.float64)
     there, here = model(images, None, noise, START), model(images[order], None, shuffled, START)
-    torch.testing.assert_close(here.descended, there.descended[order], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(here.loss, there.loss[order], rtol=1e-10, atol=1e-10)
     for term, rate in there.rates.items():
         torch.testing.assert_close(here.rates[term], rate[order], rtol=1e-10, atol=1e-10)
 
@@ -162,7 +162,7 @@ def test_one_batch_can_be_learned_by_heart(name):
     images, optimizer = batch(spec), adamw(model, OptimConfig(lr=5e-3))
     before = measure(model, images)
     for step in range(200):
-        loss = model(images, None, training_noise(first=8 * step), torch.tensor(8.0 * step)).descended.mean()
+        loss = model(images, None, training_noise(first=8 * step), torch.tensor(8.0 * step)).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
@@ -194,5 +194,5 @@ def test_compiles_to_one_graph(name):
     model = stirred(name)
     images, noise = batch(model.spec), training_noise(dtype=torch.float64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    ours, theirs = (m(images, None, noise, START).descended for m in (model, compiled))
+    ours, theirs = (m(images, None, noise, START).loss for m in (model, compiled))
     torch.testing.assert_close(theirs, ours)

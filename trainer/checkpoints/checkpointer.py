@@ -16,12 +16,12 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from cluster.storage.storage import Storage
 from trainer.checkpoints.journal import Row, write_rows
-from trainer.checkpoints.lineage import Attempt, Commit, Lineage, Sums
+from trainer.checkpoints.lineage import Attempt, Commit, FileDigest, Lineage
 from trainer.checkpoints.reading import inherited, newest_whole, read_state
 from trainer.checkpoints.retention import forget_old
 from trainer.checkpoints.staging import LAYOUT, Share, Stage, State, merged, stream
 from trainer.config import Config
-from trainer.distributed.ranks import collected, on_rank_zero, told_by_rank_zero, whispering
+from trainer.distributed.ranks import broadcast_object, gather_object, new_gloo_group, on_rank_zero
 from trainer.errors import DivergedError, SupersededError, TrainingError
 
 PATIENCE = 3600.0  # seconds after which a rank no longer waits for another one's part of a checkpoint
@@ -42,7 +42,7 @@ class CheckpointConfig(Config):
 class _Part(NamedTuple):
     """What one rank tells of its share of a checkpoint."""
 
-    files: dict[str, Sums]
+    files: dict[str, FileDigest]
     layout: dict[str, dict[str, Any]]
     failure: str | None
 
@@ -119,7 +119,7 @@ class Checkpoints:
             return attempt
 
         self.attempt = on_rank_zero(claim)
-        self.group = self.group or whispering(PATIENCE)
+        self.group = self.group or new_gloo_group(PATIENCE)
         if self.attempt.start is None:
             return None
         return read[0] if read else read_state(self.lineage, self.attempt.start)
@@ -228,7 +228,7 @@ class Checkpoints:
     ) -> Exception | None:
         """Write this rank's share; rank 0 makes the commit when all have. Returns the same on all ranks."""
         failure: Exception | None = None
-        files: dict[str, Sums] = {}
+        files: dict[str, FileDigest] = {}
         try:
             for name, tensors in share.tensors.items():
                 files[name] = self.lineage.write_file(commit, name, partial(stream, tensors))
@@ -236,7 +236,7 @@ class Checkpoints:
                 files[name] = self.lineage.write_file(commit, name, text)
         except Exception as error:
             failure = error
-        parts = collected(_Part(files, share.layout, str(failure) if failure else None), self.group)
+        parts = gather_object(_Part(files, share.layout, str(failure) if failure else None), self.group)
         outcome: Exception | None = failure
         if parts:  # rank 0
             outcome = failure or next((OSError(part.failure) for part in parts if part.failure), None)
@@ -245,7 +245,7 @@ class Checkpoints:
                     self._commit(commit, parts, rows, keep_all)
             except Exception as error:
                 outcome = error
-        shared = told_by_rank_zero(_portable(outcome), self.group)
+        shared = broadcast_object(_portable(outcome), self.group)
         return outcome or shared
 
     def _commit(self, commit: Commit, parts: list[_Part], rows: list[tuple[Commit, list[Row]]], keep_all: bool) -> None:

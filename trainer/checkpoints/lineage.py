@@ -56,7 +56,7 @@ class Attempt(NamedTuple):
     facts: dict[str, Any]  # what this attempt changed (noise salt, learning-rate factor), and where it ran
 
 
-class Sums(NamedTuple):
+class FileDigest(NamedTuple):
     """What a file of a commit must be."""
 
     bytes: int
@@ -66,7 +66,7 @@ class Sums(NamedTuple):
 class Manifest(NamedTuple):
     """What a commit consists of."""
 
-    files: dict[str, Sums]
+    files: dict[str, FileDigest]
     facts: dict[str, Any]  # figures by which it is kept
 
 
@@ -130,11 +130,11 @@ class Lineage:
         sees it, leaving out itself and whatever came later.
         """
         commits = self.commits()
-        for number, _, last in reversed(self.reigns(before)):
+        for number, _, last in reversed(self.segments(before)):
             own = [c for c in commits if c.attempt == number and (last is None or c.images <= last)]
             yield from sorted(own, reverse=True)
 
-    def reigns(self, before: int | None = None) -> list[tuple[int, int, int | None]]:
+    def segments(self, before: int | None = None) -> list[tuple[int, int, int | None]]:
         """(attempt, first image, last image or None) of the newest lineage, the oldest first: whose rows hold where."""
         attempts = {number: attempt for number, attempt in self.attempts().items() if before is None or number < before}
         found: list[tuple[int, int, int | None]] = []
@@ -162,7 +162,9 @@ class Lineage:
 
     # ---- a commit's files
 
-    def write_file(self, commit: Commit, name: str, data: bytes | Callable[[], Iterator[bytes | memoryview]]) -> Sums:
+    def write_file(
+        self, commit: Commit, name: str, data: bytes | Callable[[], Iterator[bytes | memoryview]]
+    ) -> FileDigest:
         """Write a file of a commit that is being made, from bytes or from a function that begins its pieces anew."""
         size, digest = 0, hashlib.sha256()
 
@@ -175,9 +177,9 @@ class Lineage:
                 yield piece
 
         self.run.write(f"{_folder(commit)}/{name}", b"".join(pieces()) if isinstance(data, bytes) else pieces)
-        return Sums(size, digest.hexdigest())
+        return FileDigest(size, digest.hexdigest())
 
-    def write_manifest(self, commit: Commit, files: dict[str, Sums], facts: dict[str, Any] | None = None) -> None:
+    def write_manifest(self, commit: Commit, files: dict[str, FileDigest], facts: dict[str, Any] | None = None) -> None:
         """Make the commit, all its files having been written. Raises SupersededError if a newer attempt has begun."""
         self.check_not_superseded(commit.attempt)
         listed = {name: sums._asdict() for name, sums in sorted(files.items())}
@@ -218,7 +220,7 @@ class Lineage:
         try:
             manifest = json.loads(self.run.read(path))
             written = manifest["format"]
-            files = {name: Sums(listed["bytes"], listed["sha256"]) for name, listed in manifest["files"].items()}
+            files = {name: FileDigest(listed["bytes"], listed["sha256"]) for name, listed in manifest["files"].items()}
             facts = manifest.get("facts", {})
         except (MissingError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrainingError(f"{where}: not the manifest of a checkpoint ({error!r})") from error

@@ -59,7 +59,7 @@ def write_snapshots(run: Storage, place: Commit, averages: Mapping[float, Mappin
 
 def stored_snapshots(run: Storage) -> dict[str, Snapshot]:
     """The snapshots of the newest lineage by their file's name."""
-    last = {attempt: end for attempt, _, end in Lineage(run).reigns()}
+    last = {attempt: end for attempt, _, end in Lineage(run).segments()}
     found: dict[str, Snapshot] = {}
     for entry in run.folder(FOLDER).list():
         match = _NAME.fullmatch(entry.path)

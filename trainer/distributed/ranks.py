@@ -31,7 +31,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def add_up(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over the ranks of a tensor, which is left as it is."""
     total = values.clone()
     if world_size() > 1:
@@ -39,14 +39,14 @@ def add_up(values: Tensor) -> Tensor:
     return total
 
 
-def whispering(seconds: float) -> dist.ProcessGroup | None:
+def new_gloo_group(seconds: float) -> dist.ProcessGroup | None:
     """A process group of all ranks for a background thread of each, whose waits end after `seconds`; None if alone."""
     if world_size() == 1:
         return None
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
 
 
-def collected(mine: T, group: dist.ProcessGroup | None) -> list[T]:
+def gather_object(mine: T, group: dist.ProcessGroup | None) -> list[T]:
     """What each rank has, in a list on rank 0; empty on the others."""
     if group is None:
         return [mine]
@@ -55,7 +55,7 @@ def collected(mine: T, group: dist.ProcessGroup | None) -> list[T]:
     return parts or []
 
 
-def told_by_rank_zero(word: T, group: dist.ProcessGroup | None) -> T:
+def broadcast_object(word: T, group: dist.ProcessGroup | None) -> T:
     """What rank 0 has, on every rank."""
     if group is None:
         return word
@@ -83,7 +83,7 @@ def on_rank_zero(action: Callable[[], T]) -> T:
     return outcome[0]  # type: ignore[return-value]
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Leave the process group, all ranks together, and end its threads; nothing happens without one.
 
     A thread of gloo that still holds a tensor when the interpreter takes itself down would abort the process, after all

@@ -64,7 +64,7 @@ def measure(model: Model, precision: torch.dtype) -> Pass:
             noise = Noise(0, "train", torch.arange(images), images)
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 elbo = functional_call(model, shapes, (batch, condition, noise, torch.zeros(())))
-            elbo.descended.sum().backward()
+            elbo.loss.sum().backward()
         found.append((sum(storages.values()), flops.get_total_flops()))
     (few_bytes, few_flops), (more_bytes, more_flops) = found
     return Pass((more_bytes - few_bytes) / 2, (more_flops - few_flops) / 2)

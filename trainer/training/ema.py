@@ -22,7 +22,7 @@ class Average:
         self.average = {name: _wide(value.detach().clone()) for name, value in self.parameters.items()}
 
     @torch.no_grad()
-    def take_in(self, share: float) -> None:
+    def lerp(self, share: float) -> None:
         """Move towards the weights as they are now, by a share of the way."""
         values = [_wide(local(value.detach())) for value in self.parameters.values()]
         torch._foreach_lerp_([local(value) for value in self.average.values()], values, share)
@@ -47,7 +47,7 @@ class Ema(Average):
 
     def update(self, images: int, batch: int) -> None:
         """Take in the weights after `images` images, `batch` of them new."""
-        self.take_in(1 - 0.5 ** (batch / min(self.half_life, max(RAMP * images, 1e-9))))
+        self.lerp(1 - 0.5 ** (batch / min(self.half_life, max(RAMP * images, 1e-9))))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

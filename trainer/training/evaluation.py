@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.distributed.ranks import add_up
+from trainer.distributed.ranks import all_reduce_sum
 from trainer.elbo import bits_per_dimension
 from trainer.errors import TrainingError
 from trainer.models.base import Condition, Model
@@ -92,7 +92,7 @@ def evaluate(
         part = table[:, batch.weights > 0].sum(1)
         sums = part if sums.numel() == 0 else sums + part
     model.train()
-    count, total, squares, *means = add_up(sums).tolist()
+    count, total, squares, *means = all_reduce_sum(sums).tolist()
     mean = total / count
     figures = {name: value / count for name, value in zip(names, means, strict=True)}
     return Evaluation(

@@ -36,7 +36,7 @@ from trainer.tracking.trackers import Tracker
 from trainer.training.ema import Ema
 from trainer.training.evaluation import Evaluation, condition, evaluate
 from trainer.training.guard import Guard, GuardConfig
-from trainer.training.metrics import Clock, Sums
+from trainer.training.metrics import Clock, Metrics
 from trainer.training.optimizer import OptimConfig, adamw, learning_rate, load_optimizer_state, optimizer_state
 from trainer.training.posthoc_ema import PosthocEma
 
@@ -136,7 +136,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
     parallel = Parallel(model, accelerator, config.sharding)
     optimizer, ema, guard = adamw(model, job.optim), Ema(model, job.optim.ema), Guard(config.guard, device)
     posthoc = PosthocEma(model) if job.optim.posthoc else None
-    sums, agreement, rows = Sums(device), Agreement(device, job.notice), list[Row]()
+    sums, agreement, rows = Metrics(device), Agreement(device, job.notice), list[Row]()
     images = 0
 
     def state() -> State:
@@ -192,7 +192,7 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                     noise = Noise(seed, "train", part.positions, config.batch)
                     elbo = parallel(part.images, condition(model, part.labels), noise, seen)
                     # DDP takes the mean over the ranks, so their number comes back in; B is always the divisor
-                    loss = world_size() * (part.weights * elbo.descended).sum() / config.batch
+                    loss = world_size() * (part.weights * elbo.loss).sum() / config.batch
                     accelerator.backward(loss)
                 sums.add(elbo, part.weights)
             sums.add_norm(guard.step(optimizer, parameters, job.optim.clip))

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.distributed.ranks import add_up, rank, world_size
+from trainer.distributed.ranks import all_reduce_sum, rank, world_size
 from trainer.elbo import Elbo, bits_per_dimension
 from trainer.models.base import Model
 
 
-class Sums:
+class Metrics:
     """What was seen since the last row: nats and images of this rank, gradient norms of all."""
 
     def __init__(self, device: torch.device):
@@ -42,7 +42,7 @@ class Sums:
     def row(self, model: Model) -> dict[str, float]:
         """The means, in nats an image and as bits per dimension, and a new start. All ranks together."""
         assert self.nats is not None, "no step since the last row"
-        images, distortion, *rates = add_up(self.nats).tolist()
+        images, distortion, *rates = all_reduce_sum(self.nats).tolist()
         steps, norms = self.norms.tolist()
         row = {}
         if images:  # else no image had a finite bound
@@ -58,7 +58,7 @@ class Sums:
 
     def state_dict(self) -> dict[str, Any]:
         """What is in the sums, added up over the ranks; as numbers."""
-        nats = None if self.nats is None else add_up(self.nats).tolist()
+        nats = None if self.nats is None else all_reduce_sum(self.nats).tolist()
         return {"names": self.names, "nats": nats, "norms": self.norms.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

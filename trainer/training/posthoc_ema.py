@@ -40,7 +40,7 @@ class PowerEma(Average):
 
     def update(self, images: int, batch: int) -> None:
         """Take in the weights after `images` images, `batch` of them new (equation 2, continuous in the images)."""
-        self.take_in(1 - (1 - batch / images) ** (self.gamma + 1))
+        self.lerp(1 - (1 - batch / images) ** (self.gamma + 1))
 
 
 class PosthocEma:

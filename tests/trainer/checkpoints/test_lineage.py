@@ -155,7 +155,7 @@ def test_the_history_is_the_newest_attempt_and_what_it_started_from(run):
     late_commits(run, 2, 600)
     late_commits(run, 1, 700)
     assert list(Lineage(run).history()) == [c4, a2, a1]
-    assert Lineage(run).reigns() == [(1, 0, 200), (3, 200, None)]
+    assert Lineage(run).segments() == [(1, 0, 200), (3, 200, None)]
     assert list(lineage.history(before=3)) == [Commit(600, 2), b5, b4, a3, a2, a1]
     assert list(lineage.history(before=1)) == []
 

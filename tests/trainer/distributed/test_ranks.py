@@ -15,12 +15,12 @@ import trainer.distributed.ranks
 from cluster.storage.storage import Storage
 from trainer.checkpoints.checkpointer import CheckpointConfig, Checkpoints
 from trainer.checkpoints.lineage import Commit, Lineage
-from trainer.distributed.ranks import POLL_SECONDS, Agreement, add_up, leave, on_rank_zero, rank, world_size
+from trainer.distributed.ranks import POLL_SECONDS, Agreement, all_reduce_sum, on_rank_zero, rank, shutdown, world_size
 from trainer.elbo import Elbo
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.models.base import Model
-from trainer.training.metrics import Sums
+from trainer.training.metrics import Metrics
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def in_a_group(me, ranks, folder):
         "checkpoints": checkpoints(f"{folder}/run"),
     }
     running = threads()
-    leave()
+    shutdown()
     return seen | {"threads": (running, threads())}
 
 
@@ -71,7 +71,7 @@ def threads():
 
 def sums(me):
     mine = torch.tensor([1.0 + me, 10.0], dtype=torch.float64)
-    total = add_up(mine)
+    total = all_reduce_sum(mine)
     return mine.tolist(), total.tolist()
 
 
@@ -82,13 +82,13 @@ def logged(me, ranks):
     values = torch.arange(10.0).split([4, 6] if ranks == 2 else [2, 3, 5])[me]
     rows = []
     for checkpoint in (False, True):
-        logged = Sums(CPU)
+        logged = Metrics(CPU)
         for half in values[:2], values[2:]:
             logged.add(Elbo(half, {"z1": 2 * half}), torch.ones(len(half)))
             logged.add_norm(torch.tensor(3.0))
             if checkpoint:
                 state = logged.state_dict()
-                logged = Sums(CPU)
+                logged = Metrics(CPU)
                 logged.load_state_dict(state)
         rows.append(logged.row(model))
     return rows
@@ -257,7 +257,7 @@ def test_ranks_save_resume_and_are_superseded_together(seen):
 
 def test_a_single_process_is_rank_zero_of_one():
     assert (rank(), world_size()) == (0, 1)
-    assert add_up(torch.tensor([2.0])).tolist() == [2.0]
+    assert all_reduce_sum(torch.tensor([2.0])).tolist() == [2.0]
     assert on_rank_zero(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         on_rank_zero(lambda: 1 / 0)

@@ -15,7 +15,7 @@ def counted(name: str, images: int) -> int:
     model = build(name)
     labels = {"label": torch.zeros(images, dtype=torch.int64)} if model.spec.classes else None
     with FlopCounterMode(display=False) as flops:
-        model(batch(model.spec, images), labels, training_noise(images), torch.zeros(())).descended.sum().backward()
+        model(batch(model.spec, images), labels, training_noise(images), torch.zeros(())).loss.sum().backward()
     return flops.get_total_flops()
 
 

@@ -8,7 +8,7 @@ import torch
 
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
-from trainer.training.metrics import Clock, Sums
+from trainer.training.metrics import Clock, Metrics
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def elbo(n, seed=0):
 
 
 def test_a_row_has_the_means_over_the_images_of_all_micro_batches():
-    sums, parts = Sums(CPU), [elbo(4, 0), elbo(4, 1), elbo(4, 2)]
+    sums, parts = Metrics(CPU), [elbo(4, 0), elbo(4, 1), elbo(4, 2)]
     for part in parts:
         sums.add(part, torch.ones(4))
     for norm in (1.0, 3.0):
@@ -51,7 +51,7 @@ def test_a_row_has_the_means_over_the_images_of_all_micro_batches():
 
 
 def test_padding_does_not_count():
-    whole, padded = Sums(CPU), Sums(CPU)
+    whole, padded = Metrics(CPU), Metrics(CPU)
     part = elbo(6)
     whole.add(Elbo(part.distortion[:4], {name: rate[:4] for name, rate in part.rates.items()}), torch.ones(4))
     padded.add(part, torch.tensor([1.0, 1, 1, 1, 0, 0]))
@@ -59,20 +59,20 @@ def test_padding_does_not_count():
 
 
 def test_a_row_is_a_new_start():
-    sums = Sums(CPU)
+    sums = Metrics(CPU)
     sums.add(elbo(4, 0), torch.ones(4))
     sums.add_norm(torch.tensor(7.0))
     sums.row(model())
     sums.add(elbo(4, 1), torch.ones(4))
     sums.add_norm(torch.tensor(1.0))
-    fresh = Sums(CPU)
+    fresh = Metrics(CPU)
     fresh.add(elbo(4, 1), torch.ones(4))
     fresh.add_norm(torch.tensor(1.0))
     assert sums.row(model()) == fresh.row(model())
 
 
 def test_a_density_has_no_bits_per_dimension():
-    sums = Sums(CPU)
+    sums = Metrics(CPU)
     sums.add(elbo(4), torch.ones(4))
     row = sums.row(model(is_density=True))
     assert "train/bpd" not in row
@@ -81,7 +81,7 @@ def test_a_density_has_no_bits_per_dimension():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_norm_that_is_not_finite_is_left_out_of_the_mean(bad):
-    sums = Sums(CPU)
+    sums = Metrics(CPU)
     sums.add(elbo(4), torch.ones(4))
     for norm in (2.0, bad, 4.0):
         sums.add_norm(torch.tensor(norm))
@@ -89,7 +89,7 @@ def test_a_gradient_norm_that_is_not_finite_is_left_out_of_the_mean(bad):
 
 
 def test_many_images_are_added_up_in_double_precision():
-    sums = Sums(CPU)
+    sums = Metrics(CPU)
     part = Elbo(torch.full((100,), 30_000.1), {"z1": torch.full((100,), 1e-3)})
     for _ in range(1000):
         sums.add(part, torch.ones(100))
@@ -100,7 +100,7 @@ def test_many_images_are_added_up_in_double_precision():
 
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_the_state_goes_on_to_the_bit_in_another_process(at):
-    straight, first, again = Sums(CPU), Sums(CPU), Sums(CPU)
+    straight, first, again = Metrics(CPU), Metrics(CPU), Metrics(CPU)
     for number in range(5):
         sums = straight, first if number < at else again
         if number == at:

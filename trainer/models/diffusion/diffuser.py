@@ -94,12 +94,12 @@ class Diffuser(nn.Module):
 
     def _objective(self, prior: Tensor, diffusion: Tensor, gamma: Tensor, slope: Tensor) -> Tensor | None:
         weight = self.weighting.weight(gamma, slope)
-        descended = diffusion if weight is None else weight * diffusion
+        loss = diffusion if weight is None else weight * diffusion
         dimensions = self.shape[0] * self.shape[1] * self.shape[2]
-        variance = self.schedule.variance_objective(gamma, descended / dimensions)
+        variance = self.schedule.variance_objective(gamma, loss / dimensions)
         if weight is None and variance is None:
             return None
-        return prior + descended + (0 if variance is None else dimensions * variance)
+        return prior + loss + (0 if variance is None else dimensions * variance)
 
     def denoise(self, condition: Condition, noise: Noise, guidance: float = 1.0) -> Denoise:
         """The denoiser as samplers call it, with classifier-free guidance (Ho and Salimans 2022, equation 6)."""

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from trainer.config import Config
-from trainer.gaussian_process import alpha, over, sigma
+from trainer.gaussian_process import alpha, expand_to, sigma
 from trainer.images import ImageSpec
 from trainer.normal import bounded
 from trainer.samplers.base import Denoised
@@ -65,25 +65,25 @@ class Prediction:
 
 class X0(Prediction):
     def __call__(self, output: Tensor, z: Tensor, gamma: Tensor) -> Denoised:
-        gamma = over(gamma, z)
+        gamma = expand_to(gamma, z)
         return Denoised(output, (z - alpha(gamma) * output) / sigma(gamma))
 
 
 class Eps(Prediction):
     def __call__(self, output: Tensor, z: Tensor, gamma: Tensor) -> Denoised:
-        gamma = over(gamma, z)
+        gamma = expand_to(gamma, z)
         return Denoised((z - sigma(gamma) * output) / alpha(gamma), output)
 
 
 class Score(Prediction):
     def __call__(self, output: Tensor, z: Tensor, gamma: Tensor) -> Denoised:
-        gamma = over(gamma, z)
+        gamma = expand_to(gamma, z)
         return Denoised((z + sigma(gamma).square() * output) / alpha(gamma), -sigma(gamma) * output)
 
 
 class V(Prediction):
     def __call__(self, output: Tensor, z: Tensor, gamma: Tensor) -> Denoised:
-        gamma = over(gamma, z)
+        gamma = expand_to(gamma, z)
         return Denoised(
             alpha(gamma) * z - sigma(gamma) * output,
             sigma(gamma) * z + alpha(gamma) * output,
@@ -99,7 +99,7 @@ class Levels(Prediction):
         self.outputs_per_channel = 1 if spec.levels == 2 else spec.levels
 
     def __call__(self, output: Tensor, z: Tensor, gamma: Tensor) -> Denoised:
-        gamma = over(gamma, z)
+        gamma = expand_to(gamma, z)
         n = torch.exp(gamma / 2)
         y = z / alpha(gamma)
         if self.spec.levels == 2:
@@ -120,7 +120,7 @@ class Mixture(Prediction):
         self.outputs_per_channel = 3 * components
 
     def __call__(self, output: Tensor, z: Tensor, gamma: Tensor) -> Denoised:
-        gamma = over(gamma, z)[..., None]
+        gamma = expand_to(gamma, z)[..., None]
         n2 = torch.exp(gamma)
         y = z[..., None] / alpha(gamma)
         logits, m, log_s = output.unflatten(1, (z.shape[1], 3, -1)).movedim((2, 3), (0, -1))  # [B, C, H, W, K] each
