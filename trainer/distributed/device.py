@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
 MARGIN = 60.0  # seconds from the stacks of a rank that hangs to the end of its collectives
 
 Precision = Literal["auto", "fp32", "bf16"]
+ReportPrecision = Literal["fp32", "bf16"]  # of evaluation and samples, whatever training used
 
 
 def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accelerator:
@@ -40,6 +42,27 @@ def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accel
     expected = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == expected, f"{accelerator.num_processes} ranks instead of {expected}"
     return accelerator
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 is float32 inside the block: no autocast, and neither TF32 (CUDA) nor bf16 (oneDNN) in its products."""
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
+
+
+def report_precision(precision: ReportPrecision, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The block computes what is reported: in full float32, or under autocast to bfloat16."""
+    if precision == "fp32":
+        return full_precision(device)
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def keep_freed_memory() -> None:

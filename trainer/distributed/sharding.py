@@ -40,6 +40,8 @@ class Parallel:
             self.forward: nn.Module = model
         else:
             self.forward = accelerator.prepare(model)
+            # Accelerate patches `model.forward` with its autocast, which evaluation in float32 could not switch off.
+            accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
 
     def __call__(self, *inputs: Any) -> Elbo:
         with self.accelerator.autocast():
