@@ -209,7 +209,7 @@ def _png(side: int, mode: str = "L", value: int = 3) -> bytes:
         (b"not an image", b"3", "does not decode"),
         (_png(9), b"3", "images differ in size"),
         (_png(8, value=99), b"3", "99"),
-        (_png(8), b"12", "the label 12 is outside"),
+        (_png(8), b"12", "label 12 is outside"),
     ],
 )
 def test_a_bad_sample_stops_the_run_with_its_name(config_file, own_shards, png, label, expected):

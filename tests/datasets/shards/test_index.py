@@ -137,8 +137,8 @@ def test_a_header_flipped_anywhere_is_found(tmp_path):
         ([*pairs("a", "b", "a")], "members of 'a' do not lie together, or the key comes twice"),
         ([("a.png", png()), ("a.png", png())], "'a.png' comes twice"),
         ([("a.png", b"no png at all")], "'a.png': the image does not decode"),
-        ([("a.png", png()), ("a.cls", b"cat")], "'a.cls': the label 'cat' is not a whole number"),
-        ([("a.png", png()), ("a.cls", b"-1")], "'-1' is not a whole number"),
+        ([("a.png", png()), ("a.cls", b"cat")], "'a.cls': label 'cat' is not a non-negative integer"),
+        ([("a.png", png()), ("a.cls", b"-1")], "'-1' is not a non-negative integer"),
     ],
 )
 def test_what_webdataset_would_pass_over_is_one_line(tmp_path, members, told):
