@@ -18,8 +18,8 @@ import torch
 
 from cluster.storage.storage import Storage, absolute, join
 from datasets.loading.loader import evaluation_batches
-from datasets.shards.index import Index
 from jobs.cli import run
+from jobs.config.resolved import ResolvedRun, resolve
 from jobs.config.schema import RunConfig, load_config
 from jobs.errors import ConfigError
 from jobs.run.training import EVALUATION_BATCH, work
@@ -27,7 +27,6 @@ from jobs.train_local import StopOnSignal
 from trainer.checkpoints.export import load
 from trainer.checkpoints.journal import read_metrics
 from trainer.distributed.device import make_accelerator
-from trainer.images import ImageSpec
 from trainer.noise import Noise
 from trainer.tracking.pictures import captioned_rows
 from trainer.training.evaluation import Evaluation, evaluate
@@ -61,16 +60,17 @@ def main(arguments: Sequence[str]) -> int | None:
             name = Path(path).stem
             configs[name] = load_config(path, [*overrides, f"run={join(out, name)}"])
     _check_same(configs)
+    runs = {name: resolve(config) for name, config in configs.items()}
     entries = []
-    for name, config in configs.items():
+    for name, resolved in runs.items():
         print(f"--- {name}", flush=True)
         with StopOnSignal() as should_stop:
-            finished = work(config, should_stop).finished
+            finished = work(resolved.config, should_stop).finished
         if not finished:
             return 0
-        entries.append(_entry(name, config, options.samples))
-    budget = next(iter(configs.values())).trainer.images
-    spec = _spec(out, next(iter(configs)))
+        entries.append(_entry(name, resolved, options.samples))
+    first = next(iter(runs.values()))
+    budget, spec = first.config.trainer.images, first.spec
     folder = Storage(out)
     text = table(entries, budget, options.samples)
     folder.write("table.md", text.encode())
@@ -100,11 +100,12 @@ def table(entries: list[Entry], budget: int, samples: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _entry(name: str, config: RunConfig, samples: int) -> Entry:
-    accelerator = make_accelerator(config.trainer.precision)
+def _entry(name: str, resolved: ResolvedRun, samples: int) -> Entry:
+    config, held_out = resolved.config, resolved.held_out
+    assert held_out is not None
+    accelerator = make_accelerator(resolved.precision)
     model = load(config.run).to(accelerator.device)
-    index = Index.open(config.data.validation)
-    with evaluation_batches(config.data, index, batch=EVALUATION_BATCH, device=accelerator.device) as batches:
+    with evaluation_batches(config.data, held_out, batch=EVALUATION_BATCH, device=accelerator.device) as batches:
         evaluation = evaluate(model, batches, accelerator, config.seed, samples)
     model.eval()
     noise = Noise(config.seed, "sample", torch.arange(2 * COLUMNS, device=accelerator.device))
@@ -129,10 +130,6 @@ def _check_same(configs: dict[str, RunConfig]) -> None:
                 raise ConfigError(
                     f"{first_name} and {name} have different data.{key}; a comparison needs the same images"
                 )
-
-
-def _spec(out: str, name: str) -> ImageSpec:
-    return ImageSpec(**json.loads(Storage(join(out, name)).read("model.json"))["images"])
 
 
 def _as_json(entry: Entry) -> dict[str, object]:

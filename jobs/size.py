@@ -7,35 +7,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datasets.config import in_words
 from datasets.order.order import deal, largest_share
-from datasets.order.streams import streams_of
 from datasets.reading.reader import memory_needed
-from datasets.reading.transform import output_format
-from datasets.shards.index import Index
-from jobs.config.schema import RunConfig
-from jobs.errors import ConfigError
-from trainer.images import ImageSpec
+from jobs.config.resolved import ResolvedRun
 from trainer.models import Model
 from trainer.tracking.flops import measure
 
 
-def model_of(config: RunConfig, index: Index, traced: bool = False) -> Model:
-    """The run's model without memory or values; `traced`: one that can be measured, which takes seconds of imports.
-
-    Raises ConfigError if it is not one for these images.
-    """
-    spec = ImageSpec(*output_format(config.data, index)[:5])
-    try:
-        with FakeTensorMode() if traced else torch.device("meta"):
-            return config.model.build(spec)
-    except ValueError as error:
-        raise ConfigError(f"model.{error}") from error
-
-
-def report(config: RunConfig) -> str:
-    """The run's sizes, for a person. Raises DataError, ConfigError or StorageError in one line."""
-    index = Index.of(config.data)
-    all_streams = streams_of(config.data, index, config.trainer.batch)
-    model = model_of(config, index, traced=True)
+def report(run: ResolvedRun) -> str:
+    """The run's sizes, for a person. Raises ConfigError in one line if the model does not fit the images."""
+    config, index, all_streams = run.config, run.index, run.streams
+    with FakeTensorMode():
+        model = run.build_model()
     tensors = [tensor for tensor in model.parameters() if tensor.requires_grad]
     trained = sum(tensor.numel() for tensor in tensors)
     own = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
@@ -44,8 +26,7 @@ def report(config: RunConfig) -> str:
     optimizer = 2 * gradients  # AdamW's two moments
 
     least, most = (config.ray.workers,) * 2 if isinstance(config.ray.workers, int) else config.ray.workers
-    gpu = config.ray.gpus_per_worker != 0
-    bf16 = config.trainer.precision == "bf16" or (config.trainer.precision == "auto" and gpu)
+    bf16 = run.precision == "bf16"
     share = largest_share(config.trainer.batch, all_streams, least)
     at_once = min(config.trainer.micro_batch or share, share)
     taken = measure(model, torch.bfloat16 if bf16 else torch.float32)

@@ -33,6 +33,7 @@ from jobs.ray.submissions import ROOT, connect, details, follow, running_at, sto
 if TYPE_CHECKING:  # looking at jobs takes no PyTorch
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    from jobs.config.resolved import ResolvedRun
     from jobs.config.schema import RunConfig
 
 
@@ -54,17 +55,18 @@ def main(arguments: Sequence[str]) -> int:
     if not options.config:
         parser.error("name a CONFIG, or --list, --logs ID, --stop ID")
     overrides = [*options.overrides, *_ray_overrides(options)]
-    config, sent = checked(options.config, overrides)
+    resolved, sent = checked(options.config, overrides)
     if options.dry_run:
         from jobs.size import report
 
-        print(report(config), end="")
+        print(report(resolved), end="")
         return 0
+    config = resolved.config
     secrets = sorted({*options.secret, *(["WANDB_API_KEY"] if config.tracking.mode == "online" else [])})
     if wrong := next((name for name in secrets if not re.fullmatch(r"[A-Za-z_]\w*", name)), None):
         # Not repeated in full: what was given may be a secret itself.
         raise ConfigError(f"--secret takes the name of a variable, not its value ({wrong[:4]}...)")
-    check_run_folder(config)
+    check_run_folder(resolved)
     client = connect(options.address)
     if other := running_at(client, config.run):
         raise ConfigError(f"{config.run}: job {other} is at work on this run; stop it first: --stop {other}")
@@ -78,62 +80,56 @@ def main(arguments: Sequence[str]) -> int:
 # ---- before anything is sent
 
 
-def checked(path: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
-    """The configuration, and the overrides with which the cluster reads it from the same file: local paths absolute.
+def checked(path: str, overrides: Sequence[str]) -> tuple[ResolvedRun, list[str]]:
+    """The run, and the overrides with which the cluster reads it from the same file: local paths absolute.
 
-    Raises ConfigError, DataError or StorageError in one line if the run could not begin with it.
+    Raises ConfigError, DataError or StorageError in one line if the run could not start.
     """
-    from datasets.order.order import check_batch, deal
-    from datasets.order.streams import streams_of
-    from datasets.shards.index import Index
+    import torch
+
+    from datasets.order.order import deal
+    from jobs.config.resolved import resolve
     from jobs.config.schema import load_config
-    from jobs.size import model_of
-    from jobs.train import with_absolute_paths
     from trainer.checkpoints.warm_start import check_fits
 
     relative(path)
     config = load_config(path, overrides)
     changed = absolute_paths(config)
-    config = with_absolute_paths(config)
     for url in _urls(config):
         if "://" in url and (urlsplit(url).username or urlsplit(url).password):
             raise ConfigError(
                 f"{re.sub('://.*@', '://...@', url)}: holds a name or password, which everybody who sees the job would "
                 "read; credentials belong into the environment of the cluster's machines"
             )
-    index = Index.of(config.data)
-    if config.data.validation:
-        Index.open(config.data.validation)
-    streams = streams_of(config.data, index, config.trainer.batch)
-    check_batch(config.trainer.batch, streams)
+    resolved = resolve(config, gpu=config.ray.gpus_per_worker != 0)
     most = config.ray.workers if isinstance(config.ray.workers, int) else config.ray.workers[1]
-    deal(streams, most, 0)
-    model = model_of(config, index)
-    if config.init_from:
-        check_fits(model, config.init_from)
-    return config, [*overrides, *changed]
+    deal(resolved.streams, most, 0)
+    with torch.device("meta"):
+        model = resolved.build_model()
+    if resolved.config.init_from:
+        check_fits(model, resolved.config.init_from)
+    return resolved, [*overrides, *changed]
 
 
 def absolute_paths(config: RunConfig) -> list[str]:
     """The overrides with which another machine reads the local paths of a configuration as this one does."""
-    from jobs.train import with_absolute_paths
+    from jobs.config.resolved import with_absolute_paths
 
     before, after = _paths(config), _paths(with_absolute_paths(config))
     return [f"{key}={_flow(value)}" for key, value in after.items() if value != before[key]]
 
 
-def check_run_folder(config: RunConfig) -> None:
-    """Raises StorageError if the run's folder cannot be written, ConfigError if another run lies there."""
-    from datasets.shards.index import Index
-    from jobs.config.schema import config_of, difference, fingerprint, with_streams
+def check_run_folder(resolved: ResolvedRun) -> None:
+    """Raises StorageError if the run's folder cannot be written, ConfigError if it holds another run."""
+    from jobs.config.schema import completed, config_of, difference, fingerprint
 
+    config = resolved.config
     folder = Storage(config.run)
     try:
         saved = config_of(folder)
     except ConfigError:  # no run yet, or one of another version, of which the job itself will tell
         saved = config
-    index = Index.of(config.data)
-    if differs := difference(*(fingerprint(with_streams(one, index)) for one in (saved, config))):
+    if differs := difference(completed(fingerprint(saved), config), fingerprint(config)):
         raise ConfigError(f"{config.run}: {differs}; take another run folder (run=...), or the run's own settings")
     probe = f"submit-check-{os.getpid()}"
     folder.write(probe, b"written and removed by jobs.submit")

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
-from cluster.storage.storage import absolute
 from jobs.cli import run
-from jobs.config.schema import RunConfig, load_config
+from jobs.config.resolved import with_absolute_paths
+from jobs.config.schema import load_config
 from jobs.ray.cluster import ray_cluster
-from trainer.models import LatentConfig
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -36,16 +34,6 @@ def main(arguments: Sequence[str]) -> int | None:
 
         train(config)
     return 0
-
-
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Relative local paths made absolute: ranks have working directories of their own."""
-    changed: dict[str, Any] = {"run": absolute(config.run), "data": config.data.absolute()}
-    if config.init_from:
-        changed["init_from"] = absolute(config.init_from)
-    if isinstance(config.model, LatentConfig):
-        changed["model"] = config.model.model_copy(update={"vae": absolute(config.model.vae)})
-    return config.model_copy(update=changed)
 
 
 if __name__ == "__main__":

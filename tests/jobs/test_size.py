@@ -11,10 +11,11 @@ import torch
 
 from cluster.storage.storage import Storage
 from datasets.shards.index import Index
+from jobs.config.resolved import resolve
 from jobs.config.schema import RunConfig, load_config
 from jobs.errors import ConfigError
 from jobs.run.training import work
-from jobs.size import model_of, report
+from jobs.size import report
 from tests.jobs.conftest import BATCH
 from trainer.checkpoints.lineage import Lineage
 from trainer.images import ImageSpec
@@ -35,7 +36,7 @@ def megabytes(text: str, name: str) -> float:
 
 
 def test_the_checkpoint_is_as_large_as_was_said(config: RunConfig) -> None:
-    said = megabytes(report(config), "checkpoint ")
+    said = megabytes(report(resolve(config)), "checkpoint ")
     work(config)
     lineage = Lineage(Storage(config.run))
     newest = next(iter(lineage.history()))
@@ -45,7 +46,7 @@ def test_the_checkpoint_is_as_large_as_was_said(config: RunConfig) -> None:
 
 
 def test_images_steps_and_epochs_are_those_of_the_set(config: RunConfig) -> None:
-    text = report(config)
+    text = report(resolve(config))
     images = Index.of(config.data).images
     assert f"{images:,} an epoch; {20 * BATCH:,} in all, {20 * BATCH / images:.3g} epochs" in text
     assert f"20 of {BATCH} images; 1 rank, at most {BATCH} images a rank" in text
@@ -56,11 +57,11 @@ def test_the_parameters_are_counted(config: RunConfig) -> None:
     import trainer
 
     parameters = sum(value.numel() for value in trainer.load(config.run).parameters())
-    assert f"{parameters:,} trained" in report(config)
+    assert f"{parameters:,} trained" in report(resolve(config))
 
 
 def test_the_weights_gradients_moments_and_averages_add_up(config: RunConfig) -> None:
-    text = report(config)
+    text = report(resolve(config))
     weights = megabytes(text, "weights")
     assert megabytes(text, "gradients") == megabytes(text, "averages") == weights
     assert megabytes(text, "optimiser") == pytest.approx(2 * weights, rel=0.01)
@@ -71,7 +72,7 @@ def test_the_weights_gradients_moments_and_averages_add_up(config: RunConfig) ->
 def test_more_ranks_and_smaller_micro_batches_take_less_memory_each(config_file: Callable[..., Path]) -> None:
     path = str(config_file())
     one, four, micro = (
-        megabytes(report(load_config(path, overrides)), "activations")
+        megabytes(report(resolve(load_config(path, overrides))), "activations")
         for overrides in ([], ["ray.workers=4"], ["trainer.micro_batch=8"])
     )
     assert four == pytest.approx(one / 4, rel=0.02)
@@ -103,15 +104,13 @@ def test_the_estimate_is_what_autograd_keeps_and_the_flops_are_those_of_the_matr
     assert measured.flops == pytest.approx(6 * matrices - 2 * first, rel=0.01)
 
 
-def test_the_sizes_are_those_of_the_images_as_the_run_takes_them(config: RunConfig, config_file) -> None:
-    index = Index.of(config.data)
-    assert model_of(config, index).spec.shape == (1, 8, 8)
+def test_a_model_is_built_for_the_images_as_the_run_takes_them(config: RunConfig, config_file) -> None:
+    assert resolve(config).build_model().spec.shape == (1, 8, 8)
     smaller = load_config(str(config_file()), ["data.transform.size=[4, 4]"])
-    assert model_of(smaller, index).spec.shape == (1, 4, 4)
+    assert resolve(smaller).build_model().spec.shape == (1, 4, 4)
 
 
 def test_a_model_that_does_not_fit_the_images_is_told_in_one_line(config_file: Callable[..., Path]) -> None:
     path = config_file(model={"likelihood": {"kind": "bernoulli"}})
-    config = load_config(str(path))
     with pytest.raises(ConfigError, match=r"^model\."):
-        model_of(config, Index.of(config.data))
+        resolve(load_config(str(path))).build_model()

@@ -13,6 +13,7 @@ import yaml
 from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
+from jobs.config.resolved import resolve
 from jobs.config.schema import load_config
 from jobs.errors import ConfigError
 from jobs.ray.submissions import ROOT
@@ -33,8 +34,8 @@ def overrides(digits: Path, tmp_path: Path) -> list[str]:
 
 
 def test_a_run_that_can_begin_passes_and_reads_the_same_on_the_cluster(overrides: list[str]) -> None:
-    config, sent = checked(CONFIG, [*overrides, "optim.lr=1e-4"])
-    assert load_config(CONFIG, sent) == config
+    run, sent = checked(CONFIG, [*overrides, "optim.lr=1e-4"])
+    assert resolve(load_config(CONFIG, sent)).config == run.config
 
 
 def test_relative_paths_are_sent_as_absolute_ones(
@@ -42,20 +43,20 @@ def test_relative_paths_are_sent_as_absolute_ones(
 ) -> None:
     monkeypatch.chdir(digits)
     relative = ["run=runs/a b", "data.shards=train", "data.validation=validation"]
-    config, sent = checked(CONFIG, relative)
+    run, sent = checked(CONFIG, relative)
     monkeypatch.chdir("/")
-    assert load_config(CONFIG, sent) == config
-    assert config.run == f"{digits}/runs/a b"
+    assert resolve(load_config(CONFIG, sent)).config == run.config
+    assert run.config.run == f"{digits}/runs/a b"
 
 
 def test_several_sets_are_sent_with_absolute_paths(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(digits)
     path = REPOSITORY / "jobs" / "configs" / "digits-vae.yaml"
     mixture = "[{shards: train, weight: 2}, {shards: [validation]}]"
-    config, sent = checked(str(path), ['data.shards=""', f"data.mixture={mixture}", "data.validation=validation"])
+    run, sent = checked(str(path), ['data.shards=""', f"data.mixture={mixture}", "data.validation=validation"])
     monkeypatch.chdir("/")
-    assert load_config(str(path), sent) == config
-    assert config.data.mixture[1].shards == (f"{digits}/validation",)
+    assert resolve(load_config(str(path), sent)).config == run.config
+    assert run.config.data.mixture[1].shards == (f"{digits}/validation",)
 
 
 @pytest.mark.parametrize(
@@ -87,22 +88,22 @@ def test_a_configuration_that_would_not_be_sent_is_refused(config_file: Callable
 
 
 def test_the_folder_of_a_run_is_tried_and_left_as_it_was(overrides: list[str], tmp_path: Path) -> None:
-    config, _ = checked(CONFIG, overrides)
-    check_run_folder(config)
-    assert list(Storage(config.run).list()) == []
+    run, _ = checked(CONFIG, overrides)
+    check_run_folder(run)
+    assert list(Storage(run.config.run).list()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    config, _ = checked(CONFIG, overrides)
+    run, _ = checked(CONFIG, overrides)
     with pytest.raises(StorageError, match="this is a file, not a folder"):
-        check_run_folder(config)
+        check_run_folder(run)
 
 
 def test_another_runs_folder_is_refused_and_the_same_runs_is_not(overrides: list[str]) -> None:
     short = [*overrides, f"trainer.images={2 * BATCH}", f"trainer.batch={BATCH}", "tracking.mode=off"]
-    config, _ = checked(CONFIG, short)
-    work(config)
+    run, _ = checked(CONFIG, short)
+    work(run.config)
     check_run_folder(checked(CONFIG, [*short, "optim.lr=0.5", "ray.workers=2"])[0])
     with pytest.raises(ConfigError, match="seed is 0 in the run and 1 here"):
         check_run_folder(checked(CONFIG, [*short, "seed=1"])[0])
@@ -120,7 +121,7 @@ def test_the_options_for_workers_are_keys_of_the_configuration(
     options: list[str], keys: dict[str, object], overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[object] = []
-    monkeypatch.setattr("jobs.size.report", lambda config: sizes.append(config.ray) or "")
+    monkeypatch.setattr("jobs.size.report", lambda run: sizes.append(run.config.ray) or "")
     assert main([CONFIG, "--dry-run", *options, *overrides]) == 0
     assert {name: getattr(sizes[0], name) for name in keys} == keys
 

@@ -18,8 +18,16 @@ if TYPE_CHECKING:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
 MARGIN = 60.0  # seconds from the stacks of a rank that hangs to the end of its collectives
 
+ResolvedPrecision = Literal["fp32", "bf16"]
 Precision = Literal["auto", "fp32", "bf16"]
 ReportPrecision = Literal["fp32", "bf16"]  # of evaluation and samples, whatever training used
+
+
+def resolve_precision(precision: Precision, gpu: bool | None = None) -> ResolvedPrecision:
+    """The precision that `auto` means: bf16 on GPU, fp32 on CPU. `gpu`: None for this machine."""
+    if precision != "auto":
+        return precision
+    return "bf16" if (torch.cuda.is_available() if gpu is None else gpu) else "fp32"
 
 
 def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accelerator:
@@ -34,7 +42,7 @@ def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accel
     gpu = torch.cuda.is_available()
     if not gpu:
         keep_freed_memory()
-    bf16 = precision == "bf16" or (precision == "auto" and gpu)
+    bf16 = resolve_precision(precision, gpu) == "bf16"
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=hang_timeout + MARGIN))
     accelerator = Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp, group])

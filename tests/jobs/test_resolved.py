@@ -1,0 +1,60 @@
+"""`resolve`: what the data and the machine decide about a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from datasets.errors import DataError
+from jobs.config.resolved import resolve
+from jobs.config.schema import load_config
+
+
+def test_streams_images_and_held_out_set_come_from_the_data(config_file: Callable[..., Path]) -> None:
+    run = resolve(load_config(str(config_file(data={"streams": "auto"}))))
+    assert run.streams == run.config.data.streams == 64
+    assert run.spec == (1, 8, 8, 17, 10)
+    assert (run.index.images, run.held_out.images) == (1527, 270)
+    assert resolve(load_config(str(config_file(data={"validation": ""})))).held_out is None
+
+
+def test_resolving_twice_changes_nothing(config_file: Callable[..., Path]) -> None:
+    run = resolve(load_config(str(config_file(data={"streams": "auto"}))))
+    assert resolve(run.config).config == run.config
+
+
+def test_local_paths_become_absolute(
+    config_file: Callable[..., Path], digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(digits)
+    model = {
+        "kind": "latent",
+        "vae": "runs/vae",
+        "denoiser": {"network": {"kind": "mlp"}, "prediction": {"kind": "eps"}},
+    }
+    relative = {"shards": "train", "validation": "validation"}
+    path = config_file(run="runs/a", model=model, init_from="runs/b", data=relative)
+    config = resolve(load_config(str(path))).config
+    assert config.run == f"{digits}/runs/a"
+    assert config.init_from == f"{digits}/runs/b"
+    assert config.model.vae == f"{digits}/runs/vae"
+    assert config.data.shards == f"{digits}/train"
+
+
+@pytest.mark.parametrize(
+    ("given", "gpu", "precision"),
+    [("auto", True, "bf16"), ("auto", False, "fp32"), ("fp32", True, "fp32"), ("bf16", False, "bf16")],
+)
+def test_the_device_decides_what_auto_precision_means(
+    config_file: Callable[..., Path], given: str, gpu: bool, precision: str
+) -> None:
+    config = load_config(str(config_file(trainer={"precision": given})))
+    assert resolve(config, gpu).precision == precision
+    assert resolve(config, gpu).config.trainer.precision == given
+
+
+def test_streams_that_do_not_divide_the_batch_are_refused(config_file: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"data\.streams=7 must divide the global batch of 64 images: 8 does"):
+        resolve(load_config(str(config_file(data={"streams": 7}))))
