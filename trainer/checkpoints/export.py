@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -39,7 +39,20 @@ def write_model(folder: Storage, description: dict[str, Any], tensors: dict[str,
     folder.write("config.json", json.dumps(description, indent=1).encode())
 
 
+class Loaded(NamedTuple):
+    """A model and which of a run's weights it has, as every figure of it reports."""
+
+    model: Model
+    weights: str  # ema, raw, or posthoc:WIDTH
+    images: int | None  # trained on; None for an export that does not record it
+
+
 def load(url: str, weights: str = "ema") -> Model:
+    """The model of a run or of an export; `open_model` without the facts."""
+    return open_model(url, weights).model
+
+
+def open_model(url: str, weights: str = "ema") -> Loaded:
     """The model of a run (finished, or at its newest checkpoint) or of an export, in evaluation mode on the CPU.
 
     `weights`: ema, raw or, of a run with snapshots of averages, posthoc:WIDTH (weights.py). Where the newest checkpoint
@@ -54,16 +67,18 @@ def load(url: str, weights: str = "ema") -> Model:
             description, data = folder.read("config.json"), folder.read("model.safetensors")
         except MissingError:
             continue
-        return _built(folder.url, description, unpack(f"{folder.url}/model.safetensors", data))
+        model = _built(folder.url, description, unpack(f"{folder.url}/model.safetensors", data))
+        facts = json.loads(description)
+        return Loaded(model, facts.get("weights", weights), facts.get("images_seen"))
     lineage, failure = Lineage(run), _no_model(run)
     for commit in lineage.history():
         try:
-            _, tensors = weights_at(lineage, commit, weights)
+            images, tensors = weights_at(lineage, commit, weights)
         except TrainingError as error:
             logger.warning("%s; taking the checkpoint before", error)
             failure = error
             continue
-        return _built(run.url, run.read("model.json"), tensors)
+        return Loaded(_built(run.url, run.read("model.json"), tensors), weights, images)
     raise failure
 
 

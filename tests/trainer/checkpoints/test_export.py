@@ -11,7 +11,7 @@ from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage
 from tests.trainer.models import ALL_MODELS, batch, build
 from trainer.checkpoints.checkpointer import CheckpointConfig, Checkpoints
-from trainer.checkpoints.export import FINAL, describe, load, write_model
+from trainer.checkpoints.export import FINAL, describe, load, open_model, write_model
 from trainer.checkpoints.lineage import Commit, Lineage
 from trainer.errors import TrainingError
 from trainer.models import ModelConfig
@@ -92,6 +92,17 @@ def test_the_newest_commit_is_that_of_the_newest_lineage(url):
     commit(url, 1, 2)
     Lineage(Storage(url)).claim(Commit(1, 1))
     assert values(load(url)) == {-1}
+
+
+def test_a_model_comes_with_its_weights_and_images(url):
+    commit(url, 1, 2)
+    assert open_model(url)[1:] == ("ema", 2)
+    assert open_model(url, "raw")[1:] == ("raw", 2)
+    finish(f"{url}/{FINAL}")
+    assert open_model(url)[1:] == ("ema", 3)
+    run = Storage(f"{url}/{FINAL}")
+    run.write("config.json", json.dumps(json.loads(run.read("config.json")) | {"weights": "raw"}).encode())
+    assert open_model(run.url)[1:] == ("raw", 3)  # an export knows which weights it has
 
 
 def test_an_export_is_loaded_from_a_store(s3_environment):
