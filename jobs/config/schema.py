@@ -82,6 +82,7 @@ MAY_CHANGE = (
     "optim.lr",
     "trainer.images",
     "trainer.micro_batch",
+    "trainer.channels_last",
     "trainer.threads",
     "trainer.sharding",
     "trainer.hang_timeout",

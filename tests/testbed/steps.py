@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from jobs.config.schema import load_config
@@ -19,7 +20,9 @@ class StopAfter:
         return self.left <= 0
 
 
-def train(config: str | Path, steps: int | None = None, *overrides: str) -> None:
-    """Train the run of a configuration file, and stop after so many steps if given."""
+def train(
+    config: str | Path, steps: int | None = None, *overrides: str, stop: Callable[[], bool] | None = None
+) -> None:
+    """Train the run of a configuration file; stop after `steps` if given, or when `stop` (asked each step) says so."""
     never = 1 << 60
-    work(load_config(str(config), overrides), should_stop=StopAfter(steps or never))
+    work(load_config(str(config), overrides), should_stop=stop or StopAfter(steps or never))

@@ -1,4 +1,4 @@
-"""The accelerator of a process: a GPU if there is one, else the CPU."""
+"""The accelerator of a process, the precision of its arithmetic, and the memory format of its model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
-MARGIN = 60.0  # seconds from the stacks of a rank that hangs to the end of its collectives
+MARGIN = 60.0  # seconds from the stack traces of a hanging rank to the timeout of its collectives
 
-ResolvedPrecision = Literal["fp32", "bf16"]
-Precision = Literal["auto", "fp32", "bf16"]
+ResolvedPrecision = Literal["fp32", "tf32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
 ReportPrecision = Literal["fp32", "bf16"]  # of evaluation and samples, whatever training used
+ChannelsLast = Literal["auto"] | bool
 
 
 def resolve_precision(precision: Precision, gpu: bool | None = None) -> ResolvedPrecision:
@@ -31,10 +33,10 @@ def resolve_precision(precision: Precision, gpu: bool | None = None) -> Resolved
 
 
 def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accelerator:
-    """Accelerate's wrapper for this rank, with autocast to bfloat16 where asked for (auto: on GPU).
+    """Accelerate's wrapper for this rank, with autocast to bfloat16 if requested (auto: on a GPU).
 
-    The process group, if this makes it, gives a collective up a while after `hang_timeout` seconds, when the ranks
-    have told what they wait for (watchdog).
+    Collectives time out `MARGIN` seconds after `hang_timeout`, when the watchdog of each rank has printed where it
+    waits. Raises AssertionError if the ranks do not form one process group.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -43,21 +45,32 @@ def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accel
     if not gpu:
         keep_freed_memory()
     bf16 = resolve_precision(precision, gpu) == "bf16"
+    allow_tf32(precision == "tf32")
+    torch.backends.cudnn.benchmark = True  # a run has few shapes: the fastest kernel of each is searched once
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=hang_timeout + MARGIN))
     accelerator = Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp, group])
-    # Without this check ranks can each train alone, in silence.
+    # Without this check ranks can each train alone, silently.
     expected = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == expected, f"{accelerator.num_processes} ranks instead of {expected}"
     return accelerator
+
+
+def allow_tf32(allow: bool) -> None:
+    """Whether float32 matrix products and convolutions on a GPU may round their inputs to TF32 (10 bits of mantissa).
+
+    PyTorch's defaults are yes for convolutions and no for matrix products.
+    """
+    # Not `fp32_precision`: after "ieee" there, torch 2.13 raises where Inductor reads cudnn.allow_tf32.
+    torch.set_float32_matmul_precision("high" if allow else "highest")
+    torch.backends.cudnn.allow_tf32 = allow
 
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Float32 is float32 inside the block: no autocast, and neither TF32 (CUDA) nor bf16 (oneDNN) in its products."""
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    allow_tf32(False)
     try:
         with torch.autocast(device.type, enabled=False):
             yield
@@ -73,11 +86,28 @@ def report_precision(precision: ReportPrecision, device: torch.device) -> contex
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def to_device(model: nn.Module, device: torch.device, channels_last: ChannelsLast, sharding: str) -> None:
+    """Move a model to `device`, in place, in the memory format that it is trained in.
+
+    auto: channels_last for convolutions without group normalisation on a GPU, where tensor cores prefer it; CUDA's
+    group normalisation copies its input to NCHW (docs/numerics.md). Never with FSDP2, which refuses parameters that
+    are not contiguous.
+    """
+    model.to(device)
+    modules = list(model.modules())
+    if channels_last == "auto":
+        convolutional = any(isinstance(module, nn.Conv2d) for module in modules)
+        normalised = any(isinstance(module, nn.GroupNorm) for module in modules)
+        channels_last = device.type == "cuda" and sharding == "ddp" and convolutional and not normalised
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed. Every step frees as much as it takes, and to give it back to the system and fault
-    it in again costs a small model on CPU a tenth of its time. Other C libraries are left as they are.
+    """Make glibc keep freed memory: a step allocates and frees the same buffers, and faulting their pages in again
+    costs a small model on CPU a tenth of its time. Other C libraries are left as they are.
     """
     with contextlib.suppress(OSError, AttributeError):
         glibc = ctypes.CDLL(None)
         glibc.mallopt(_TRIM_THRESHOLD, 1 << 30)
-        glibc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        glibc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest value it accepts

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from trainer.distributed.ranks import world_size
@@ -103,13 +104,19 @@ def local(value: Tensor) -> Tensor:
 
 
 def placed_like(like: Tensor, whole: Tensor) -> Tensor:
-    """A whole tensor on the device of another one, and cut among the ranks as that is."""
-    whole = whole.to(like.device)
-    if not is_sharded(like):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
+    """A copy of a whole tensor with the device, the strides and the sharding of `like`.
 
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    Optimisers pair the elements of a parameter and its moments in memory order: CUDA's fused AdamW raises if their
+    strides differ, the CPU's pairs the wrong elements. A tensor of another shape than `like` stays as it is.
+    """
+    if is_sharded(like):
+        from torch.distributed.tensor import distribute_tensor
+
+        whole = whole.to(like.device)
+        return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).clone()
+    if whole.shape != like.shape:
+        return whole.to(like.device, copy=True)
+    return torch.empty_like(like, dtype=whole.dtype, requires_grad=False).copy_(whole)
 
 
 def gathered_tensor(value: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from trainer.checkpoints.checkpointer import CheckpointConfig, Checkpoints
@@ -21,7 +21,7 @@ from trainer.checkpoints.journal import Row
 from trainer.checkpoints.snapshots import take_snapshots
 from trainer.checkpoints.staging import State
 from trainer.config import Config
-from trainer.distributed.device import Precision
+from trainer.distributed.device import ChannelsLast, Precision, to_device
 from trainer.distributed.ranks import Agreement, on_rank_zero, world_size
 from trainer.distributed.sharding import Parallel, Sharding, gathered, gathered_tensor, load_model_state
 from trainer.distributed.watchdog import Watchdog
@@ -54,7 +54,9 @@ class TrainerConfig(Config):
     micro_batch: PositiveInt | None = None
     """Most images that one rank takes through the model at once; smaller ones accumulate to the global batch."""
     precision: Precision = "auto"
-    """auto: bf16 autocast on GPU, fp32 on CPU."""
+    """auto: bf16 autocast on GPU, fp32 on CPU; tf32: fp32 with TF32 matrix products on GPU."""
+    channels_last: ChannelsLast = "auto"
+    """Memory format of convolutional models; auto: true on GPU for those without GroupNorm. May change on resume."""
     threads: PositiveInt | None = None
     """CPU threads of a rank; None: as many as PyTorch likes. With a fixed number a resumed run is bitwise the same."""
     sharding: Sharding = "ddp"
@@ -75,6 +77,12 @@ class TrainerConfig(Config):
     """Samples in the picture of an evaluation; half as many reconstructions."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
+
+    @model_validator(mode="after")
+    def _contiguous_shards(self) -> Self:
+        if self.channels_last is True and self.sharding == "fsdp":
+            raise ValueError("channels_last: true needs sharding: ddp; FSDP2 shards contiguous parameters only")
+        return self
 
 
 @dataclass
@@ -129,9 +137,8 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
     restored = checkpoints.begin(lambda saved: job.check(saved["fingerprint"]))
     if restored is None:
         job.warm_start(job.model)
-    model = job.model.to(device)
-    if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what tensor cores like
+    model = job.model
+    to_device(model, device, config.channels_last, config.sharding)
     mfu = utilisation(model, accelerator.mixed_precision == "bf16", config.peak_flops, say_on_rank_zero)
     parallel = Parallel(model, accelerator, config.sharding)
     optimizer, ema, guard = adamw(model, job.optim), Ema(model, job.optim.ema), Guard(config.guard, device)

@@ -71,6 +71,6 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sta
         mine = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
         if mine:
             optimizer.state[parameter] = {
-                key: (value if key == "step" else placed_like(parameter, value)).to(parameter.device, copy=True)
+                key: value.to(parameter.device, copy=True) if key == "step" else placed_like(parameter, value)
                 for key, value in mine.items()
             }

@@ -118,6 +118,32 @@ def test_the_state_by_names_goes_on_to_the_bit_in_a_fresh_optimizer(before):
     assert all(torch.equal(resumed[name], ended[name]) for name in ended)
 
 
+def test_restored_moments_have_the_strides_of_their_parameters():
+    """The fused kernels pair them in memory order: CUDA's raises if strides differ, the CPU's gives another step."""
+
+    def convolutions(seed=0):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 3)).to(memory_format=torch.channels_last)
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        model(torch.linspace(-1, 1, 2 * 3 * 36).reshape(2, 3, 6, 6)).square().sum().backward()
+        optimizer.step()
+
+    model, again = convolutions(), convolutions(1)
+    optimizer, fresh = adamw(model, OptimConfig(lr=0.1)), adamw(again, OptimConfig(lr=0.1))
+    step(model, optimizer)
+    again.load_state_dict(model.state_dict())
+    saved = {name: value.contiguous() for name, value in optimizer_state(optimizer, model).items()}
+    load_optimizer_state(fresh, again, saved)
+    for parameter in again.parameters():
+        assert fresh.state[parameter]["exp_avg"].stride() == parameter.stride()
+        assert fresh.state[parameter]["exp_avg_sq"].stride() == parameter.stride()
+    step(model, optimizer)
+    step(again, fresh)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
 def test_the_names_are_those_of_the_parameters():
     model = network()
     optimizer = adamw(model, OptimConfig())
