@@ -26,7 +26,7 @@ _AHEAD = 2  # batches prepared ahead
 class Batch(NamedTuple):
     """One rank's share of one global batch, by ascending position, padded with images of weight zero."""
 
-    images: Tensor  # uint8 [n, C, H, W], levels; on a CPU in channels_last memory, as they were decoded
+    images: Tensor  # uint8 [n, C, H, W], levels, in channels_last memory (as decoded), on a GPU too
     labels: Tensor  # int64 [n]
     positions: Tensor  # int64 [n], in the whole job's order (training) or in the set (evaluation); 0 for padding
     weights: Tensor  # float32 [n]: 1, or 0 for padding and for quarantined images
@@ -79,7 +79,7 @@ class Batches:
         self._description = description
         self._ready: queue.Queue[_Prepared | BaseException | None] = queue.Queue(_AHEAD)
         stop = threading.Event()
-        maker = _Maker(work, filler, size, device if device is not None and device.type == "cuda" else None)
+        maker = _Maker(work, filler, size, _cuda_device(device))
         thread = threading.Thread(target=_pump, args=(maker, self._ready, stop), name="batches", daemon=True)
         # Runs at close, when the iterator is dropped, or at exit before the interpreter takes itself down.
         self._finish = weakref.finalize(self, _finish, thread, self._ready, stop, filler)
@@ -153,6 +153,11 @@ class _Maker:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device else None
 
+    def enter_thread(self) -> None:
+        """Make the rank's GPU current in this thread: pinning memory creates a context on the current one, GPU 0."""
+        if self._device is not None:
+            torch.cuda.set_device(self._device)
+
     def make(self, step: int) -> _Prepared:
         positions = self.schedule.positions(step)
         n, size = len(positions), self._size
@@ -172,14 +177,22 @@ class _Maker:
         batch = Batch(*(tensor.pin_memory() for tensor in batch))  # the images as they are, if they are that already
         with torch.cuda.stream(self._stream):
             there = Batch(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
-            there = there._replace(images=there.images.permute(0, 3, 1, 2).contiguous())
+            there = there._replace(images=there.images.permute(0, 3, 1, 2))
             return _Prepared(there, quarantined, self._stream.record_event())
+
+
+def _cuda_device(device: torch.device | None) -> torch.device | None:
+    """The GPU with its number, which a thread has to name; None for a CPU."""
+    if device is None or device.type != "cuda":
+        return None
+    return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 def _pump(maker: _Maker, ready: queue.Queue[_Prepared | BaseException | None], stop: threading.Event) -> None:
     """Prepare batches until told to stop; the last thing that comes is an error, or None at the end."""
     last: BaseException | None = None
     try:
+        maker.enter_thread()
         step = maker.schedule.first
         while not stop.is_set() and (maker.schedule.steps is None or step < maker.schedule.steps):
             _put(ready, maker.make(step), stop)

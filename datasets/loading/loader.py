@@ -19,7 +19,7 @@ from datasets.reading.reader import ReaderOptions, memory_needed
 from datasets.reading.transform import Transform, output_format
 from datasets.shards.index import Index
 
-__all__ = ["Batch", "Batches", "evaluation_batches", "training_batches"]
+__all__ = ["Batch", "Batches", "evaluation_batches", "example_batch", "training_batches"]
 
 _MOST_WORKERS = 8
 
@@ -75,6 +75,16 @@ def evaluation_batches(
     return _batches(config, index, schedule, batch, None, config.bad_share * taken, device)
 
 
+def example_batch(config: DataConfig, index: Index, count: int, device: torch.device | None = None) -> Batch:
+    """The first `count` images of a set (fewer if it has fewer), as an evaluation sees them.
+
+    They are decoded in this process: a picture of a few images starts no loader processes.
+    """
+    alone = config.model_copy(update={"workers": 0})
+    with evaluation_batches(alone, index, batch=min(count, index.images), device=device) as batches:
+        return next(batches)
+
+
 def _batches(
     config: DataConfig,
     index: Index,
@@ -109,11 +119,16 @@ def _batches(
 
 
 def _workers(config: DataConfig, fits: bool, schedule: Schedule) -> int:
+    """Loader processes of this rank: as many as can have a share of the work at the same time.
+
+    A training share is a set of streams, an evaluation share every n-th step. `auto` divides the cores of this machine
+    among its ranks.
+    """
+    shares = schedule.streams if schedule.steps is None else max(schedule.steps, 1)
     if config.workers != "auto":
-        most = schedule.streams if isinstance(schedule, Training) else config.workers
-        return min(config.workers, most)
+        return min(config.workers, shares)
     if fits:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(cores // max(here, 1), schedule.streams, _MOST_WORKERS))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(cores // max(ranks_here, 1), shares, _MOST_WORKERS))

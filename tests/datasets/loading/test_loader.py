@@ -17,7 +17,7 @@ import torch
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import Batch, evaluation_batches, training_batches
+from datasets.loading.loader import Batch, evaluation_batches, example_batch, training_batches
 from datasets.order.order import Order
 from datasets.shards.index import Index
 from tests.datasets.small_sets import image_of, number_of, write_set
@@ -222,6 +222,32 @@ def test_closing_ends_the_loader_processes_at_once(index):
     batches.close()
     assert set(children(os.getpid())) <= before
     batches.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "workers", "processes"),
+    [(6, 1, "auto", 6), (6, 2, "auto", 3), (64, 1, "auto", 8), (1, 1, "auto", 1), (6, 1, 4, 4), (6, 1, 50, 20)],
+)
+def test_an_evaluation_has_loader_processes_for_the_cores_of_the_machine(
+    index, monkeypatch, cores, ranks, workers, processes
+):
+    """116 images in batches of 6 are 20 steps, in batches of 3 to two ranks as well."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    before = set(children(os.getpid()))
+    settings = config(index, workers=workers)
+    with evaluation_batches(settings, index, batch=6 // ranks, ranks=ranks, rank=0) as batches:
+        assert len(set(children(os.getpid())) - before) == processes
+        assert f"{processes} loader process" in batches.describe()
+        assert sum(int(batch.weights.sum()) for batch in batches) == -(-IMAGES // ranks)
+
+
+def test_example_images_start_no_processes(index):
+    before = set(children(os.getpid()))
+    examples = example_batch(config(index, workers=3), index, 5)
+    assert set(children(os.getpid())) == before
+    assert numbers_of(examples) == examples.positions.tolist() == [0, 1, 2, 3, 4]
+    assert len(example_batch(config(index), index, 10**6).weights) == IMAGES
 
 
 SCRIPT = """
