@@ -41,79 +41,87 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 Urls = str | tuple[str, ...]
 
 
+MayChange = Field(json_schema_extra={"may_change": True})  # on resume; the mark of trainer.config, which is not ours
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class MixedSet(_Section):
-    """One of several sets that are mixed."""
+    """One set of a mixture."""
 
-    shards: Urls
+    shards: Annotated[Urls, MayChange]
     """As `data.shards`."""
-    index: str = ""
+    index: Annotated[str, MayChange] = ""
     """As `data.index`."""
     weight: int = Field(default=1, ge=1)
-    """Of each sum-of-weights rounds of the order, so many take their images from this set."""
+    """Share of the images that come from this set: weight / sum of weights."""
 
 
 class TransformConfig(_Section):
-    """From an image of any size to one of the run's size; random parts depend on (seed, position) alone."""
+    """Crop, resize and flip. The random parts depend only on (seed, position)."""
 
     size: tuple[int, int]
-    """(height, width) of what comes out, pixels."""
+    """Output size: [height, width] in pixels."""
     crop: Literal["centre", "random", "none"] = "centre"
-    """What is cut out before resizing: the largest part of the right shape in the middle, or at a random place of a
-    random scale (training only), or the whole image, whose shape then changes."""
+    """Crop before resizing. centre: the largest crop of the output's aspect ratio. random: one of random scale and
+    place (training only; evaluation crops the centre). none: resize the whole image, which changes its aspect ratio."""
     scale: tuple[float, float] = (0.5, 1.0)
-    """With `crop: random`: the least and the largest share of the largest possible part's sides."""
+    """With `crop: random`: range of the crop's sides, as a fraction of the largest possible crop's."""
     flip: bool = False
-    """Mirror every other image, left to right (training only)."""
+    """Random horizontal flip, p = 0.5 (training only)."""
 
 
 class DiskCacheConfig(_Section):
-    """Where blocks of remote shards are kept on this machine, for all its ranks and runs."""
+    """A cache of remote shards on a local disk, shared by all ranks and runs of a machine."""
 
     folder: str
-    """Path of a folder of a local disk, which every run that names it shares. Deleting it does no harm."""
+    """Path of the cache on a local disk. Runs with the same path share it. It can be deleted at any time."""
     size: Bytes = 16 << 30
-    """The bytes that it may take ("16GiB"). Worth it for sets that fit: of a larger one little is found again."""
+    """Maximum size in bytes ("16GiB"). Useful for sets that fit: a larger set has few hits."""
 
 
 class DataConfig(_Section):
-    """Which images a run sees, and by what means they are read."""
+    """The images of a run and how they are read."""
 
-    shards: Urls = ""
-    """URL of the folder of training shards (a path, s3://, gs://, az://); a pattern such as
-    s3://bucket/train/{000000..000099}.tar or s3://bucket/train/a-*.tar; or a list of these, taken as one set."""
-    index: str = ""
-    """URL of the index of the training shards, where it does not lie in <shards>/index."""
+    shards: Annotated[Urls, MayChange] = ""
+    """Training shards: URL of a folder (a path, s3://, gs://, az://); a pattern such as
+    s3://bucket/train/{000000..000099}.tar or s3://bucket/train/a-*.tar; or a list of these, read as one set. May change
+    on resume to a copy of the same shards, with the same names, counts and checksums."""
+    index: Annotated[str, MayChange] = ""
+    """URL of the index of the training shards. Default: <shards>/index."""
     mixture: tuple[MixedSet, ...] = ()
-    """In place of `shards`: several sets mixed by integer weights, each seen exactly once in every epoch of its own."""
-    validation: Urls = ""
-    """As `shards`, held out; empty: nothing is evaluated during training."""
+    """Instead of `shards`: several sets mixed by integer weights. Each image is seen exactly once in each epoch of its
+    set."""
+    validation: Annotated[Urls, MayChange] = ""
+    """Held-out shards, given as `shards` are. Empty: no evaluation during training. Checkpoints are only compared
+    (`trainer.checkpoints.keep_best`) by their bounds on the same set."""
     streams: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """C: every batch takes B/C images of each of C streams. Must divide the global batch; no fewer than ranks. auto:
-    the largest divisor of the batch up to 64, as far as their windows fit into 1 GiB; fixed for the run's life. Where
-    shards hold images that are alike (sorted by class, frames of a film), streams decide how well batches are mixed: in
-    the worst case the variance of a batch's mean is 14.5 times that of a full shuffle with 8 streams, 3.7 with 32, 2.0
-    with 64, while windows matter little (batches of 128; tests/benchmarks/shuffle.py)."""
+    """C: each batch of B images takes B/C from each of C streams. Must divide the global batch; at least the number of
+    ranks. auto: the largest divisor of the batch up to 64 whose windows fit into 1 GiB; fixed for the life of a run. If
+    the images in a shard are alike (sorted by class, frames of a film), the number of streams decides how well batches
+    are mixed: in the worst case the variance of a batch's mean is 14.5 times that of a full shuffle with 8 streams, 3.7
+    with 32, 2.0 with 64; windows matter little (batches of 128; tests/benchmarks/shuffle.py)."""
     window: int = Field(default=256, ge=1)
-    """W, images: a stream is read in windows of W images and shuffled inside them."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Loader processes a rank; 0: a thread in the training process; auto: 0 for a set that fits `cache`."""
-    memory: Bytes = 1 << 30
-    """Bound on the encoded images that a rank holds, read-ahead included: bytes ("1GiB")."""
-    cache: Bytes = 512 << 20
-    """A set whose decoded images fit into this many bytes is decoded once and kept in memory ("512MiB")."""
-    disk_cache: DiskCacheConfig | None = None
-    """Keeps what is read from an object store on a local disk; none: every epoch reads it anew."""
+    """W: images in a window. A stream reads one window at a time and shuffles it."""
+    workers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], MayChange] = "auto"
+    """Loader processes per rank. 0: a thread of the training process. auto: 0 for a set that fits `cache`, else the
+    cores per rank, at most 8."""
+    memory: Annotated[Bytes, MayChange] = 1 << 30
+    """Bound on the encoded images that a rank holds, read-ahead included, in bytes ("1GiB"). If the windows do not fit,
+    each image is a request of its own."""
+    cache: Annotated[Bytes, MayChange] = 512 << 20
+    """A set whose decoded images fit into this many bytes ("512MiB") is decoded once and kept in memory."""
+    disk_cache: Annotated[DiskCacheConfig | None, MayChange] = None
+    """Keep what is read from an object store on a local disk. null: each epoch reads it again."""
     transform: TransformConfig | None = None
-    """How images are cropped, resized and flipped; none: they all have the size that the index says."""
-    on_bad: Literal["stop", "quarantine"] = "stop"
-    """What an image that is damaged or does not decode does: end the run, or weigh nothing and be written down."""
-    bad_share: float = Field(default=0.001, ge=0, le=1)
-    """With `on_bad: quarantine`: the share of an epoch's images beyond which the run ends all the same. Counted over
-    all ranks whenever a row of metrics or a checkpoint is made, and at once where one rank alone has met so many."""
+    """Crop, resize and flip. null: all images must have one size."""
+    on_bad: Annotated[Literal["stop", "quarantine"], MayChange] = "stop"
+    """On a corrupt image: stop, or quarantine it (zero weight, logged)."""
+    bad_share: Annotated[float, MayChange] = Field(default=0.001, ge=0, le=1)
+    """Largest fraction of an epoch's images that may be quarantined, or left out of an evaluation; the run stops above
+    it. Counted over all ranks at each row of metrics and each checkpoint, and at once if one rank exceeds it alone."""
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> DataConfig:

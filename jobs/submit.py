@@ -121,7 +121,8 @@ def absolute_paths(config: RunConfig) -> list[str]:
 
 def check_run_folder(resolved: ResolvedRun) -> None:
     """Raises StorageError if the run's folder cannot be written, ConfigError if it holds another run."""
-    from jobs.config.schema import completed, config_of, difference, fingerprint
+    from jobs.config.resume import completed, difference, fixed_settings
+    from jobs.config.schema import config_of
 
     config = resolved.config
     folder = Storage(config.run)
@@ -129,8 +130,8 @@ def check_run_folder(resolved: ResolvedRun) -> None:
         saved = config_of(folder)
     except ConfigError:  # no run yet, or one of another version, of which the job itself will tell
         saved = config
-    if differs := difference(completed(fingerprint(saved), config), fingerprint(config)):
-        raise ConfigError(f"{config.run}: {differs}; take another run folder (run=...), or the run's own settings")
+    if differs := difference(completed(fixed_settings(saved), config), fixed_settings(config)):
+        raise ConfigError(f"{config.run}: {differs}; use another run folder (run=...), or the run's own settings")
     probe = f"submit-check-{os.getpid()}"
     folder.write(probe, b"written and removed by jobs.submit")
     folder.delete(probe)

@@ -1,8 +1,12 @@
-"""The base of every piece of the configuration."""
+"""The base of every section of the configuration."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+MayChange = Field(json_schema_extra={"may_change": True})
+"""Marks a field or section that may change when a run is resumed: `lr: Annotated[float, MayChange]`. All other fields
+are fixed for the life of a run."""
 
 
 class Config(BaseModel):

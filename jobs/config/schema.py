@@ -7,37 +7,35 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from cluster.storage.errors import MissingError
-from cluster.storage.storage import Storage, absolute, join
+from cluster.storage.storage import Storage, join
 from datasets.config import DataConfig
 from jobs.errors import ConfigError
 from trainer.checkpoints.weights import width_of
-from trainer.config import Config
+from trainer.config import Config, MayChange
 from trainer.errors import TrainingError
 from trainer.models import ModelConfig
 from trainer.tracking.trackers import TrackingConfig
 from trainer.training.loop import TrainerConfig
 from trainer.training.optimizer import OptimConfig
 
-if TYPE_CHECKING:
-    from datasets.shards.index import Index
-
 
 class RayConfig(Config):
-    """What a run asks of a Ray cluster. May change on resume."""
+    """What a run requests from a Ray cluster."""
 
     workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
-    """Ranks, with GPUs one each; or [least, most], and Ray takes what there is."""
+    """Number of ranks, one GPU each; or [min, max], of which Ray uses what is available (elastic)."""
     gpus_per_worker: NonNegativeInt | None = None
-    """None: one if the cluster has any."""
+    """GPUs per rank. null: one if the cluster has any."""
     cpus_per_worker: PositiveInt = 1
+    """CPU cores per rank."""
     max_failures: NonNegativeInt = 3
-    """Failures over the run's life after which Ray gives up."""
+    """Failures over the life of the run after which Ray gives up. Pre-emptions do not count."""
 
 
 def _known_weights(weights: str) -> str:
@@ -51,52 +49,27 @@ def _known_weights(weights: str) -> str:
 class RunConfig(Config):
     """A run."""
 
-    run: str
-    """URL of the run folder: a path, or s3://, gs://, az://."""
+    run: Annotated[str, MayChange]
+    """URL of the run folder: a path, or s3://, gs://, az://. May change on resume to a copy of the folder."""
     seed: NonNegativeInt = 0
-    """Of the initial weights, the order of the data and the noise."""
+    """Seed of the initial weights, the order of the data and the noise."""
     model: ModelConfig
+    """The model, chosen by `kind`."""
     init_from: str | None = None
-    """URL of a run or an export whose weights the run begins with: a model of the same shapes. The optimiser, the
-    averages and all counts begin afresh."""
+    """URL of a run or an export to take the initial weights from: a model of the same shapes. The optimizer, the
+    averages and all counters start from zero."""
     init_weights: Annotated[str, AfterValidator(_known_weights)] = "ema"
-    """Which weights of `init_from`: ema, raw or posthoc:WIDTH."""
+    """Weights of `init_from` to use: ema, raw or posthoc:WIDTH."""
     data: DataConfig
+    """The images and how they are read."""
     optim: OptimConfig = OptimConfig()
+    """Optimizer, learning rate and averages of the weights."""
     trainer: TrainerConfig = TrainerConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    ray: RayConfig = RayConfig()
-
-
-# What may differ when a run goes on; everything else is fixed for its life.
-MAY_CHANGE = (
-    "run",
-    "data.shards",  # a copy is the same data: its index has the same names, counts and checksums
-    "data.validation",
-    "data.index",
-    "data.workers",
-    "data.memory",
-    "data.cache",
-    "data.disk_cache",
-    "data.bad_share",
-    "optim.lr",
-    "trainer.images",
-    "trainer.micro_batch",
-    "trainer.channels_last",
-    "trainer.threads",
-    "trainer.sharding",
-    "trainer.hang_timeout",
-    "trainer.peak_flops",
-    "trainer.profile",
-    "trainer.log_every",
-    "trainer.evaluate_every",
-    "trainer.checkpoint_every",
-    "trainer.pictures",
-    "trainer.checkpoints",
-    "trainer.guard",
-    "tracking",
-    "ray",
-)
+    """The training loop."""
+    tracking: Annotated[TrackingConfig, MayChange] = TrackingConfig()
+    """Weights & Biases."""
+    ray: Annotated[RayConfig, MayChange] = RayConfig()
+    """Resources on a Ray cluster; ignored by jobs.train_local."""
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -149,47 +122,6 @@ def config_of(run_folder: Storage) -> RunConfig:
     except MissingError as error:
         raise ConfigError(f"{run_folder.url}: no run here; a run folder has a config.yaml") from error
     return checked(values, {}, join(run_folder.url, "config.yaml"))
-
-
-def fingerprint(config: RunConfig) -> dict[str, Any]:
-    """Every setting that is fixed for the life of a run, by its dotted key."""
-    flat = dict(_flattened(config.model_dump(mode="json")))
-    for key in ("init_from", "model.vae"):  # the same from every working directory
-        if flat.get(key):
-            flat[key] = absolute(flat[key])
-    return {key: value for key, value in flat.items() if not _may_change(key)}
-
-
-def with_streams(config: RunConfig, index: Index) -> RunConfig:
-    """The same with the number of streams that `data.streams: auto` stands for: it is part of the fingerprint."""
-    from datasets.order.streams import streams_of
-
-    streams = streams_of(config.data, index, config.trainer.batch)
-    return config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
-
-
-def difference(saved: dict[str, Any], mine: dict[str, Any]) -> str | None:
-    """The first setting in which two fingerprints differ, in words; None if they agree."""
-    for key in sorted(saved.keys() | mine.keys()):
-        if saved.get(key) != mine.get(key):
-            return f"{key} is {_shown(saved, key)} in the run and {_shown(mine, key)} here"
-    return None
-
-
-def completed(saved: dict[str, Any], mine: RunConfig) -> dict[str, Any]:
-    """A fingerprint of an older version with the defaults of the settings that it did not have yet."""
-    values = mine.model_dump(mode="json", include=set())
-    current = dict(_flattened(mine.model_dump(mode="json")))
-    for key, value in ({key: current[key] for key in current if _may_change(key)} | saved).items():
-        section = values
-        *path, name = key.split(".")
-        for part in path:
-            section = section.setdefault(part, {})
-        section[name] = value
-    try:
-        return fingerprint(RunConfig.model_validate(values))
-    except ValidationError:  # it has settings that this version does not know: they will be told as a difference
-        return saved
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -314,19 +246,3 @@ def _alternatives(annotation: Any) -> Iterator[type[BaseModel]]:
     else:
         for argument in get_args(annotation):
             yield from _alternatives(argument)
-
-
-def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flattened(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _may_change(key: str) -> bool:
-    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
-
-
-def _shown(fingerprint: dict[str, Any], key: str) -> str:
-    return repr(fingerprint[key]) if key in fingerprint else "not set"

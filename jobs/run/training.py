@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from datasets.loading.loader import Batch, Batches, evaluation_batches, training_batches
-from datasets.reading.transform import output_format
-from datasets.shards.index import Index
-from jobs.config.schema import RunConfig, completed, difference, fingerprint, to_yaml, with_streams
+from jobs.config.resolved import resolve
+from jobs.config.resume import check_resume, fingerprint
+from jobs.config.schema import RunConfig, to_yaml
 from jobs.errors import ConfigError
 from jobs.run.ledger import Ledger, check_left_out
 from trainer.checkpoints.checkpointer import Checkpoints
 from trainer.checkpoints.export import FINAL, describe
 from trainer.checkpoints.lineage import Commit
+from trainer.checkpoints.staging import State
 from trainer.checkpoints.warm_start import warm_start
 from trainer.checkpoints.weights import in_words
 from trainer.distributed.device import make_accelerator
 from trainer.distributed.ranks import on_rank_zero, rank, world_size
-from trainer.errors import DivergedError, TrainingError
+from trainer.errors import DivergedError
 from trainer.images import ImageSpec
 from trainer.models.base import Model
 from trainer.tracking.display import say_on_rank_zero
@@ -55,13 +55,10 @@ def work(
     if ended := finished(config):
         return ended
     run, say = Storage(config.run), say_on_rank_zero
-    index = Index.of(config.data)
-    config = with_streams(config, index)
+    resolved = resolve(config)
+    config, index, held_out, spec = resolved.config, resolved.index, resolved.held_out, resolved.spec
     if mixed := index.mixed_colours:
         say(f"warning: {mixed}")
-    mine = _fingerprints(config, index)
-
-    spec = ImageSpec(*output_format(config.data, index)[:5])
     model = _model(config, spec)
     description = describe(config.model, spec)
 
@@ -83,8 +80,6 @@ def work(
 
     ledger = Ledger(config.data, index, run)
 
-    held_out = Index.open(config.data.validation) if config.data.validation else None
-
     def validation() -> Iterable[Batch]:
         assert held_out is not None
         return evaluation_batches(
@@ -99,6 +94,10 @@ def work(
     def evaluated(evaluation: Evaluation) -> None:
         assert held_out is not None
         check_left_out(config.data, held_out, evaluation.images)
+
+    def check(state: State) -> None:
+        for line in check_resume(resolved, state["fingerprint"], state["progress"]["images"]):
+            say(line)
 
     trackers: list[Tracker] = []
 
@@ -123,8 +122,8 @@ def work(
         validation=validation if held_out else None,
         checkpoints=checkpoints,
         description=description,
-        fingerprint=mine,
-        check=lambda saved: _check(config, saved, mine),
+        fingerprint=fingerprint(resolved),
+        check=check,
         warm_start=lambda model: _warm_start(config, model),
         prepare=lambda: on_rank_zero(prepare),  # so that only rank 0 has trackers
         figures=ledger,
@@ -161,10 +160,8 @@ def finished(config: RunConfig) -> Outcome | None:
         facts = json.loads(run.read(f"{FINAL}/config.json"))
     except MissingError:
         return None
-    index = Index.of(config.data)
-    config = with_streams(config, index)
-    _check(config, facts["fingerprint"], _fingerprints(config, index))
     images: int = facts["images_seen"]
+    check_resume(resolve(config), facts["fingerprint"], images)
     if images < config.trainer.images:  # extended
         return None
     on_rank_zero(lambda: _catch_up(config, run))
@@ -201,20 +198,6 @@ def _catch_up(config: RunConfig, run: Storage) -> None:
     if config.tracking.mode != "off" and lacks_rows(run):
         for tracker in _trackers(config, run, say_on_rank_zero):
             tracker.finish()
-
-
-def _fingerprints(config: RunConfig, index: Index) -> dict[str, Any]:
-    """What must not change when the run goes on."""
-    return {"config": fingerprint(config), "data": index.fingerprint}
-
-
-def _check(config: RunConfig, saved: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Raises TrainingError if the run was begun with other settings, or other data."""
-    run_url = config.run
-    if differs := difference(completed(saved["config"], config), mine["config"]):
-        raise TrainingError(f"{run_url}: {differs}; take another run folder (run=...), or the run's own settings")
-    if saved["data"] != mine["data"]:
-        raise TrainingError(f"{run_url}: was begun on other images (names, counts or checksums of the shards differ)")
 
 
 def _where_to_look(run: Storage) -> str:

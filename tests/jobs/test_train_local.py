@@ -160,7 +160,7 @@ def test_a_run_of_another_model_is_not_gone_on_with(config_file):
 def test_a_run_on_other_images_is_not_gone_on_with(config_file, digits):
     path = config_file()
     work(load_config(str(path)), should_stop=StopAfter(2))
-    assert "was begun on other images" in _said(path, f"data.shards={digits / 'validation'}")
+    assert "was started on other images" in _said(path, f"data.shards={digits / 'validation'}")
 
 
 def test_more_ranks_or_streams_than_fit_are_told(config_file):

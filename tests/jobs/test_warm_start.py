@@ -10,7 +10,9 @@ import pytest
 
 import trainer
 from cluster.storage.storage import Storage
-from jobs.config.schema import RunConfig, fingerprint, load_config
+from jobs.config.resolved import resolve
+from jobs.config.resume import fixed_settings
+from jobs.config.schema import RunConfig, load_config
 from jobs.errors import ConfigError
 from jobs.export import export
 from jobs.run.training import work
@@ -129,8 +131,11 @@ def test_the_place_is_part_of_the_fingerprint_wherever_it_is_read(
     source: Path, config_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(config_file())
-    plain = fingerprint(load_config(path))
-    absolute = fingerprint(load_config(path, [f"init_from={source}"]))
+
+    def fixed(*overrides: str) -> dict[str, object]:
+        return fixed_settings(resolve(load_config(path, overrides)).config)
+
+    plain, absolute = fixed(), fixed(f"init_from={source}")
     monkeypatch.chdir(source.parent)
-    assert fingerprint(load_config(path, ["init_from=run"])) == absolute != plain
+    assert fixed("init_from=run") == absolute != plain
     assert Storage("run").url == str(source)

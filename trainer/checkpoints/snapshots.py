@@ -1,6 +1,7 @@
 """Snapshots of power-function averages in a run folder, and the average of any width that is made of them.
 
     <run>/averages/000000012800-0002-0.050.safetensors    after 12800 images, by attempt 2, of relative width 0.05
+    <run>/averages/000000012800-0002-0.050-from-6400.safetensors    averaged since 6400 images
 
 As of the rows of metrics, those count that the newest attempt's history has in it: what an attempt wrote after the
 commit that the next one started from is passed over.
@@ -24,7 +25,7 @@ from trainer.errors import TrainingError
 from trainer.training.posthoc_ema import PosthocEma, Snapshot, combination
 
 FOLDER = "averages"
-_NAME = re.compile(r"(\d{12,}-\d{4,})-(0\.\d{3})\.safetensors")
+_NAME = re.compile(r"(\d{12,}-\d{4,})-(0\.\d{3})(?:-from-(\d+))?\.safetensors")
 
 
 class Reconstruction(NamedTuple):
@@ -44,17 +45,22 @@ def take_snapshots(checkpoints: Checkpoints, images: int, posthoc: PosthocEma) -
 
     def store() -> None:
         try:
-            write_snapshots(checkpoints.run, place, averages)
+            write_snapshots(checkpoints.run, place, averages, posthoc.start)
         except OSError as error:
             checkpoints.warn(f"a snapshot of the averages was not stored, training goes on: {error}")
 
     on_rank_zero(store)
 
 
-def write_snapshots(run: Storage, place: Commit, averages: Mapping[float, Mapping[str, Tensor]]) -> None:
-    """Store averages by their width; `place` names the images seen and the attempt."""
+def write_snapshots(
+    run: Storage, place: Commit, averages: Mapping[float, Mapping[str, Tensor]], start: int = 0
+) -> None:
+    """Store averages by their width; `place` names the images seen and the attempt, `start` the images at which
+    averaging started.
+    """
+    suffix = f"-from-{start}" if start else ""
     for width, tensors in averages.items():
-        run.folder(FOLDER).write(f"{place.name}-{width:.3f}.safetensors", pack(tensors))
+        run.folder(FOLDER).write(f"{place.name}-{width:.3f}{suffix}.safetensors", pack(tensors))
 
 
 def stored_snapshots(run: Storage) -> dict[str, Snapshot]:
@@ -67,12 +73,14 @@ def stored_snapshots(run: Storage) -> dict[str, Snapshot]:
         if match and place and place.attempt in last:
             end = last[place.attempt]
             if end is None or place.images <= end:
-                found[entry.path] = Snapshot(place.images, float(match[2]))
+                found[entry.path] = Snapshot(place.images, float(match[2]), int(match[3] or 0))
     return found
 
 
 def reconstruct(run: Storage, width: float, images: int | None = None) -> Reconstruction:
     """The average of relative width `width` after `images` images (None: the last snapshot's).
+
+    Where averaging was stopped and started again, the snapshots since its last start count.
 
     Raises TrainingError if nothing has been stored, or nothing for that image count.
     """
@@ -81,13 +89,15 @@ def reconstruct(run: Storage, width: float, images: int | None = None) -> Recons
         raise TrainingError(f"{folder.url}: no snapshots of averages; a run with optim.posthoc stores them")
     counts = [snapshot.images for snapshot in snapshots.values()]
     wanted = Snapshot(images or max(counts), width)
+    start = max((s.start for s in snapshots.values() if s.images <= wanted.images), default=0)
     if not min(counts) <= wanted.images <= max(counts):
         raise TrainingError(
             f"{folder.url}: the snapshots reach from {min(counts):,} to {max(counts):,} images, not {wanted.images:,}"
         )
-    used = {name: snapshot for name, snapshot in snapshots.items() if snapshot.images <= wanted.images}
+    used = {name: s for name, s in snapshots.items() if s.images <= wanted.images and s.start == start}
+    since = [Snapshot(snapshot.images - start, snapshot.width) for snapshot in used.values()]
     total: dict[str, Tensor] = {}
-    for name, factor in zip(used, combination(list(used.values()), wanted), strict=True):
+    for name, factor in zip(used, combination(since, Snapshot(wanted.images - start, width)), strict=True):
         for key, value in unpack(f"{folder.url}/{name}", folder.read(name)).items():
             total[key] = total.get(key, torch.zeros(())) + float(factor) * value.float()
     return Reconstruction(wanted.images, total)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -20,7 +20,7 @@ from trainer.checkpoints.export import FINAL, write_model
 from trainer.checkpoints.journal import Row
 from trainer.checkpoints.snapshots import take_snapshots
 from trainer.checkpoints.staging import State
-from trainer.config import Config
+from trainer.config import Config, MayChange
 from trainer.distributed.device import ChannelsLast, Precision, to_device
 from trainer.distributed.ranks import Agreement, on_rank_zero, world_size
 from trainer.distributed.sharding import Parallel, Sharding, gathered, gathered_tensor, load_model_state
@@ -45,38 +45,47 @@ if TYPE_CHECKING:
 
 
 class TrainerConfig(Config):
-    """The loop; every count is in images."""
+    """The training loop. Everything is counted in images."""
 
-    images: PositiveInt = 200_000
-    """The budget: training ends when so many images have been seen. May be raised later to extend a finished run."""
+    images: Annotated[PositiveInt, MayChange] = 200_000
+    """Training budget: images after which training ends. A larger budget extends a finished run."""
     batch: PositiveInt = 128
-    """The GLOBAL batch, which never changes with the number of ranks."""
-    micro_batch: PositiveInt | None = None
-    """Most images that one rank takes through the model at once; smaller ones accumulate to the global batch."""
-    precision: Precision = "auto"
-    """auto: bf16 autocast on GPU, fp32 on CPU; tf32: fp32 with TF32 matrix products on GPU."""
-    channels_last: ChannelsLast = "auto"
-    """Memory format of convolutional models; auto: true on GPU for those without GroupNorm. May change on resume."""
-    threads: PositiveInt | None = None
-    """CPU threads of a rank; None: as many as PyTorch likes. With a fixed number a resumed run is bitwise the same."""
-    sharding: Sharding = "ddp"
-    """ddp: every rank has the whole state; fsdp: each a part of it (FSDP2). May change on resume."""
-    hang_timeout: PositiveFloat = 600.0
-    """Seconds without any progress (a rank that hangs, a network that is gone) after which a rank prints the stacks of
-    its threads and ends. Longer than a store may be away (LOWERBOUND_PATIENCE)."""
-    compile: bool = False
-    """torch.compile the model."""
-    peak_flops: PositiveFloat | None = None
-    """FLOP/s that a device can do, for the MFU; None: as a table has it for the GPU, and no MFU on CPU."""
-    profile: NonNegativeInt = 0
-    """Steps that are profiled once the run is warm; the trace goes to <run>/profiles/."""
-    log_every: PositiveInt = 5_000
-    evaluate_every: PositiveInt = 50_000
-    checkpoint_every: PositiveInt = 50_000
-    pictures: NonNegativeInt = 64
-    """Samples in the picture of an evaluation; half as many reconstructions."""
-    checkpoints: CheckpointConfig = CheckpointConfig()
-    guard: GuardConfig = GuardConfig()
+    """Global batch size: images per optimizer step, over all ranks. Independent of the number of ranks."""
+    micro_batch: Annotated[PositiveInt | None, MayChange] = None
+    """Largest number of images in one forward pass of a rank; gradients accumulate to the global batch. null: the
+    rank's whole share."""
+    precision: Annotated[Precision, MayChange] = "auto"
+    """auto: bf16 autocast on GPU, fp32 on CPU. tf32: fp32 with TF32 matrix products and convolutions on GPU. If auto
+    means another precision when a run is resumed on another machine, the run is refused until this key is set."""
+    channels_last: Annotated[ChannelsLast, MayChange] = "auto"
+    """Memory format of convolutional models. auto: channels_last on GPU for models without GroupNorm."""
+    threads: Annotated[PositiveInt | None, MayChange] = None
+    """CPU threads of each rank; null: PyTorch's default. With a fixed number a resumed run on CPU is bitwise equal to
+    an uninterrupted one."""
+    sharding: Annotated[Sharding, MayChange] = "ddp"
+    """ddp: each rank holds the whole state. fsdp: each rank holds a shard of weights, gradients, averages and
+    optimizer state (FSDP2)."""
+    hang_timeout: Annotated[PositiveFloat, MayChange] = 600.0
+    """Seconds without progress (a hanging rank, a lost network) after which a rank prints the stack traces of its
+    threads and exits. Must exceed the longest outage of the store that is waited for (LOWERBOUND_PATIENCE)."""
+    compile: Annotated[bool, MayChange] = False
+    """Compile the model with torch.compile."""
+    peak_flops: Annotated[PositiveFloat | None, MayChange] = None
+    """Peak FLOP/s of a device, for the MFU. null: from a table of GPUs; no MFU on CPU."""
+    profile: Annotated[NonNegativeInt, MayChange] = 0
+    """Steps to profile after warm-up; the trace is written to <run>/profiles/."""
+    log_every: Annotated[PositiveInt, MayChange] = 5_000
+    """Images between rows of metrics."""
+    evaluate_every: Annotated[PositiveInt, MayChange] = 50_000
+    """Images between evaluations of the held-out set."""
+    checkpoint_every: Annotated[PositiveInt, MayChange] = 50_000
+    """Images between checkpoints."""
+    pictures: Annotated[NonNegativeInt, MayChange] = 64
+    """Samples in the picture of an evaluation, which also has half as many reconstructions."""
+    checkpoints: Annotated[CheckpointConfig, MayChange] = CheckpointConfig()
+    """Which checkpoints are kept."""
+    guard: Annotated[GuardConfig, MayChange] = GuardConfig()
+    """When a step is skipped and when the run is rolled back."""
 
     @model_validator(mode="after")
     def _contiguous_shards(self) -> Self:
@@ -102,8 +111,8 @@ class Job:
     """What rebuilds the model (export.describe)."""
     fingerprint: dict[str, Any]
     """What must not change when the run goes on; saved with the state."""
-    check: Callable[[dict[str, Any]], None] = lambda fingerprint: None
-    """Raises if a saved fingerprint is not that of this job."""
+    check: Callable[[State], None] = lambda state: None
+    """Raises if a saved state is not one that this job may continue from."""
     warm_start: Callable[[Model], None] = lambda model: None
     """Called at the start of a run, before anything is made of the initial weights: may give it others."""
     prepare: Callable[[], None] = lambda: None
@@ -134,7 +143,7 @@ class Outcome(NamedTuple):
 def fit(job: Job, accelerator: Accelerator) -> Outcome:
     """Train until the image budget is used up or a stop is asked for; go on from the run's newest commit."""
     config, device, checkpoints = job.config, accelerator.device, job.checkpoints
-    restored = checkpoints.begin(lambda saved: job.check(saved["fingerprint"]))
+    restored = checkpoints.begin(job.check)
     if restored is None:
         job.warm_start(job.model)
     model = job.model
@@ -166,8 +175,11 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
     if restored:
         load_model_state(model, restored["model"])
         ema.load_state_dict(restored["ema"])
-        if posthoc:
+        if posthoc and "posthoc" in restored:
             posthoc.load_state_dict(restored["posthoc"])
+        elif posthoc:
+            posthoc.start = restored["progress"]["images"]
+            say_on_rank_zero(f"optim.posthoc: averaging starts after {posthoc.start:,} images")
         load_optimizer_state(optimizer, model, restored["optimizer"])
         images = restored["progress"]["images"]
         guard.state = torch.tensor(restored["progress"]["guard"], device=device)

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from trainer.config import Config
+from trainer.config import Config, MayChange
 from trainer.distributed.sharding import placed_like
 
 
 class OptimConfig(Config):
-    """The optimiser; everything is counted in images, so that nothing changes with the number of ranks."""
+    """AdamW and the averages of the weights. Everything is counted in images: independent of the number of ranks."""
 
-    lr: PositiveFloat = 1e-3
-    """Highest learning rate. May change on resume."""
+    lr: Annotated[PositiveFloat, MayChange] = 1e-3
+    """Peak learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: down a half cosine to `final_lr` at the end of the image budget, or constant."""
+    """After the warm-up: half a cosine down to `final_lr` at the end of `trainer.images`, or constant."""
     final_lr: NonNegativeFloat = 0.01
-    """Where the cosine ends, as a share of `lr`."""
+    """Learning rate at the end of the cosine, as a fraction of `lr`."""
     warmup: NonNegativeInt = 0
-    """Images over which the learning rate rises from zero."""
+    """Images over which the learning rate rises linearly from zero."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments, per step."""
     eps: PositiveFloat = 1e-8
+    """AdamW's epsilon, added to the denominator."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled (Loshchilov and Hutter 2019); on matrices and kernels only."""
+    """Decoupled weight decay (Loshchilov and Hutter 2019), of matrices and convolution kernels only."""
     clip: PositiveFloat = 1000.0
-    """Norm to which larger gradients are scaled down; of the mean objective in nats an image."""
+    """Maximum gradient norm; the gradient is that of the mean objective, in nats per image."""
     ema: PositiveInt = 20_000
-    """Half-life of the averaged weights, in images."""
-    posthoc: NonNegativeInt = 0
-    """Images between snapshots of two more averages (half precision, in `averages/` of the run), of which one of any
-    width is made afterwards (`--weights posthoc:0.08`; Karras et al. 2024, EDM2); 0: none."""
+    """Half-life of the exponential moving average of the weights, in images."""
+    posthoc: Annotated[NonNegativeInt, MayChange] = 0
+    """Images between snapshots of two more averages (half precision, in <run>/averages/), from which an average of any
+    width can be computed afterwards (`--weights posthoc:0.08`; Karras et al. 2024, EDM2). 0: none."""
 
 
 def learning_rate(config: OptimConfig, images: int, budget: int) -> float:
@@ -45,6 +47,17 @@ def learning_rate(config: OptimConfig, images: int, budget: int) -> float:
         return config.lr
     share = min((images - config.warmup) / max(budget - config.warmup, 1), 1.0)
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def learning_rate_rise(config: OptimConfig, images: int, budget_before: int, budget: int) -> str | None:
+    """A line for the user if a larger budget (images) raises the learning rate of a cosine after `images` images."""
+    before, now = learning_rate(config, images, budget_before), learning_rate(config, images, budget)
+    if now <= 1.01 * before:
+        return None
+    return (
+        f"the learning rate rises from {before:.3g} to {now:.3g}: its cosine now ends after {budget:,} images, "
+        f"not {budget_before:,}"
+    )
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -25,10 +25,11 @@ WIDEST = 12**-0.5  # of an average of all weights alike
 
 
 class Snapshot(NamedTuple):
-    """A stored average: that of relative width `width` after `images` images."""
+    """A stored average of relative width `width` over the weights from `start` to `images` images."""
 
     images: int
     width: float
+    start: int = 0
 
 
 class PowerEma(Average):
@@ -44,15 +45,17 @@ class PowerEma(Average):
 
 
 class PosthocEma:
-    """The averages of which snapshots are taken while a model is trained."""
+    """The averages whose snapshots are stored during training."""
 
     def __init__(self, model: nn.Module, widths: Sequence[float] = WIDTHS):
         self.averages = [PowerEma(model, width) for width in widths]
+        self.start = 0
+        """Images after which averaging started: not 0 if `optim.posthoc` was turned on later."""
 
     def update(self, images: int, batch: int) -> None:
-        """Take in the weights after `images` images, `batch` of them new."""
+        """Update with the weights after `images` images, the last `batch` of them in this step."""
         for average in self.averages:
-            average.update(images, batch)
+            average.update(images - self.start, batch)
 
     def halves(self) -> dict[float, dict[str, Tensor]]:
         """What a snapshot stores, by the width: the averages of what is trained, whole, on the CPU and in half
@@ -68,11 +71,13 @@ class PosthocEma:
         return stored
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages as "<width>/<parameter>"."""
-        return {f"{a.width}/{name}": value for a in self.averages for name, value in a.state_dict().items()}
+        """The averages as "<width>/<parameter>", and "start" unless that is 0."""
+        state = {f"{a.width}/{name}": value for a in self.averages for name, value in a.state_dict().items()}
+        return state | ({"start": torch.tensor(self.start)} if self.start else {})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the averages of a checkpoint."""
+        """Restore a checkpoint's averages."""
+        self.start = int(state.get("start", 0))
         for average in self.averages:
             average.load_state_dict({name: state[f"{average.width}/{name}"] for name in average.average})
 

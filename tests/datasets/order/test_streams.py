@@ -8,7 +8,9 @@ from datasets.config import DataConfig
 from datasets.loading.loader import training_batches
 from datasets.order.streams import streams_of
 from datasets.shards.index import Index
-from jobs.config.schema import RunConfig, fingerprint, with_streams
+from jobs.config.resolved import resolve
+from jobs.config.resume import fixed_settings
+from jobs.config.schema import RunConfig
 from tests.datasets.small_sets import write_set
 
 
@@ -47,13 +49,11 @@ def test_what_may_change_does_not_change_the_streams(index):
     assert streams_of(config, large(index, 100e3), 128) == streams_of(DataConfig(shards="x"), large(index, 100e3), 128)
 
 
-def test_the_number_is_part_of_the_fingerprint(index):
+def test_the_number_is_fixed_for_the_life_of_a_run(index):
     model = {"kind": "vae", "latent": 2, "encoder": {"kind": "mlp", "hidden": [4]}}
     model["decoder"] = model["encoder"]
-    config = RunConfig.model_validate({"run": "r", "model": model, "data": {"shards": index.url}})
-    named = with_streams(config, index)
-    assert fingerprint(named)["data.streams"] == 64
-    assert with_streams(named, index) == named
+    run = resolve(RunConfig.model_validate({"run": "r", "model": model, "data": {"shards": index.url}}))
+    assert fixed_settings(run.config)["data.streams"] == 64
 
 
 def test_a_run_reads_in_so_many_streams(index):

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.training.optimizer import OptimConfig, adamw, learning_rate, load_optimizer_state, optimizer_state
+from trainer.training.optimizer import (
+    OptimConfig,
+    adamw,
+    learning_rate,
+    learning_rate_rise,
+    load_optimizer_state,
+    optimizer_state,
+)
 
 
 def network(seed=0):
@@ -176,3 +183,13 @@ def test_the_state_does_not_depend_on_the_order_or_grouping_of_the_parameters():
 def test_settings_without_a_meaning_are_refused(wrong):
     with pytest.raises(ValueError, match="greater than"):
         OptimConfig(**wrong)
+
+
+def test_a_larger_budget_that_raises_the_learning_rate_is_reported():
+    config = OptimConfig(lr=1.0, final_lr=0.0)
+    assert learning_rate_rise(config, 100, 100, 200) == (
+        "the learning rate rises from 0 to 0.5: its cosine now ends after 200 images, not 100"
+    )
+    assert learning_rate_rise(config, 100, 100, 100) is None
+    assert learning_rate_rise(config, 50, 200, 100) is None  # a smaller budget lowers it
+    assert learning_rate_rise(OptimConfig(schedule="constant"), 100, 100, 200) is None

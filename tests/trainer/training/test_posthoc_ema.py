@@ -110,3 +110,37 @@ def test_only_what_is_trained_is_stored():
     model = torch.nn.Linear(3, 1)
     model.bias.requires_grad_(False)
     assert all(tensors.keys() == {"weight"} for tensors in PosthocEma(model).halves().values())
+
+
+def test_averages_that_start_late_are_those_of_a_run_that_starts_then(tmp_path):
+    """The weights before the start count neither in the averages nor in what is made of their snapshots."""
+    late, fresh = (Storage(str(tmp_path / name)) for name in ("late", "fresh"))
+    first, second = (Lineage(run).claim(None).number for run in (late, fresh))
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(3, 1, bias=False)
+    averages, reference = PosthocEma(model), PosthocEma(model)
+    averages.start = BUDGET
+    for images in range(BATCH, BUDGET + 1, BATCH):
+        with torch.no_grad():
+            model.weight += 0.05 * torch.randn(1, 3, generator=generator)
+        averages.update(BUDGET + images, BATCH)
+        reference.update(images, BATCH)
+        if images == BUDGET // 2:  # a restart
+            saved = averages.state_dict()
+            averages = PosthocEma(model)
+            averages.load_state_dict(saved)
+        if images % 2_000 == 0:
+            write_snapshots(late, Commit(BUDGET + images, first), averages.halves(), averages.start)
+            write_snapshots(fresh, Commit(images, second), reference.halves())
+    mine, other = reconstruct(late, 0.08), reconstruct(fresh, 0.08)
+    assert (mine.images, other.images) == (2 * BUDGET, BUDGET)
+    torch.testing.assert_close(mine.tensors, other.tensors, rtol=0, atol=0)
+
+
+def test_snapshots_before_a_second_start_are_left_out(tmp_path):
+    run = Storage(str(tmp_path))
+    attempt = Lineage(run).claim(None).number
+    for images, start, value in ((100, 0, 1.0), (200, 0, 1.0), (400, 300, 5.0)):
+        write_snapshots(run, Commit(images, attempt), {0.05: {"w": torch.full((2,), value)}}, start)
+    assert reconstruct(run, 0.05).tensors["w"].tolist() == pytest.approx([5.0, 5.0])
+    assert reconstruct(run, 0.05, 200).tensors["w"].tolist() == pytest.approx([1.0, 1.0])
