@@ -22,14 +22,14 @@ from jobs.cli import run
 from jobs.config.resolved import ResolvedRun, resolve
 from jobs.config.schema import RunConfig, load_config
 from jobs.errors import ConfigError
-from jobs.run.training import EVALUATION_BATCH, work
+from jobs.run.training import work
 from jobs.train_local import StopOnSignal
 from trainer.checkpoints.export import load
 from trainer.checkpoints.journal import read_metrics
-from trainer.distributed.device import make_accelerator
+from trainer.distributed.device import full_precision, make_accelerator
 from trainer.noise import Noise
 from trainer.tracking.pictures import captioned_rows
-from trainer.training.evaluation import Evaluation, evaluate
+from trainer.training.evaluation import Evaluation, batch_size, evaluate
 
 COLUMNS = 16  # samples of a model in the picture, in two rows
 SAME = ("shards", "mixture", "validation", "transform")  # of the data section
@@ -105,11 +105,13 @@ def _entry(name: str, resolved: ResolvedRun, samples: int) -> Entry:
     assert held_out is not None
     accelerator = make_accelerator(resolved.precision)
     model = load(config.run).to(accelerator.device)
-    with evaluation_batches(config.data, held_out, batch=EVALUATION_BATCH, device=accelerator.device) as batches:
-        evaluation = evaluate(model, batches, accelerator, config.seed, samples)
+    size = batch_size(config.trainer.micro_batch, config.trainer.batch, ranks=1)
+    with evaluation_batches(config.data, held_out, batch=size, device=accelerator.device) as batches:
+        evaluation = evaluate(model, batches, config.seed, samples)
+    assert evaluation is not None
     model.eval()
     noise = Noise(config.seed, "sample", torch.arange(2 * COLUMNS, device=accelerator.device))
-    with torch.no_grad(), accelerator.autocast():
+    with torch.no_grad(), full_precision(accelerator.device):
         drawn = model.sample(noise)
     paces = [row["images_per_second"] for row in read_metrics(Storage(config.run)) if "images_per_second" in row]
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -1,10 +1,10 @@
-"""Samples of a run beside real images: Frechet distance, precision and recall, on features that you name.
+"""Compare samples of a run with real images: Frechet distance, precision and recall on chosen features.
 
     python -m jobs.quality RUN_URL [--features pixels|inception|package.module:function] [--split validation|train|URL]
                                    [--count N] [the options of jobs.sample: --sampler, --steps, --guidance, --label ...]
 
-A function of features takes images, uint8 [B, C, H, W] of 0 to 255, and gives [B, F]. The distance on `inception` (the
-network of torch-fidelity, which has to be installed and to have its weights) is the FID; on others it is not.
+A feature function maps images, uint8 [B, C, H, W] of 0 to 255, to [B, F]. The distance on `inception` (torch-fidelity's
+network, which has to be installed with its weights) is the FID; on other features it is not.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,97 +24,114 @@ from cluster.storage.storage import Storage, absolute
 from datasets.loading.loader import evaluation_batches
 from jobs.cli import run
 from jobs.config.schema import RunConfig, config_of
-from jobs.evaluate import file_name, index_of, keep, known
 from jobs.ray.tasks import each
-from jobs.run.training import EVALUATION_BATCH
-from jobs.sampling.options import add_options, at_least_one, labels_of, settings_of
-from jobs.sampling.plan import Plan, fingerprint, opened, sample
-from trainer.checkpoints.weights import in_words
+from jobs.run.reports import file_name, index_of, keep, split_name, weights_text
+from jobs.sampling.options import add_options, check_at_least_one, given_options, labels_of
+from jobs.sampling.plan import SamplingPlan, fingerprint, model_here, opened, sample
+from trainer.distributed.device import full_precision
 from trainer.images import visible
+from trainer.models import Model
 from trainer.training.sample_quality import INCEPTION, NEIGHBOURS, compare, features
 
 
 def main(arguments: Sequence[str]) -> int:
     """Sample, compare, print the figures and write them to <run>/evaluations/."""
+    options = _parser().parse_args(arguments)
+    options.run = absolute(options.run)
+    config = config_of(Storage(options.run))
+    loaded = opened(options.run, options.weights)
+    plan = _plan(options, loaded.model)
+    features(options.features)  # raises if it does not exist, before the work
+    real = real_features(plan, config, options.split, options.features)
+    plan = replace(plan, count=options.count or len(real))
+    samples = all_sampled_features(plan, options.features, options.processes)
+    quality = compare(samples, real)
+    report: dict[str, Any] = {"features": options.features, "split": options.split, "weights": loaded.weights}
+    report |= {"images_seen": loaded.images, "precision": plan.precision, "conditional": bool(plan.labels)}
+    report |= {"samples": len(samples), "images": len(real), "numbers": samples.shape[1], "neighbours": NEIGHBOURS}
+    report |= {"seed": plan.seed, "temperature": plan.temperature, "labels": plan.labels}
+    report["sampling"] = loaded.model.sampling.model_dump() | plan.settings
+    report["figures"] = {f"quality/{name}": value for name, value in quality._asdict().items()}
+    print(as_text(report, weights_text(loaded)))
+    name = file_name("quality", split_name(options.split), options.features, len(samples), loaded.weights)
+    keep(Storage(options.run), config, name, report)
+    return 0
+
+
+def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
+    check_at_least_one(options, "batch", *(["count"] if options.count is not None else []))
+    return SamplingPlan(
+        run=options.run,
+        weights=options.weights,
+        fingerprint=fingerprint(model),
+        out="",
+        format="images",
+        count=options.count or 0,
+        batch=options.batch,
+        unit=options.batch,
+        seed=options.seed,
+        temperature=options.temperature,
+        precision=options.precision,
+        labels=labels_of(options, model),
+        settings=given_options(options, model),
+    )
+
+
+def real_features(plan: SamplingPlan, config: RunConfig, split: str, name: str) -> Tensor:
+    """[N, F] of every image of a split, as the run sees them."""
+    extract, index, (model, device) = features(name), index_of(config, split), model_here(plan)
+    with (
+        full_precision(device),
+        evaluation_batches(config.data, index, batch=plan.batch, device=device) as batches,
+    ):
+        images = (visible(batch.images[batch.weights > 0], model.spec.levels) for batch in batches)
+        return torch.cat([extract(part).cpu() for part in images if len(part)])
+
+
+def all_sampled_features(plan: SamplingPlan, name: str, processes: int | None) -> Tensor:
+    """[N, F] of the samples of a plan, made by `processes` (None: one per GPU, else one per core)."""
+    made: dict[int, Tensor] = {}
+    with tqdm(total=plan.count, unit=" images", disable=not sys.stderr.isatty()) as bar:
+        for first, found in each(partial(sampled_features, plan, name), plan.units(), processes, gpu=True):
+            made[first] = found
+            bar.update(len(found))
+    return torch.cat([made[first] for first in plan.units()])
+
+
+def sampled_features(plan: SamplingPlan, name: str, first: int) -> tuple[int, Tensor]:
+    """The first image of a unit of samples, and [n, F] of the unit."""
+    positions = torch.arange(first, min(first + plan.unit, plan.count))
+    images, (model, device) = sample(plan, positions), model_here(plan)
+    with full_precision(device):  # whatever the samples were made in
+        return first, features(name)(visible(images, model.spec.levels).to(device)).cpu()
+
+
+def as_text(report: dict[str, Any], weights: str) -> str:
+    """The report for a screen: the figures, and what was compared."""
+    figures = report["figures"]
+    distance = "FID" if report["features"] == INCEPTION else "Frechet distance"
+    sampling = ", ".join(f"{name} {value}" for name, value in report["sampling"].items())
+    labels = f"labels {','.join(map(str, report['labels']))}" if report["labels"] else "unconditional"
+    lines = [
+        f"{distance} {figures['quality/frechet']:.4f}, precision {figures['quality/precision']:.4f}, recall "
+        f"{figures['quality/recall']:.4f} ({report['neighbours']} neighbours), {report['numbers']} features of "
+        f"{report['features']}",
+        f"{report['samples']:,} samples, {weights}, {report['precision']}, seed {report['seed']}, {labels}"
+        f"{', ' + sampling if sampling else ''}, and {report['images']:,} images of {report['split']}",
+    ]
+    if min(report["samples"], report["images"]) <= report["numbers"]:
+        lines.append("  fewer images than features: the distance says little; use more images or other features")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.quality", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", help="URL of the run folder")
     parser.add_argument("--features", default="pixels", help=f"pixels (8 x 8 means), {INCEPTION}, or module:function")
     parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")
     parser.add_argument("--count", type=int, help="samples (default: as many as the split has images)")
     add_options(parser)
-    options = parser.parse_args(arguments)
-    options.run = absolute(options.run)
-    config = config_of(Storage(options.run))
-    model, _ = opened(options.run, options.weights)
-    settings, labels = settings_of(options, model), labels_of(options, model)
-    features(options.features)  # raises if there are none, before the work
-    real = real_features(config, options.split, options.features, model.spec.levels)
-    options.count = len(real) if options.count is None else options.count
-    at_least_one(options, "count", "batch")
-    plan = Plan(
-        run=options.run,
-        weights=options.weights,
-        fingerprint=fingerprint(model),
-        out="",
-        format="images",
-        count=options.count,
-        batch=options.batch,
-        unit=options.batch,
-        seed=options.seed,
-        temperature=options.temperature,
-        labels=labels,
-        settings=settings,
-    )
-    made: dict[int, Tensor] = {}
-    with tqdm(total=plan.count, unit=" images", disable=not sys.stderr.isatty()) as bar:
-        work = partial(sampled_features, plan, options.features)
-        for first, found in each(work, plan.units(), options.processes, gpu=True):
-            made[first] = found
-            bar.update(len(found))
-    samples = torch.cat([made[first] for first in plan.units()])
-    quality = compare(samples, real)
-    report: dict[str, Any] = {"features": options.features, "split": options.split, "weights": options.weights}
-    report |= {"samples": len(samples), "images": len(real), "numbers": samples.shape[1], "neighbours": NEIGHBOURS}
-    report |= {"seed": plan.seed, "temperature": plan.temperature, "labels": plan.labels, "sampling": plan.settings}
-    report["figures"] = {f"quality/{name}": value for name, value in quality._asdict().items()}
-    print(as_text(report))
-    name = file_name("quality", known(options.split), options.features, len(samples), options.weights)
-    keep(Storage(options.run), config, name, report)
-    return 0
-
-
-def real_features(config: RunConfig, split: str, name: str, levels: int) -> Tensor:
-    """[N, F] of every image of a split, as the run sees them."""
-    extract, index = features(name), index_of(config, split)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with evaluation_batches(config.data, index, batch=EVALUATION_BATCH, device=device) as batches:
-        found = [extract(visible(batch.images[batch.weights > 0], levels)).cpu() for batch in batches]
-    return torch.cat(found)
-
-
-def sampled_features(plan: Plan, name: str, first: int) -> tuple[int, Tensor]:
-    """The first of a unit of samples, and [n, F] of them."""
-    positions = torch.arange(first, min(first + plan.unit, plan.count))
-    model, device = opened(plan.run, plan.weights)
-    return first, features(name)(visible(sample(plan, positions), model.spec.levels).to(device)).cpu()
-
-
-def as_text(report: dict[str, Any]) -> str:
-    """The report for a screen: the figures, and what they are of."""
-    figures = report["figures"]
-    fid = "FID" if report["features"] == INCEPTION else "Frechet distance"
-    sampling = ", ".join(f"{name} {value}" for name, value in report["sampling"].items())
-    labels = f", labels {','.join(map(str, report['labels']))}" if report["labels"] else ""
-    lines = [
-        f"{fid} {figures['quality/frechet']:.4f}, precision {figures['quality/precision']:.4f}, recall "
-        f"{figures['quality/recall']:.4f} ({report['neighbours']} neighbours), on the {report['numbers']} numbers of "
-        f"{report['features']}",
-        f"{report['samples']:,} samples, {in_words(report['weights'])} weights, seed {report['seed']}{labels}"
-        f"{', ' + sampling if sampling else ''}, beside {report['images']:,} images of {report['split']}",
-    ]
-    if min(report["samples"], report["images"]) <= report["numbers"]:
-        lines.append("  fewer images than numbers: the distance says little; take more, or other features")
-    return "\n".join(lines)
+    return parser
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
 from trainer.distributed.device import ResolvedPrecision, resolve_precision
 from trainer.images import ImageSpec
-from trainer.models import LatentConfig, Model
+from trainer.models import Model
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,6 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     changed: dict[str, object] = {"run": absolute(config.run), "data": config.data.absolute()}
     if config.init_from:
         changed["init_from"] = absolute(config.init_from)
-    if isinstance(config.model, LatentConfig):
-        changed["model"] = config.model.model_copy(update={"vae": absolute(config.model.vae)})
+    urls = {name: absolute(getattr(config.model, name)) for name in config.model.URLS}
+    changed["model"] = config.model.model_copy(update=urls)
     return config.model_copy(update=changed)

@@ -29,10 +29,8 @@ from trainer.images import ImageSpec
 from trainer.models.base import Model
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.trackers import PictureFolder, Tracker, WandbTracker, lacks_rows
-from trainer.training.evaluation import Evaluation
+from trainer.training.evaluation import Evaluation, batch_size
 from trainer.training.loop import Job, Outcome, fit
-
-EVALUATION_BATCH = 256  # images of a rank
 
 
 def work(
@@ -85,7 +83,7 @@ def work(
         return evaluation_batches(
             config.data,
             held_out,
-            batch=EVALUATION_BATCH,
+            batch=batch_size(config.trainer.micro_batch, config.trainer.batch, world_size()),
             ranks=world_size(),
             rank=rank(),
             device=accelerator.device,

@@ -1,60 +1,70 @@
-"""How samples are made, as the command line says it: what jobs.sample and jobs.quality have in common."""
+"""The command-line options of a sample, shared by jobs.sample and jobs.quality."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from jobs.errors import ConfigError
 from trainer.checkpoints.weights import HELP as WEIGHTS
-from trainer.models import Model
-from trainer.models.diffusion import DiffusionModel
-from trainer.samplers import SamplerName, Spacing
+from trainer.distributed.device import ReportPrecision
+from trainer.models import KINDS, Model
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a sample, and of who makes it."""
+    """The options of a sample, those that only some models have among them, and where it is made."""
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=1.0, help="standard deviation of the latents' noise")
     parser.add_argument("--weights", default="ema", help=WEIGHTS)
     parser.add_argument("--label", default="", help="class of the images: 3, or 0,1,2 in turn, or all in turn")
-    parser.add_argument("--sampler", choices=get_args(SamplerName), help="default: the run's configuration")
-    parser.add_argument("--steps", type=int, help="of the sampler")
-    parser.add_argument("--spacing", choices=get_args(Spacing), help="of the noise levels")
-    parser.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 is the model itself")
-    parser.add_argument("--batch", type=int, default=64, help="images that a model makes at once")
-    parser.add_argument("--processes", type=int, help="of this machine (default: its cores)")
+    for name, field in model_options().items():
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        metavar = "|".join(choices) if choices else name.upper()
+        text = f"{field.description or name} Default: as the run's configuration."
+        parser.add_argument(_flag(name), metavar=metavar, help=text)
+    parser.add_argument(
+        "--precision", choices=get_args(ReportPrecision), default="fp32", help="fp32: float32 without TF32; bf16"
+    )
+    parser.add_argument("--batch", type=int, default=64, help="images that a process makes at once")
+    parser.add_argument("--processes", type=int, help="on this machine (default: one per GPU, else one per core)")
 
 
-def at_least_one(options: argparse.Namespace, *names: str) -> None:
+def model_options() -> dict[str, FieldInfo]:
+    """The options of `sample` that some kinds of model declare, by name."""
+    return {name: field for kind in KINDS for name, field in kind.SamplingOptions.model_fields.items()}
+
+
+def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
     """Raises ConfigError if an option is below 1."""
     for name in names:
         if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+            raise ConfigError(f"{_flag(name)} {getattr(options, name)}: at least 1")
 
 
-def settings_of(options: argparse.Namespace, model: Model) -> dict[str, Any]:
-    """What differs from the SamplingConfig of a diffusion. Raises ConfigError for what the model has not."""
-    names = ("sampler", "steps", "spacing", "guidance")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if not isinstance(model, DiffusionModel):
-        if given:
-            raise ConfigError(f"--{next(iter(given))}: is for diffusions; {options.run} is a {type(model).__name__}")
-        return {}
-    if options.guidance not in (None, 1.0) and not options.label:
-        raise ConfigError("--guidance: needs --label, the class to guide to")
-    if options.label and not model.diffuser.denoiser.conditioning.conditions:
-        raise ConfigError(f"--label: {options.run} is not conditioned on anything")
-    if given.get("steps", 1) < 1:
-        raise ConfigError(f"--steps {given['steps']}: at least 1")
-    return given
+def given_options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """The options of the model's `sample` that differ from its configuration. Raises ConfigError."""
+    given = {name: getattr(options, name) for name in model_options() if getattr(options, name) is not None}
+    try:
+        chosen = model.sampling_with(given, conditioned=bool(options.label))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{_flag(str(first['loc'][0]))} {first['input']}: {first['msg']}") from error
+    except ValueError as error:
+        name, _, reason = str(error).partition(": ")
+        raise ConfigError(f"{_flag(name)}: {reason}") from error
+    return {name: getattr(chosen, name) for name in given}
 
 
 def labels_of(options: argparse.Namespace, model: Model) -> tuple[int, ...]:
-    """The labels that --label names: `3`, `0,1,2`, or `all`."""
+    """The labels that --label names: `3`, `0,1,2`, or `all`. Raises ConfigError for what the model does not take."""
     text: str = options.label
     if not text:
         return ()
+    if "label" not in model.conditions:
+        raise ConfigError(f"--label {text}: {options.run} is not conditioned on labels")
     classes = model.spec.classes
     if text == "all" and classes:
         return tuple(range(classes))
@@ -68,3 +78,7 @@ def labels_of(options: argparse.Namespace, model: Model) -> tuple[int, ...]:
         )
         raise ConfigError(f"--label {text}: the model knows {allowed}")
     return labels
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""Samples in units that any worker can make and that need not be made twice."""
+"""Samples in units: any process can make one, and none is made twice."""
 
 from __future__ import annotations
 
@@ -18,52 +18,54 @@ from cluster.storage.storage import Storage, join
 from datasets.packing.pack import encode_png, write_tar
 from datasets.packing.sources.source import Example
 from jobs.errors import ConfigError
-from trainer.checkpoints.export import load
+from trainer.checkpoints.export import Loaded, open_model
+from trainer.distributed.device import ReportPrecision, report_precision
 from trainer.images import visible
 from trainer.models import Condition, Model
 from trainer.noise import Noise
 from trainer.tracking.pictures import grid
 
 Format = Literal["grid", "images", "shards"]
-RECORD = "sampling.json"  # what is being made, so that nothing else is added to it
+RECORD = "sampling.json"  # the plan, so that samples of no other plan are added
 PARTS = "parts"  # of a grid
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be made. Image i depends on this and on i alone."""
+class SamplingPlan:
+    """A request for samples. Image i depends on this and on i alone."""
 
     run: str
     weights: str
     fingerprint: str
-    """Checksum of the weights: a run that has gone on since is another model."""
+    """Checksum of the weights: a run that has trained further is another model."""
     out: str
     format: Format
     count: int
     batch: int
-    """Images that a model makes at once."""
+    """Images that a process makes at once."""
     unit: int
-    """Images that a worker makes and writes as one."""
+    """Images of a unit, which a process makes and writes as one."""
     seed: int
     temperature: float
+    precision: ReportPrecision = "fp32"
     labels: tuple[int, ...] = ()
     """Image i is conditioned on labels[i mod their number]; none: not conditioned."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What differs from the SamplingConfig of a diffusion."""
+    """Options of the model's `sample` that differ from its configuration."""
 
     def units(self) -> list[int]:
         """The first image of each unit."""
         return list(range(0, self.count, self.unit))
 
     def name(self, first: int) -> str:
-        """The file whose existence says that a unit is finished."""
+        """The file that exists once a unit is finished."""
         if self.format == "images":
             return f"{min(first + self.unit, self.count) - 1:08d}.png"  # the last one of its images
         suffix = f"{first // self.unit:06d}"
         return f"{suffix}.tar" if self.format == "shards" else f"{PARTS}/{suffix}.safetensors"
 
     def left(self) -> list[int]:
-        """The units that have not been made. Raises ConfigError if `out` holds something else."""
+        """The units that are missing. Raises ConfigError if `out` holds samples of another plan."""
         storage = Storage(self.out)
         ours = json.loads(json.dumps(asdict(self) | {"out": ""}))
         if not storage.create(RECORD, json.dumps(ours, indent=1).encode()):
@@ -85,7 +87,7 @@ def fingerprint(model: Model) -> str:
     return digest.hexdigest()
 
 
-def make_unit(plan: Plan, first: int) -> int:
+def make_unit(plan: SamplingPlan, first: int) -> int:
     """Make the unit that begins with image `first` and write it; the number of its images."""
     images: list[Tensor] = []
     labels: list[int | None] = []
@@ -99,29 +101,36 @@ def make_unit(plan: Plan, first: int) -> int:
 
 
 @torch.no_grad()
-def sample(plan: Plan, positions: Tensor) -> Tensor:
+def sample(plan: SamplingPlan, positions: Tensor) -> Tensor:
     """The images at `positions`, uint8 levels [B, C, H, W] on the CPU."""
-    model, device = opened(plan.run, plan.weights)
+    model, device = model_here(plan)
     noise = Noise(plan.seed, "sample", positions.to(device))
-    return model.sample(noise, condition_of(plan, positions, device), plan.temperature, **plan.settings).cpu()
+    condition = condition_of(plan, positions, device)
+    with report_precision(plan.precision, device):
+        return model.sample(noise, condition, plan.temperature, **plan.settings).cpu()
 
 
 @functools.lru_cache(maxsize=1)
-def opened(run: str, weights: str) -> tuple[Model, torch.device]:
-    """The model of a run on this process's device, kept from one unit to the next."""
+def opened(run: str, weights: str) -> Loaded:
+    """The model of a run, kept from one unit to the next."""
+    return open_model(run, weights)
+
+
+def model_here(plan: SamplingPlan) -> tuple[Model, torch.device]:
+    """The model on the device of this process: its current GPU, or the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        torch.set_num_threads(1)  # one unit a core; and sums of one thread are the same everywhere
-    return load(run, weights).to(device), device
+        torch.set_num_threads(1)  # a process per core; and sums of one thread are the same everywhere
+    return opened(plan.run, plan.weights).model.to(device), device
 
 
-def condition_of(plan: Plan, positions: Tensor, device: torch.device) -> Condition:
-    """What the images at `positions` are conditioned on."""
+def condition_of(plan: SamplingPlan, positions: Tensor, device: torch.device) -> Condition:
+    """The labels of the images at `positions`; None: not conditioned."""
     return {"label": _labels(plan, positions).to(device)} if plan.labels else None
 
 
-def assemble_grid(plan: Plan, model: Model) -> str:
-    """Put the finished parts together as one PNG; its URL."""
+def assemble_grid(plan: SamplingPlan, model: Model) -> str:
+    """Join the finished units into one PNG; its URL."""
     storage = Storage(plan.out)
     names = [plan.name(first) for first in plan.units()]
     images = torch.cat([safetensors.torch.load(storage.read(name))["images"] for name in names])
@@ -129,16 +138,16 @@ def assemble_grid(plan: Plan, model: Model) -> str:
     return join(storage.url, "grid.png")
 
 
-def _labels(plan: Plan, positions: Tensor) -> Tensor:
+def _labels(plan: SamplingPlan, positions: Tensor) -> Tensor:
     return torch.tensor(plan.labels)[positions % len(plan.labels)]
 
 
-def _write(plan: Plan, first: int, images: Tensor, labels: list[int | None]) -> None:
+def _write(plan: SamplingPlan, first: int, images: Tensor, labels: list[int | None]) -> None:
     storage, name = Storage(plan.out), plan.name(first)
     if plan.format == "grid":
         storage.write(name, safetensors.torch.save({"images": images.contiguous()}))
     elif plan.format == "images":
-        levels = opened(plan.run, plan.weights)[0].spec.levels
+        levels = opened(plan.run, plan.weights).model.spec.levels
         for i, image in enumerate(visible(images, levels)):
             storage.write(f"{first + i:08d}.png", encode_png(image.permute(1, 2, 0).numpy()))
     else:

@@ -11,7 +11,7 @@ import torch
 from jobs.config.schema import RunConfig, load_config
 from tests.testbed.processes import REPOSITORY
 from trainer.images import ImageSpec
-from trainer.models import LatentConfig
+from trainer.models.latent import LatentConfig
 from trainer.noise import Noise
 from trainer.training.optimizer import adamw
 

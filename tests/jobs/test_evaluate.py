@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from datasets.errors import DataError
@@ -17,9 +18,11 @@ from jobs.config.schema import load_config
 from jobs.evaluate import main as evaluate
 from jobs.run.training import work
 from tests.jobs.conftest import BATCH
+from tests.jobs.runs import metrics
 from tests.testbed.jobs import call_job
 from tests.testbed.ranks import together
 from tests.testbed.steps import train
+from trainer.errors import TrainingError
 
 
 @pytest.fixture
@@ -40,9 +43,50 @@ def test_the_final_evaluation_is_found_again(finished, capsys):
     assert found["figures"] == pytest.approx(at_the_end.row("evaluation"), rel=1e-9)
     assert found["images"] == 270
     said = capsys.readouterr().out
-    assert "270 images of validation, averaged (EMA) weights" in said
+    assert "270 images of validation, averaged (EMA) weights after 1,280 images, unconditional" in said
+    assert (found["precision"], found["conditional"], found["images_seen"]) == ("fp32", False, 20 * BATCH)
     assert f"{at_the_end.bpd:.4f}" in said
     assert "rate z1" in said
+
+
+def test_the_batch_size_changes_no_figure(finished):
+    run, at_the_end = finished
+    for size in ("7", "64", "270"):
+        evaluate([run, "--batch", size])
+        figures = report(run, "validation-elbo-1-ema")["figures"]
+        assert figures == pytest.approx(at_the_end.row("evaluation"), rel=1e-7)
+
+
+@pytest.fixture
+def new_accelerator():
+    """Accelerate keeps one precision a process."""
+    AcceleratorState._reset_state()
+    yield AcceleratorState._reset_state
+    AcceleratorState._reset_state()
+
+
+def test_a_run_that_trains_in_bfloat16_is_evaluated_in_float32(config_file, capsys, new_accelerator):
+    config = load_config(str(config_file(trainer={"precision": "bf16"})))
+    at_the_end = work(config).evaluation
+    new_accelerator()
+    assert at_the_end.precision == "fp32"
+    assert [row["validation/precision"] for row in metrics(config.run) if "validation/nats" in row] == ["fp32"] * 2
+    evaluate([config.run])
+    full = report(config.run, "validation-elbo-1-ema")["figures"]
+    assert full == pytest.approx(at_the_end.row("evaluation"), rel=1e-7)
+    evaluate([config.run, "--precision", "bf16"])
+    half = report(config.run, "validation-elbo-1-ema-bf16")
+    assert half["precision"] == "bf16"
+    assert 1e-5 < abs(half["figures"]["evaluation/nats"] / full["evaluation/nats"] - 1) < 0.05
+    assert " nats), bf16" in capsys.readouterr().out
+
+
+def test_a_bound_that_the_model_does_not_have_is_refused_with_those_that_it_has(finished):
+    run, _ = finished
+    with pytest.raises(TrainingError, match=r"^a Vae has no bound flow; it has elbo, iw$"):
+        evaluate([run, "--bound", "flow"])
+    with pytest.raises(TrainingError, match=r"^a Vae has a fixed number of latents$"):
+        evaluate([run, "--steps", "5"])
 
 
 def test_ranks_find_what_one_process_finds(finished):

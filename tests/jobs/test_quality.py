@@ -13,7 +13,7 @@ from datasets.loading.loader import evaluation_batches
 from jobs import quality
 from jobs.config.schema import load_config
 from jobs.errors import ConfigError
-from jobs.evaluate import index_of
+from jobs.run.reports import index_of
 from jobs.run.training import work
 from trainer.checkpoints.export import load
 from trainer.errors import TrainingError
@@ -53,8 +53,9 @@ def test_it_is_the_distance_of_the_samples_to_the_split_by_the_users_features(ru
     assert found["figures"] == pytest.approx({f"quality/{k}": v for k, v in expected._asdict().items()}, rel=1e-6)
     assert (found["samples"], found["images"], found["numbers"]) == (50, 270, 8)
     said = capsys.readouterr().out
-    assert "on the 8 numbers of tests.jobs.test_quality:rows" in said
-    assert "50 samples, averaged (EMA) weights, seed 3, beside 270 images of validation" in said
+    assert "8 features of tests.jobs.test_quality:rows" in said
+    assert "50 samples, averaged (EMA) weights after 1,280 images, fp32, seed 3, unconditional, and" in said
+    assert "and 270 images of validation" in said
     assert "FID" not in said
 
 
@@ -73,7 +74,7 @@ def test_processes_change_nothing_and_other_splits_can_be_named(run, digits):
     [
         (["--features", "nowhere:f"], TrainingError, "features nowhere:f: there is no such function"),
         (["--count", "0"], ConfigError, "--count 0: at least 1"),
-        (["--guidance", "2"], ConfigError, "--guidance: is for diffusions"),
+        (["--guidance", "2"], ConfigError, "--guidance: a Vae has no such option"),
         (["--weights", "best"], TrainingError, "weights best: are ema, raw, or posthoc:WIDTH"),
     ],
 )

@@ -128,8 +128,9 @@ def test_interpolations_begin_and_end_in_samples(kind, tmp_path):
     [
         (["--label", "12"], "--label 12: the model knows numbers from 0 to 9, separated by commas, or all"),
         (["--label", "cat"], "--label cat: the model knows numbers from 0 to 9"),
-        (["--guidance", "2"], "--guidance: needs --label"),
-        (["--steps", "0"], "--steps 0: at least 1"),
+        (["--guidance", "2"], "--guidance: needs a condition to guide to, such as a label"),
+        (["--steps", "0"], "--steps 0: Input should be greater than 0"),
+        (["--sampler", "best"], "--sampler best: Input should be 'ancestral', 'ddim', 'dpm_solver' or 'heun'"),
         (["--count", "0"], "--count 0: at least 1"),
     ],
 )
@@ -143,5 +144,5 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, message, tmp_path):
 
 def test_settings_of_diffusions_are_refused_by_other_models(tmp_path):
     run = a_run(tmp_path / "run", VaeConfig(kind="vae", latent=4).model_dump(mode="json"))
-    with pytest.raises(ConfigError, match="--sampler: is for diffusions"):
+    with pytest.raises(ConfigError, match="--sampler: a Vae has no such option"):
         sample.main([run, "--out", f"{tmp_path}/out", "--sampler", "ddim"])

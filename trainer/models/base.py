@@ -1,18 +1,25 @@
-"""The interface that the loop, evaluation and sampling know."""
+"""The interface of models: all that training, evaluation and sampling know of one."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trainer.config import Config
 from trainer.elbo import Elbo
+from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.noise import Noise
 
 Condition = dict[str, Tensor] | None  # {"label": int64 [B]}, later captions
+
+
+DISTORTION = "distortion"  # the term of a bound beside its rates
 
 
 class Picture(NamedTuple):
@@ -22,11 +29,34 @@ class Picture(NamedTuple):
     columns: int | None = None  # None: about a square
 
 
+class Bound(NamedTuple):
+    """A bound, or another estimate, of -log p(x) that a model can be evaluated by."""
+
+    title: str
+    """For reports; `{draws}` stands for the number of draws of the latents of an image."""
+    terms: Callable[[Tensor, Condition, Noise, int], dict[str, Tensor]]
+    """(images, condition, noise, draws) -> [B] nats each; their sum is the estimate."""
+
+
+class ModelConfigBase(Config):
+    """Section `model` of a run. A subclass with a `kind: Literal[...]` in a module of `trainer.models` is a choice."""
+
+    SamplingOptions: ClassVar[type[Config]] = Config
+    """Type of the options of the model's `sample` besides condition and temperature; Config: it has none."""
+    URLS: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold a URL, or a path relative to where the command runs."""
+
+    def build(self, spec: ImageSpec) -> Model:
+        """The model with initial weights. Raises ValueError, named by the key, where it does not fit the images."""
+        raise NotImplementedError
+
+
 class Model(nn.Module):
     """A model that maximises an evidence lower bound.
 
     `forward` is the one entry in training, so that DDP and FSDP see every parameter. Nothing in it may depend on how
-    the batch is split (no BatchNorm).
+    the batch is split (no BatchNorm). What only some models have (conditions, bounds besides the ELBO, options of
+    `sample`, trajectories, pictures) a model declares by overriding the methods below `log_weights`.
     """
 
     spec: ImageSpec
@@ -48,6 +78,47 @@ class Model(nn.Module):
         """[B, k] nats: log p(x, z) - log q(z | x) for k draws of z (Burda et al. 2016, equation 8)."""
         raise NotImplementedError
 
+    @property
+    def conditions(self) -> Collection[str]:
+        """Names of what the model can be conditioned on."""
+        return ()
+
+    @property
+    def bounds(self) -> Mapping[str, Bound]:
+        """The estimates of -log p(x), by name."""
+        return {
+            "elbo": Bound("-ELBO, mean of {draws} draws", self._elbo),
+            "iw": Bound("importance-weighted bound of {draws} draws", self._importance_weighted),
+        }
+
+    def set_steps(self, steps: int) -> None:
+        """From now on evaluate bounds with T = `steps` latents. Raises TrainingError if T is not a choice."""
+        raise TrainingError(f"a {type(self).__name__} has a fixed number of latents")
+
+    @property
+    def sampling(self) -> Config:
+        """The options of `sample` that the run's configuration chooses, of type SamplingOptions."""
+        return Config()
+
+    def sampling_with(self, options: Mapping[str, Any], conditioned: bool) -> Config:
+        """`sampling` with some `options` changed, which become keyword arguments of `sample` and `trajectory`.
+
+        Raises ValueError, named by the option, for what the model does not have or cannot do.
+        """
+        for name in options:
+            if name not in type(self.sampling).model_fields:
+                raise ValueError(f"{name}: a {type(self).__name__} has no such option")
+        return self.sampling.model_validate(self.sampling.model_dump() | dict(options))
+
+    def trajectory(
+        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **options: Any
+    ) -> Iterator[Tensor]:
+        """Estimates of the samples on the way to them, the samples last: uint8 levels [B, C, H, W] each.
+
+        Raises TrainingError if the model samples in one step.
+        """
+        raise TrainingError(f"a {type(self).__name__} samples in one step and has no trajectory")
+
     def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
         """What a person should see: samples, one for each position of `noise`, and reconstructions of held-out
         `images` beside them, if there are any.
@@ -59,3 +130,17 @@ class Model(nn.Module):
             made = self.reconstruct(images, condition, replace(noise, positions=noise.positions[: len(images)]))
             shown["reconstructions"] = Picture(torch.stack([images, made], dim=1).flatten(0, 1))
         return shown
+
+    def _elbo(self, images: Tensor, condition: Condition, noise: Noise, draws: int) -> dict[str, Tensor]:
+        """[B] nats each: distortion and rates, averaged over the draws."""
+        progress = torch.zeros((), device=images.device)
+        total: dict[str, Tensor] = {}
+        for draw in range(draws):
+            elbo = self(images, condition, noise.with_draw(draw, draws), progress)
+            for name, value in {DISTORTION: elbo.distortion, **elbo.rates}.items():
+                total[name] = total[name] + value / draws if draw else value / draws
+        return total
+
+    def _importance_weighted(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> dict[str, Tensor]:
+        """[B] nats: -log 1/k sum w (Burda et al. 2016, equation 8)."""
+        return {"iw": math.log(k) - torch.logsumexp(self.log_weights(images, condition, noise, k), dim=1)}

@@ -4,7 +4,7 @@ al. 2022, arXiv 2112.10752), with the bound of the whole."""
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from trainer.normal import Normal
 
 class LatentConfig(DiffuserConfig):
     """The standard normal prior of a trained VAE replaced by a diffusion."""
+
+    URLS: ClassVar[tuple[str, ...]] = ("vae",)
 
     kind: Literal["latent"]
     vae: str

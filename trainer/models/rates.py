@@ -12,10 +12,10 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from trainer.config import Config
+from trainer.models.base import ModelConfigBase
 
 
-class WeightedRates(Config):
+class WeightedRates(ModelConfigBase):
     """The part of a model's configuration that weighs its rates in the objective."""
 
     kl_warmup: NonNegativeInt = 0

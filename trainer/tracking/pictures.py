@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from trainer.distributed.device import full_precision
 from trainer.images import ImageSpec, visible
 from trainer.models.base import Model
 from trainer.noise import Noise
+from trainer.training.data import Batch
 from trainer.training.evaluation import condition
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 SIDE = 48  # smaller images are enlarged by a whole factor to about this many pixels
 CAPTION = 26  # pixels in height
@@ -42,25 +40,25 @@ def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
 
 
 @torch.no_grad()
-def draw(
-    model: Model, validation: Callable[[], Iterable[Any]] | None, count: int, seed: int, accelerator: Accelerator
-) -> dict[str, bytes]:
+def draw(model: Model, validation: Callable[[], Iterable[Batch]] | None, count: int, seed: int) -> dict[str, bytes]:
     """The model's pictures as PNG files by name: `count` samples, half as many reconstructions of held-out images.
 
-    Every rank draws, so that none has to wait in a collective for another; rank 0's are the ones that are kept.
+    Computed in full float32. Every rank draws, so that none waits in a collective for another; those of rank 0 are
+    kept.
     """
     if count == 0:
         return {}
     shown, labels = _examples(validation, count // 2) if validation and count > 1 else (None, None)
-    noise = Noise(seed, "sample", torch.arange(count, device=accelerator.device))
+    device = next(model.parameters()).device
+    noise = Noise(seed, "sample", torch.arange(count, device=device))
     model.eval()
-    with accelerator.autocast():
+    with full_precision(device):
         pictures = model.pictures(shown, condition(model, labels), noise)
     model.train()
     return {name: grid(picture.images, model.spec, picture.columns) for name, picture in pictures.items()}
 
 
-def _examples(validation: Callable[[], Iterable[Any]], count: int) -> tuple[Tensor | None, Tensor | None]:
+def _examples(validation: Callable[[], Iterable[Batch]], count: int) -> tuple[Tensor | None, Tensor | None]:
     """Held-out images with their labels, at most `count`; None where this rank has no part of a very small set."""
     batch = next(iter(validation()))
     real = batch.weights > 0

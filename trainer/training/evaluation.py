@@ -1,26 +1,24 @@
-"""The honest bound over a whole set: sums and counts in float64, every image once, on any number of ranks."""
+"""The bound over a whole set: sums and counts in float64, every image once, on any number of ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from trainer.distributed.device import ReportPrecision, report_precision
 from trainer.distributed.ranks import all_reduce_sum
 from trainer.elbo import bits_per_dimension
 from trainer.errors import TrainingError
-from trainer.models.base import Condition, Model
-from trainer.models.diffusion import Diffusion
+from trainer.models.base import DISTORTION, Condition, Model
 from trainer.noise import Noise
+from trainer.training.data import Batch
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-DISTORTION = "distortion"
-COLLAPSED = 0.01  # nats an image below which a level counts as unused
+MOST = 256  # images of a rank in one batch
+COLLAPSED = 0.01  # nats an image; a level with a smaller rate counts as unused
 
 
 class Evaluation(NamedTuple):
@@ -29,10 +27,13 @@ class Evaluation(NamedTuple):
     images: int
     nats: float  # the negative bound
     standard_error: float  # of `nats`, over the images
-    distortion: float  # NaN for a bound that has no such term
+    distortion: float  # NaN for a bound without this term
     rates: dict[str, float]
     dimensions: int
     is_density: bool
+    bound: str = "elbo"
+    precision: ReportPrecision = "fp32"
+    conditional: bool = False
 
     @property
     def bpd(self) -> float:
@@ -41,7 +42,7 @@ class Evaluation(NamedTuple):
 
     @property
     def collapsed(self) -> list[str]:
-        """The levels whose posterior has become the prior: they carry next to nothing of the image."""
+        """Levels whose posterior equals the prior: they carry almost no information about the image."""
         return [name for name, rate in self.rates.items() if name.startswith("z") and abs(rate) < COLLAPSED]
 
     def row(self, prefix: str) -> dict[str, float]:
@@ -56,83 +57,82 @@ class Evaluation(NamedTuple):
     def __str__(self) -> str:
         error = self.standard_error
         if self.is_density:
-            return f"{self.nats:.3f} ± {error:.3f} nats (a density)"
-        return f"{self.bpd:.4f} ± {bits_per_dimension(error, self.dimensions):.4f} bpd ({self.nats:.2f} nats)"
-
-
-Bound = Literal["elbo", "iw", "flow"]
+            return f"{self.nats:.3f} ± {error:.3f} nats (a density), {self.precision}"
+        bits = bits_per_dimension(error, self.dimensions)
+        return f"{self.bpd:.4f} ± {bits:.4f} bpd ({self.nats:.2f} nats), {self.precision}"
 
 
 @torch.no_grad()
 def evaluate(
     model: Model,
-    batches: Iterable[Any],
-    accelerator: Accelerator,
+    batches: Iterable[Batch],
     seed: int,
-    samples: int = 1,
-    bound: Bound = "elbo",
-) -> Evaluation:
-    """The bound of every image of `batches` (this rank's part of the set, padded with images of weight zero).
+    draws: int = 1,
+    bound: str = "elbo",
+    precision: ReportPrecision = "fp32",
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """The bound of every image of `batches`, this rank's part of the set. All ranks together, with as many batches.
 
-    elbo: the mean over `samples` draws of the latents of each image. iw: the importance-weighted bound of so many
-    draws, log 1/k sum w (Burda et al. 2016), which is one number: it has no distortion nor rates. flow: of a
-    diffusion, the mean of its probability-flow likelihood, which is no bound but an estimate, one number too.
+    `bound` is one of `model.bounds`, with `draws` of the latents of each image. fp32 means float32 throughout, without
+    TF32, whatever the model was trained in. `interrupted` is called after every batch and has to answer the same on
+    all ranks; True abandons the evaluation, and None is returned.
+
+    Raises TrainingError if the model does not have this bound.
     """
-    model.eval()
-    terms = {"elbo": _averaged, "iw": _importance_weighted, "flow": _flow}[bound]
+    if bound not in model.bounds:
+        raise TrainingError(f"a {type(model).__name__} has no bound {bound}; it has {', '.join(model.bounds)}")
     names: list[str] = []
     sums = torch.zeros(0)
-    for batch in batches:
-        noise = Noise(seed, "evaluate", batch.positions)
-        with accelerator.autocast():
-            columns = terms(model, batch.images, condition(model, batch.labels), noise, samples)
-        names = list(columns)
-        nats = torch.stack([column.double() for column in columns.values()]).sum(0)
-        table = torch.stack([torch.ones_like(nats), nats, nats**2, *(column.double() for column in columns.values())])
-        part = table[:, batch.weights > 0].sum(1)
-        sums = part if sums.numel() == 0 else sums + part
-    model.train()
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            noise, given = Noise(seed, "evaluate", batch.positions), condition(model, batch.labels)
+            with report_precision(precision, batch.images.device):
+                terms = model.bounds[bound].terms(batch.images, given, noise, draws)
+            names = list(terms)
+            part = _sums(list(terms.values()), batch.weights > 0)
+            sums = part if sums.numel() == 0 else sums + part
+            if interrupted():
+                return None
+    finally:
+        model.train(training)
     count, total, squares, *means = all_reduce_sum(sums).tolist()
     mean = total / count
     figures = {name: value / count for name, value in zip(names, means, strict=True)}
+    distortion = figures.pop(DISTORTION, math.nan)
     return Evaluation(
         images=round(count),
         nats=mean,
         standard_error=math.sqrt(max(squares / count - mean**2, 0.0) / count),
-        distortion=figures.pop(DISTORTION, math.nan),
-        rates=figures if bound == "elbo" else {},
+        distortion=distortion,
+        rates=figures if DISTORTION in names else {},
         dimensions=model.spec.dimensions,
         is_density=model.is_density,
+        bound=bound,
+        precision=precision,
+        conditional=is_conditional(model),
     )
 
 
-def _averaged(model: Model, images: Tensor, given: Condition, noise: Noise, samples: int) -> dict[str, Tensor]:
-    """[B] each: distortion and rates, the mean over the draws."""
-    progress = torch.zeros((), device=images.device)
-    total: dict[str, Tensor] = {}
-    for draw in range(samples):
-        elbo = model(images, given, noise.with_draw(draw, samples), progress)
-        for name, value in {DISTORTION: elbo.distortion, **elbo.rates}.items():
-            total[name] = total[name] + value / samples if draw else value / samples
-    return total
+def batch_size(micro_batch: int | None, global_batch: int, ranks: int) -> int:
+    """Images of a rank in one batch of an evaluation: what a rank can also train on, at most 256 if not chosen."""
+    return micro_batch or max(1, min(MOST, global_batch // ranks))
 
 
-def _importance_weighted(
-    model: Model, images: Tensor, given: Condition, noise: Noise, samples: int
-) -> dict[str, Tensor]:
-    """[B]: the negative importance-weighted bound."""
-    log_weights = model.log_weights(images, given, noise, samples)
-    return {"iw": math.log(samples) - torch.logsumexp(log_weights, dim=1)}
+def _sums(terms: list[Tensor], counted: Tensor) -> Tensor:
+    """float64 [3 + terms]: images, bounds, squares of bounds and each term, summed over the `counted` images [B]."""
+    columns = [term.double() for term in terms]
+    nats = torch.stack(columns).sum(0)
+    return torch.stack([torch.ones_like(nats), nats, nats**2, *columns])[:, counted].sum(1)
 
 
-def _flow(model: Model, images: Tensor, given: Condition, noise: Noise, samples: int) -> dict[str, Tensor]:
-    """[B]: the negative probability-flow likelihood, the mean over the draws. Raises TrainingError if it has none."""
-    if not isinstance(model, Diffusion):
-        raise TrainingError(f"a {type(model).__name__} has no probability flow; evaluate its elbo")
-    costs = (model.flow_cost(images, given, noise.with_draw(draw, samples)) / samples for draw in range(samples))
-    return {"flow": sum(costs, torch.zeros((), device=images.device))}
+def is_conditional(model: Model) -> bool:
+    """Whether the model is conditioned on what its data set has: class labels."""
+    return "label" in model.conditions and bool(model.spec.classes)
 
 
 def condition(model: Model, labels: Tensor | None) -> Condition:
-    """What a model may be conditioned on: the labels, if the set has classes."""
-    return {"label": labels} if model.spec.classes and labels is not None else None
+    """The conditions of a batch, those that the model takes."""
+    return {"label": labels} if labels is not None and is_conditional(model) else None

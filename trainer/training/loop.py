@@ -238,11 +238,12 @@ def fit(job: Job, accelerator: Accelerator) -> Outcome:
                 with ema.applied():
                     watchdog.rest()
                     with gathered(model):
-                        pictures = draw(model, job.validation, config.pictures, job.seed, accelerator)
+                        pictures = draw(model, job.validation, config.pictures, job.seed)
                     if job.validation:
-                        evaluation = evaluate(model, watchdog.watching(job.validation()), accelerator, job.seed)
+                        evaluation = evaluate(model, watchdog.watching(job.validation()), job.seed)
+                        assert evaluation is not None
                         job.evaluated(evaluation)
-                        row |= evaluation.row("validation")
+                        row |= evaluation.row("validation") | {"validation/precision": evaluation.precision}
                         say_on_rank_zero(f"{images:,} images: validation {evaluation}, averaged weights")
                         if unused := evaluation.collapsed:
                             say_on_rank_zero(f"posterior collapse: no rate in {', '.join(unused)}")

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from tests.trainer.models import ALL_MODELS, batch, build
@@ -73,33 +72,28 @@ def held_out(spec, n, real=None):
     ]
 
 
-@pytest.fixture(scope="module")
-def accelerator():
-    return Accelerator(cpu=True)
-
-
 @pytest.mark.parametrize("name", ALL_MODELS)
-def test_every_model_shows_samples_and_reconstructions(accelerator, name):
+def test_every_model_shows_samples_and_reconstructions(name):
     spec, _ = ALL_MODELS[name]
     model = build(name).train()
-    pictures = draw(model, lambda: held_out(spec, 6), 8, seed=0, accelerator=accelerator)
+    pictures = draw(model, lambda: held_out(spec, 6), 8, seed=0)
     assert {"samples", "reconstructions"} <= pictures.keys()
     assert model.training
     side = spec.height * (SIDE // spec.height) + GAP
     assert read(pictures["samples"]).shape[:2] == (3 * side + GAP, 3 * side + GAP)
-    again = draw(model, lambda: held_out(spec, 6), 8, seed=0, accelerator=accelerator)
+    again = draw(model, lambda: held_out(spec, 6), 8, seed=0)
     assert again == pictures
 
 
-def test_another_seed_draws_other_samples(accelerator):
+def test_another_seed_draws_other_samples():
     model = build("vae-resnet")
-    one, other = (draw(model, None, 4, seed=seed, accelerator=accelerator)["samples"] for seed in (0, 1))
+    one, other = (draw(model, None, 4, seed=seed)["samples"] for seed in (0, 1))
     assert one != other
 
 
-def test_reconstructions_stand_beside_the_images_that_they_are_of(accelerator):
+def test_reconstructions_stand_beside_the_images_that_they_are_of():
     spec, _ = ALL_MODELS["vae-mlp"]
-    pictures = draw(build("vae-mlp"), lambda: held_out(spec, 6), 4, seed=0, accelerator=accelerator)
+    pictures = draw(build("vae-mlp"), lambda: held_out(spec, 6), 4, seed=0)
     picture, side = read(pictures["reconstructions"]), 48 + GAP
     shown = batch(spec, 6)[:2].numpy() * 255.0 / 16
     for i, (row, column) in enumerate(((0, 0), (1, 0))):
@@ -107,19 +101,19 @@ def test_reconstructions_stand_beside_the_images_that_they_are_of(accelerator):
         assert np.array_equal(corner[::6, ::6], np.rint(shown[i, 0]).astype(np.uint8))
 
 
-def test_without_held_out_images_there_are_samples_only(accelerator):
-    assert draw(build("vae-mlp"), None, 4, seed=0, accelerator=accelerator).keys() == {"samples"}
+def test_without_held_out_images_there_are_samples_only():
+    assert draw(build("vae-mlp"), None, 4, seed=0).keys() == {"samples"}
 
 
-def test_nothing_is_drawn_where_nothing_is_asked_for(accelerator):
-    assert draw(build("vae-mlp"), None, 0, seed=0, accelerator=accelerator) == {}
+def test_nothing_is_drawn_where_nothing_is_asked_for():
+    assert draw(build("vae-mlp"), None, 0, seed=0) == {}
 
 
 @pytest.mark.parametrize(("count", "size", "real"), [(1, 6, 6), (2, 6, 6), (8, 6, 1), (8, 2, 0)])
-def test_few_samples_and_few_held_out_images_are_enough(accelerator, count, size, real):
+def test_few_samples_and_few_held_out_images_are_enough(count, size, real):
     """One sample leaves none for reconstructions; a small set leaves a rank with nothing but padding."""
     spec, _ = ALL_MODELS["vae-mlp"]
-    pictures = draw(build("vae-mlp"), lambda: held_out(spec, size, real), count, seed=0, accelerator=accelerator)
+    pictures = draw(build("vae-mlp"), lambda: held_out(spec, size, real), count, seed=0)
     expected = {"samples"} | ({"reconstructions"} if count > 1 and real else set())
     assert pictures.keys() == expected
     if real == 1:

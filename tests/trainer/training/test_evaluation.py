@@ -5,14 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from tests.trainer.models import ALL_MODELS, batch, build
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.models.base import Model
 from trainer.noise import Noise
-from trainer.training.evaluation import evaluate
+from trainer.training.evaluation import batch_size, evaluate
 
 SPEC = ImageSpec(1, 2, 5, 17)
 
@@ -45,21 +44,16 @@ def batches(n, size, spec=SPEC):
         yield SimpleNamespace(images=images, labels=positions % 10, positions=positions, weights=weights)
 
 
-@pytest.fixture(scope="module")
-def accelerator():
-    return Accelerator(cpu=True)
-
-
 def terms(n, seed=0, offset=0.0):
     return torch.randn(3, n, generator=torch.Generator().manual_seed(seed)) * 5 + 20 + offset
 
 
 @pytest.mark.parametrize("size", [1, 7, 10, 64])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_means_and_error_are_those_of_the_direct_formula(accelerator, size, seed):
+def test_means_and_error_are_those_of_the_direct_formula(size, seed):
     n = 50
     table = terms(n, seed)
-    got = evaluate(Table(*table), batches(n, size), accelerator, seed=0)
+    got = evaluate(Table(*table), batches(n, size), seed=0)
     bound = table.double().sum(0)
     assert got.images == n
     assert got.distortion == pytest.approx(table[0].double().mean().item(), rel=1e-12)
@@ -69,7 +63,7 @@ def test_means_and_error_are_those_of_the_direct_formula(accelerator, size, seed
     assert got.bpd == pytest.approx(got.nats / (10 * math.log(2)), rel=1e-12)
 
 
-def test_padding_changes_nothing(accelerator):
+def test_padding_changes_nothing():
     table = terms(50)
     table = torch.cat([table, torch.full((3, 1), torch.nan)], dim=1)  # were it looked at, nothing would be left
 
@@ -78,33 +72,33 @@ def test_padding_changes_nothing(accelerator):
             given.positions[given.weights == 0] = 50
             yield given
 
-    got = evaluate(Table(*table), padded(), accelerator, seed=0)
-    whole = evaluate(Table(*table), batches(50, 50), accelerator, seed=0)
+    got = evaluate(Table(*table), padded(), seed=0)
+    whole = evaluate(Table(*table), batches(50, 50), seed=0)
     assert got.images == whole.images == 50
     assert got.nats == pytest.approx(whole.nats, rel=1e-14)
     assert got.standard_error == pytest.approx(whole.standard_error, rel=1e-9)
 
 
-def test_large_bounds_that_differ_little_keep_their_error(accelerator):
+def test_large_bounds_that_differ_little_keep_their_error():
     """Bounds near 30,000 nats that differ by tenths: float32 squares would be off by more than all of it."""
     n = 200
     table = torch.zeros(3, n)
     table[0] = 30_000 + torch.arange(n).remainder(5) * 0.25
-    got = evaluate(Table(*table), batches(n, 16), accelerator, seed=0)
+    got = evaluate(Table(*table), batches(n, 16), seed=0)
     expected = table[0].double().std(correction=0).item() / math.sqrt(n)
     assert got.nats == pytest.approx(30_000.5, abs=1e-9)
     assert got.standard_error == pytest.approx(expected, rel=1e-4)
 
 
-def test_equal_bounds_have_no_error(accelerator):
-    got = evaluate(Table(*torch.full((3, 30), 1234.567)), batches(30, 8), accelerator, seed=0)
+def test_equal_bounds_have_no_error():
+    got = evaluate(Table(*torch.full((3, 30), 1234.567)), batches(30, 8), seed=0)
     assert got.standard_error == pytest.approx(0, abs=1e-5)
     assert not math.isnan(got.standard_error)
 
 
 @pytest.mark.parametrize("is_density", [False, True])
-def test_a_density_gives_no_bits_per_dimension(accelerator, is_density):
-    got = evaluate(Table(*terms(9), is_density=is_density), batches(9, 4), accelerator, seed=0)
+def test_a_density_gives_no_bits_per_dimension(is_density):
+    got = evaluate(Table(*terms(9), is_density=is_density), batches(9, 4), seed=0)
     row = got.row("validation")
     assert math.isnan(got.bpd) == is_density
     assert ("validation/bpd" in row) == (not is_density)
@@ -115,15 +109,15 @@ def test_a_density_gives_no_bits_per_dimension(accelerator, is_density):
     assert all(math.isfinite(value) for value in row.values())
 
 
-def test_every_image_is_asked_once_and_the_model_trains_again(accelerator):
+def test_every_image_is_asked_once_and_the_model_trains_again():
     model = Table(*terms(20)).train()
-    evaluate(model, batches(20, 5), accelerator, seed=0)
+    evaluate(model, batches(20, 5), seed=0)
     assert model.asked == list(range(20))
     assert model.training
 
 
 @pytest.mark.parametrize("name", ["vae-mlp", "hvae", "ladder-mlp", "diffusion"])
-def test_a_real_model_has_the_same_figures_for_any_batch_size(accelerator, name):
+def test_a_real_model_has_the_same_figures_for_any_batch_size(name):
     spec, _ = ALL_MODELS[name]
     model, images = build(name), batch(spec, 12)
 
@@ -132,7 +126,7 @@ def test_a_real_model_has_the_same_figures_for_any_batch_size(accelerator, name)
             given.images = images[given.positions]
             yield given
 
-    one, other = (evaluate(model, parts(size), accelerator, seed=5) for size in (12, 5))
+    one, other = (evaluate(model, parts(size), seed=5) for size in (12, 5))
     assert one.images == other.images == 12
     assert other.nats == pytest.approx(one.nats, rel=1e-5)
     assert other.rates == pytest.approx(one.rates, rel=1e-4, abs=1e-4)
@@ -140,8 +134,30 @@ def test_a_real_model_has_the_same_figures_for_any_batch_size(accelerator, name)
     assert one.nats == pytest.approx(direct.double().mean().item(), rel=1e-5)
 
 
-def test_another_seed_draws_other_noise(accelerator):
+def test_another_seed_draws_other_noise():
     spec, _ = ALL_MODELS["vae-mlp"]
     model = build("vae-mlp")
-    figures = [evaluate(model, batches(8, 4, spec), accelerator, seed=seed).nats for seed in (0, 0, 1)]
+    figures = [evaluate(model, batches(8, 4, spec), seed=seed).nats for seed in (0, 0, 1)]
     assert figures[0] == figures[1] != figures[2]
+
+
+def test_an_interrupted_evaluation_is_abandoned_after_the_batch():
+    model, answers = Table(*terms(20)).train(), iter([False, True, True])
+    assert evaluate(model, batches(20, 5), seed=0, interrupted=lambda: next(answers)) is None
+    assert model.asked == list(range(10))
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "batch", "ranks", "size"),
+    [
+        (None, 128, 1, 128),
+        (None, 128, 3, 42),
+        (None, 4096, 2, 256),
+        (16, 4096, 2, 16),
+        (512, 4096, 2, 512),
+        (None, 2, 4, 1),
+    ],
+)
+def test_a_rank_evaluates_as_many_images_at_once_as_it_trains_on(micro_batch, batch, ranks, size):
+    assert batch_size(micro_batch, batch, ranks) == size

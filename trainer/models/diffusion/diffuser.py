@@ -6,7 +6,7 @@ Kingma et al. 2021 (VDM, arXiv 2107.00630): the hierarchy of the source text, eq
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainer.config import Config
 from trainer.gaussian_process import alpha, diffuse, posterior, prior_rate, sigma
 from trainer.images import ImageSpec
-from trainer.models.base import Condition
+from trainer.models.base import Condition, ModelConfigBase
 from trainer.models.diffusion.conditioning import dropped
 from trainer.models.diffusion.denoiser import DenoiserConfig
 from trainer.models.diffusion.weightings import BoundConfig, WeightingConfig
@@ -28,7 +28,9 @@ from trainer.schedules import LinearConfig, ScheduleConfig
 CHAIN = 128  # steps of the importance-weighted bound of a model in continuous time
 
 
-class DiffuserConfig(Config):
+class DiffuserConfig(ModelConfigBase):
+    SamplingOptions: ClassVar[type[Config]] = SamplingConfig
+
     schedule: ScheduleConfig = LinearConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
     steps: PositiveInt | None = None

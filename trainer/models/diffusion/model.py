@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha, diffuse
 from trainer.images import ImageSpec
-from trainer.models.base import Condition
+from trainer.models.base import Bound, Condition
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.diffusion.flow import flow_log_density
 from trainer.models.diffusion.reconstruction import level_log_prob, reconstruction_cost
@@ -67,6 +68,11 @@ class Diffusion(DiffusionModel):
             weights.append(ratio + level_log_prob(self.spec, images, z_0 / alpha(gamma_0), gamma_0))
         return torch.stack(weights, 1)
 
+    @property
+    def bounds(self) -> Mapping[str, Bound]:
+        flow = Bound("probability-flow likelihood (an estimate, no bound), mean of {draws} draws", self._flow)
+        return {**super().bounds, "flow": flow}
+
     def flow_cost(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """[B] nats: -log p(x) with the probability flow in the place of the hierarchy above z_0; never the bound.
 
@@ -81,3 +87,8 @@ class Diffusion(DiffusionModel):
         entropy = (0.5 * (eps.square() + math.log(2 * math.pi) + gammas[0])).flatten(1).sum(1)  # -log q(y_0 | x)
         log_p = flow_log_density(self.diffuser.denoise(condition, noise), y, gammas, noise)
         return -level_log_prob(self.spec, images, y, gammas[0]) - entropy - log_p
+
+    def _flow(self, images: Tensor, condition: Condition, noise: Noise, draws: int) -> dict[str, Tensor]:
+        """[B] nats: the flow's cost, averaged over the draws."""
+        costs = [self.flow_cost(images, condition, noise.with_draw(draw, draws)) for draw in range(draws)]
+        return {"flow": torch.stack(costs).mean(0)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.config import Config
 from trainer.gaussian_process import alpha
 from trainer.models.base import Condition, Model, Picture
 from trainer.models.diffusion.diffuser import Diffuser
@@ -26,16 +28,32 @@ class DiffusionModel(Model):
         """x, or an estimate of it, [B, *diffuser.shape] as levels of images, uint8 [B, C, H, W]."""
         raise NotImplementedError
 
-    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object) -> Tensor:
-        """New images, uint8 [B, C, H, W]; `sampling` changes fields of the configuration's SamplingConfig."""
-        *_, last = self._steps(noise, condition, temperature, sampling)
+    @property
+    def conditions(self) -> Collection[str]:
+        return self.diffuser.denoiser.conditioning.conditions.keys()
+
+    def set_steps(self, steps: int) -> None:
+        self.diffuser.steps = steps
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return self.diffuser.sampling
+
+    def sampling_with(self, options: Mapping[str, Any], conditioned: bool) -> Config:
+        if options.get("guidance") not in (None, 1.0) and not conditioned:
+            raise ValueError("guidance: needs a condition to guide to, such as a label")
+        return super().sampling_with(options, conditioned)
+
+    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **options: Any) -> Tensor:
+        """New images, uint8 [B, C, H, W]; `options` are fields of SamplingConfig."""
+        *_, last = self._steps(noise, condition, temperature, options)
         return self.shown(last.z / alpha(last.gamma))
 
     def trajectory(
-        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **sampling: object
+        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **options: Any
     ) -> Iterator[Tensor]:
-        """The estimates of x on the way and the sample last, uint8 [B, C, H, W] each, one more than there are steps."""
-        for step in self._steps(noise, condition, temperature, sampling):
+        """The estimates of x at every step and the sample, uint8 [B, C, H, W] each, one more than there are steps."""
+        for step in self._steps(noise, condition, temperature, options):
             yield self.shown(step.x)
         yield self.shown(step.z / alpha(step.gamma))
 
@@ -50,8 +68,6 @@ class DiffusionModel(Model):
         """-log SNR of the least noisy latent, a scalar of the type of `like`."""
         return self.diffuser.schedule.ends.to(like.dtype)[0]
 
-    def _steps(
-        self, noise: Noise, condition: Condition, temperature: float, sampling: dict[str, object]
-    ) -> Iterator[Step]:
-        chosen = SamplingConfig.model_validate(self.diffuser.sampling.model_dump() | sampling)
+    def _steps(self, noise: Noise, condition: Condition, temperature: float, options: dict[str, Any]) -> Iterator[Step]:
+        chosen = SamplingConfig.model_validate(self.sampling.model_dump() | options)
         return self.diffuser.trajectory(noise, condition, temperature, chosen)

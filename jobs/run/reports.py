@@ -1,0 +1,50 @@
+"""Reports about a run: the split that they are of, and <run>/evaluations/, where they are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from cluster.storage.storage import Storage, join
+from datasets.shards.index import Index
+from jobs.config.schema import RunConfig
+from jobs.errors import ConfigError
+from trainer.checkpoints.export import Loaded
+from trainer.checkpoints.weights import in_words
+from trainer.tracking.display import say_on_rank_zero
+from trainer.tracking.trackers import WandbTracker
+
+
+def index_of(config: RunConfig, split: str) -> Index:
+    """The images of `validation` or `train` of a run, or at a URL. Raises ConfigError if the run has none."""
+    shards = {"validation": config.data.validation, "train": config.data.shards}.get(split, split)
+    if not shards:
+        raise ConfigError(f"{config.run}: the run has no validation set; name shards by --split URL")
+    return Index.open(shards)
+
+
+def split_name(split: str) -> str:
+    """The part of a file name for a split: validation, train, or other for a URL."""
+    return split if split in ("validation", "train") else "other"
+
+
+def file_name(*parts: object) -> str:
+    """The name of a report about these, leaving out those that are empty or zero."""
+    return "-".join(re.sub(r"[^\w.]+", "-", str(part)).strip("-") for part in parts if part)
+
+
+def weights_text(loaded: Loaded) -> str:
+    """Which weights of which moment: "averaged (EMA) weights after 1,280 images"."""
+    after = "" if loaded.images is None else f" after {loaded.images:,} images"
+    return f"{in_words(loaded.weights)} weights{after}"
+
+
+def keep(run_folder: Storage, config: RunConfig, name: str, report: dict[str, Any]) -> None:
+    """Write a report to the run folder, and its figures to the summary of the W&B run, under a name."""
+    run_folder.write(f"evaluations/{name}.json", json.dumps(report, indent=1).encode())
+    say_on_rank_zero(f"written to {join(run_folder.url, 'evaluations', name)}.json")
+    if config.tracking.mode != "off":
+        tracker = WandbTracker(run_folder, config.tracking, config.model_dump(mode="json"), say_on_rank_zero)
+        tracker.summarise({f"{key}/{name}": value for key, value in report["figures"].items()})
+        tracker.finish()
