@@ -1,10 +1,15 @@
-"""Model FLOPs: counted by tracing a pass with shapes alone, and what share of a device's peak they come to (MFU)."""
+"""Model FLOPs, counted by tracing a pass with shapes alone, and the model FLOP/s utilisation (MFU) of a GPU.
+
+MFU as Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): what the model needs, not what is computed again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,29 +20,86 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.models.base import Model
 from trainer.noise import Noise
 
-# Of dense bfloat16 matrix products, FLOP/s, as the makers' data sheets give them; the first name that fits counts.
+# Dense bfloat16 matrix products with float32 sums, FLOP/s, from the makers' data sheets. A product without an entry (a
+# laptop's, a part of a GPU by MIG, one without bfloat16 units) has no MFU.
 PEAKS = {
     "B200": 2250e12,
+    "GB200": 2500e12,
     "H200": 989e12,
-    "H100 PCIe": 756e12,
+    "H200 NVL": 835e12,
+    "GH200": 989e12,
     "H100": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIE": 756e12,
     "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
+    "A100 PCIE": 312e12,
+    "A40": 149e12,
+    "A30": 165e12,
     "A10": 125e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
 }
+# Parts of a device name that do not tell products apart: the maker, the family, memory, and the form that is usual.
+_NEUTRAL = re.compile(r"NVIDIA|GEFORCE|SXM\d?|HBM3E?|\d+GB?")
+
+
+def peak_of(name: str) -> float | None:
+    """Peak FLOP/s of a GPU by its name as CUDA reports it, "NVIDIA H100 80GB HBM3"; None if the table lacks it."""
+    parts = [part for part in re.split(r"[\s-]+", name.upper()) if not _NEUTRAL.fullmatch(part)]
+    return PEAKS.get(" ".join(parts))
 
 
 class Pass(NamedTuple):
-    """A forward and backward pass, for each image."""
+    """Costs of a forward and backward pass, per image."""
 
     activations: float  # bytes that autograd keeps between the two
-    flops: float  # of matrix products and convolutions, both ways; what is computed again in the second counts twice
+    flops: float  # matrix products and convolutions, both ways; without recomputed activations
+
+
+class _ModelFlops(FlopCounterMode):
+    """FlopCounterMode for grouped convolutions, without what activation checkpointing computes again."""
+
+    def __init__(self) -> None:
+        backward = {torch.ops.aten.convolution_backward: _convolution_backward}
+        super().__init__(display=False, custom_mapping=backward)
+        self.in_backward = False
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        # Checkpointing enables gradients to repeat a forward pass inside the backward pass, which has them disabled.
+        if self.in_backward and torch.is_grad_enabled():
+            return out
+        return super()._count_flops(func_packet, out, args, kwargs)
+
+
+def _convolution_backward(
+    grad_shape: list[int],
+    x_shape: list[int],
+    w_shape: list[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    output_mask: list[bool],
+    **kwargs: Any,
+) -> int:
+    """FLOPs of the gradients of the input and of the weight, each as many as of the forward convolution.
+
+    torch's own formula counts a grouped weight gradient as dense, `groups` times too many.
+    """
+    places = math.prod((x_shape if transposed else grad_shape)[2:])
+    forward = 2 * x_shape[0] * places * math.prod(w_shape)
+    return forward * (int(output_mask[0]) + int(output_mask[1]))
 
 
 def measure(model: Model, precision: torch.dtype) -> Pass:
-    """What a pass under autocast to `precision` takes, from the shapes at two sizes of batch. Nothing is computed."""
+    """Costs of a pass under autocast to `precision`, from the shapes at two batch sizes. Nothing is computed."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     some = next(iter(own.values()))
     mode = some.fake_mode if isinstance(some, FakeTensor) else FakeTensorMode(allow_non_fake_inputs=True)
@@ -45,7 +107,7 @@ def measure(model: Model, precision: torch.dtype) -> Pass:
         name: value if isinstance(value, FakeTensor) else mode.from_tensor(value) for name, value in own.items()
     }
     kept_anyway = {value.untyped_storage()._cdata for value in shapes.values()}
-    # A compiled model is traced as it was written.
+    # A compiled model is traced as written.
     eager = torch.compiler.set_stance("force_eager") if model._compiled_call_impl else contextlib.nullcontext()
     found = []
     for images in (2, 4):
@@ -58,12 +120,13 @@ def measure(model: Model, precision: torch.dtype) -> Pass:
             return tensor
 
         autocast = torch.autocast(some.device.type, precision, precision != torch.float32)
-        with eager, mode, FlopCounterMode(display=False) as flops, autocast, torch.device(some.device):
+        with eager, mode, _ModelFlops() as flops, autocast, torch.device(some.device):
             batch = torch.zeros(images, *model.spec.shape, dtype=torch.uint8)
             condition = {"label": torch.zeros(images, dtype=torch.int64)} if model.spec.classes else None
             noise = Noise(0, "train", torch.arange(images), images)
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 elbo = functional_call(model, shapes, (batch, condition, noise, torch.zeros(())))
+            flops.in_backward = True
             elbo.loss.sum().backward()
         found.append((sum(storages.values()), flops.get_total_flops()))
     (few_bytes, few_flops), (more_bytes, more_flops) = found
@@ -73,20 +136,20 @@ def measure(model: Model, precision: torch.dtype) -> Pass:
 def utilisation(
     model: Model, bf16: bool, peak: float | None, say: Callable[[str], None] = lambda line: None
 ) -> float | None:
-    """The share of a device's peak that one image a second comes to; None if the peak is not known.
+    """MFU at one image a second; None if the device's peak is unknown.
 
-    `peak` in FLOP/s; None: what the table has for this GPU, nothing for a CPU.
+    `peak` in FLOP/s; None: from the table for this GPU, unknown for a CPU.
     """
     device = next(model.parameters()).device
     if peak is None and device.type == "cuda":
         gpu = torch.cuda.get_device_name(device)
-        peak = next((flops for name, flops in PEAKS.items() if name in gpu), None)
+        peak = peak_of(gpu)
         if peak is None:
-            say(f"no MFU: the peak of {gpu} is not known here; trainer.peak_flops can say it")
+            say(f"no MFU: unknown peak FLOP/s for {gpu}; set trainer.peak_flops")
     if peak is None:
         return None
     try:
         return measure(model, torch.bfloat16 if bf16 else torch.float32).flops / peak
-    except Exception as error:  # of an operation that cannot be traced: no reason not to train
+    except Exception as error:  # an operation that cannot be traced is no reason not to train
         say(f"no MFU: the model's FLOPs cannot be counted ({' '.join(str(error).split())[:200]})")
         return None
