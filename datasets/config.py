@@ -37,7 +37,7 @@ def _absolute(urls: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return tuple(absolute(url) for url in urls)
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
 Urls = str | tuple[str, ...]
 
 
