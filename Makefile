@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 
 .DEFAULT_GOAL := help
 .PHONY: help install data train-local train-ray compare submit cluster-local cluster-local-down
-.PHONY: test lint types format bench bench-peers bench-start bench-data bench-checkpoints chaos lock clean
+.PHONY: test lint types format reference bench bench-peers bench-start bench-data bench-checkpoints chaos lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -69,6 +69,10 @@ types: .venv/installed-dev  ## check types
 format: .venv/installed-dev  ## bring the code into the common format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+reference: .venv/installed  ## regenerate jobs/configs/schema.json and docs/configuration.md from the configuration's fields
+	$(BIN)/python -m jobs.config --schema > jobs/configs/schema.json.new && mv jobs/configs/schema.json.new jobs/configs/schema.json
+	$(BIN)/python -m jobs.config --reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 
 bench: .venv/installed-dev  ## measure our loop against a bare PyTorch loop, and our diffusion step against peers'
 	$(BIN)/python -m tests.benchmarks.loop $(ARGS)

@@ -20,11 +20,11 @@ SMALLEST_DENSITY = 0.02  # of gamma under a learned schedule, as a share of the 
 
 class _ScheduleConfig(Config):
     gamma_0: float = -13.3
-    """-log SNR of the least noisy latent z_0; -13.3 leaves 0.01 bits a dimension of 8-bit images to p(x | z_0)."""
+    """-log SNR of the least noisy latent z_0; -13.3 leaves 0.01 bits per dimension of 8-bit images to p(x | z_0)."""
     gamma_1: float = 5.0
     """-log SNR of the noisiest latent z_1, which the prior N(0, I) must match."""
     learn_ends: bool = False
-    """Descend the bound in gamma_0 and gamma_1 too."""
+    """Learn gamma_0 and gamma_1 too, by the bound."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -56,9 +56,9 @@ class LearnedConfig(_ScheduleConfig):
 
     kind: Literal["learned"] = "learned"
     learn_ends: bool = True
-    """Descend the bound in gamma_0 and gamma_1 too."""
+    """Learn gamma_0 and gamma_1 too, by the bound."""
     pieces: PositiveInt = 32
-    """Pieces of equal length in gamma."""
+    """Number of pieces, of equal length in gamma."""
 
     def build(self) -> Schedule:
         return Learned(self)

@@ -45,14 +45,18 @@ def json_schema() -> Json:
 
 
 def reference() -> str:
-    """The reference page, in Markdown."""
+    """The reference page, in Markdown. Raises KeyError if a field or a section has no docstring."""
     schema = RunConfig.model_json_schema()
     sections = list(_sections(schema))
-    links = {section.name: f"[{section.heading}](#{_anchor(section.heading)})" for section in sections}
+    links = {
+        section.name: f"[{', '.join(_kinds(section.schema)) or section.heading}](#{_anchor(section.heading)})"
+        for section in sections
+    }
     parts = [INTRODUCTION]
     for section in sections:
         description = _one_line(section.schema["description"])
-        parts.append(f"{'#' * section.depth} {section.heading}\n\n{description}\n\n{_table(section, links)}")
+        table = _table(section, links)
+        parts.append(f"{'#' * section.depth} {section.heading}\n\n{description}\n" + (f"\n{table}" if table else ""))
     return "\n".join(parts)
 
 
@@ -107,13 +111,19 @@ def _sections(schema: Json) -> Iterator[_Section]:
                 if name not in seen:
                     seen.add(name)
                     definition = definitions[name]
-                    kind = definition["properties"].get("kind", {}).get("const")
-                    heading = f"{path}{key}" + (f" (kind: {kind})" if kind else "")
+                    kinds = _kinds(definition)
+                    heading = f"{path}{key}" + (f" (kind: {', '.join(kinds)})" if kinds else "")
                     yield _Section(name, heading, 3 if path else 2, definition, below)
                     yield from visit(definition["properties"], f"{path}{key}.", below)
 
     yield _Section("RunConfig", "Top level", 2, schema, False)
     yield from visit(schema["properties"], "", False)
+
+
+def _kinds(definition: Json) -> list[str]:
+    """The values of `kind` that choose a section; none if it is no alternative."""
+    kind: Json = definition["properties"].get("kind", {})
+    return [kind["const"]] if "const" in kind else kind.get("enum", [])
 
 
 def _references(node: Any) -> Iterator[str]:
@@ -130,10 +140,10 @@ def _references(node: Any) -> Iterator[str]:
 
 
 def _table(section: _Section, links: dict[str, str]) -> str:
-    lines = ["| key | type | default | resume | meaning |", "|---|---|---|---|---|"]
+    lines = []
     required = section.schema.get("required", [])
     for key, field in section.schema["properties"].items():
-        if "const" in field:  # kind, which the heading names
+        if key == "kind":  # the heading names it
             continue
         default = "" if "$ref" in field else f"`{json.dumps(field.get('default'))}`"
         if key in required:
@@ -141,7 +151,8 @@ def _table(section: _Section, links: dict[str, str]) -> str:
         resume = "may change" if section.may_change or field.get("may_change") else ""
         cells = [f"`{key}`", _type(field, links), _default(default, field), resume, _one_line(field["description"])]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+    head = ["| key | type | default | resume | meaning |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *lines, ""]) if lines else ""
 
 
 def _default(text: str, field: Json) -> str:

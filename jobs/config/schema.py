@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt, ValidationError
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from datasets.config import DataConfig
+from jobs.config.messages import explain
 from jobs.errors import ConfigError
 from trainer.checkpoints.weights import width_of
 from trainer.config import Config, MayChange
@@ -67,7 +66,7 @@ class RunConfig(Config):
     trainer: TrainerConfig = TrainerConfig()
     """The training loop."""
     tracking: Annotated[TrackingConfig, MayChange] = TrackingConfig()
-    """Weights & Biases."""
+    """Where metrics and pictures are sent."""
     ray: Annotated[RayConfig, MayChange] = RayConfig()
     """Resources on a Ray cluster; ignored by jobs.train_local."""
 
@@ -94,25 +93,7 @@ def checked(values: dict[str, Any], origins: dict[str, str], path: str) -> RunCo
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key, allowed = _located(first["loc"])
-        where = f"{_origin(key, origins) or path}: {key}"
-        if first["type"] == "extra_forbidden":
-            name = key.rsplit(".", 1)[-1]
-            near = difflib.get_close_matches(name, allowed, 1, 0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"{where}: unknown key; {hint}allowed are {', '.join(allowed)}") from error
-        if first["type"] == "union_tag_not_found":
-            raise ConfigError(f"{where}.kind: is missing; it says which {key.rpartition('.')[2]} it is") from error
-        if first["type"] == "missing":
-            raise ConfigError(f"{where}: is missing") from error
-        if first["type"] == "union_tag_invalid":
-            raise ConfigError(
-                f"{where}.kind: there is no {first['ctx']['tag']!r}; it is one of {first['ctx']['expected_tags']}"
-            ) from error
-        given = f", got {first['input']!r}" if not isinstance(first["input"], dict) else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}{given}") from error
+        raise ConfigError(explain(error, RunConfig, origins, path)) from error
 
 
 def config_of(run_folder: Storage) -> RunConfig:
@@ -197,52 +178,3 @@ def _merge(
         else:
             onto[name] = value
             origins[key] = source
-
-
-def _origin(key: str, origins: dict[str, str]) -> str | None:
-    """The file that gave a key or the section around it."""
-    parts = key.split(".")
-    for length in range(len(parts), 0, -1):
-        if source := origins.get(".".join(parts[:length])):
-            return source
-    return None
-
-
-# ---- telling
-
-
-def _located(loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """The dotted key of an error's location, without the tags of unions, and the keys allowed beside it."""
-    current: Any = RunConfig
-    key: list[str] = []
-    allowed: list[str] = []
-    for part in loc:
-        section = _section(current, part)
-        if section is not None and part not in getattr(current, "model_fields", {}):
-            current = section  # the tag of a union, which is no key
-            continue
-        if re.search(r"[^\w.]", str(part)) and get_origin(current) in (Union, UnionType):
-            continue  # which member of the union did not fit, in the words of the schema
-        key.append(str(part))
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            allowed = sorted(current.model_fields)
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-    return ".".join(key), allowed
-
-
-def _section(annotation: Any, kind: int | str) -> type[BaseModel] | None:
-    """The alternative of a union of sections whose `kind` it is."""
-    for candidate in _alternatives(annotation):
-        field = candidate.model_fields.get("kind")
-        if field is not None and kind in get_args(field.annotation):
-            return candidate
-    return None
-
-
-def _alternatives(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    else:
-        for argument in get_args(annotation):
-            yield from _alternatives(argument)

@@ -85,6 +85,27 @@ WRONG = {
     ),
     "nothing to read": ("data: {}", "data: give either shards or mixture"),
     "a number for a key": ("1: x", "1: keys should be strings, got 1"),
+    "neither a URL nor a list of them": (
+        "data: {shards: 3}",
+        "data.shards: input should be a valid string, got 3",
+    ),
+    "no word and no number": (
+        "data: {shards: a, streams: x}",
+        "data.streams: input should be a valid integer, unable to parse string as an integer, got 'x'",
+    ),
+    "an unknown key of an item": (
+        "model: {kind: ladder, stages: [{width: 8}, {width: 8, latents: 4}]}",
+        "model.stages.1.latents: unknown key; did you mean 'latent'? allowed are cells_down, cells_up, groups, latent, "
+        "repeat, shrink, width",
+    ),
+    "keys that do not agree": (
+        "model: {kind: ladder, stages: [{width: 8, groups: 0}]}",
+        "model.stages: the last, at the top, has no groups of latents (groups: 1 or more)",
+    ),
+    "keys that do not agree, in words": (
+        "trainer: {channels_last: true, sharding: fsdp}",
+        "trainer.channels_last: true needs sharding: ddp; FSDP2 shards contiguous parameters only",
+    ),
 }
 
 

@@ -120,5 +120,5 @@ def test_weightings_are_those_of_the_papers():
 
 
 def test_ends_of_the_schedule_may_only_learn_from_the_bound():
-    with pytest.raises(ValidationError, match=r"schedule\.learn_ends needs weighting\.kind: bound, not simple"):
+    with pytest.raises(ValidationError, match=r"schedule\.learn_ends: needs weighting\.kind: bound, not simple"):
         DiffusionConfig(kind="diffusion", schedule={"kind": "learned"}, weighting={"kind": "simple"})

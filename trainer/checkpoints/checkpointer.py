@@ -29,14 +29,15 @@ DRAIN = 60.0  # seconds that a process which fails gives to the checkpoint on it
 
 
 class CheckpointConfig(Config):
-    """What is kept of the checkpoints; the newest and what the newest attempt started from always are."""
+    """Which checkpoints are kept. The newest, and the one that the newest attempt started from, always are."""
 
     keep: PositiveInt = 2
-    """Newest commits that are kept; at least two are."""
+    """Number of newest checkpoints kept; at least two are."""
     keep_best: NonNegativeInt = 1
-    """Commits that are kept for the lowest bound on the held-out set."""
+    """Number of checkpoints kept for their bound on the held-out set, the lowest first. Only bounds on the same set are
+    compared."""
     keep_every: NonNegativeInt = 0
-    """Images: the first commit at or after each multiple is kept for good; 0: none."""
+    """Keep the first checkpoint at or after each multiple of this many images for good; 0: none."""
 
 
 class _Part(NamedTuple):

@@ -19,7 +19,7 @@ class GaussianConfig(Config):
 
     kind: Literal["gaussian"] = "gaussian"
     scale: PositiveFloat = 1.0
-    """Standard deviation, in units of x; with 1 the bound is half the squared error, up to a constant."""
+    """Standard deviation in units of x. With 1 the bound is half the squared error, up to a constant."""
 
     def build(self, spec: ImageSpec) -> Gaussian:
         return Gaussian(spec, self.scale)

@@ -21,6 +21,7 @@ class LogisticMixtureConfig(Config):
 
     kind: Literal["logistic_mixture"] = "logistic_mixture"
     components: PositiveInt = 10
+    """Components of each mixture."""
 
     def build(self, spec: ImageSpec) -> LogisticMixture:
         return LogisticMixture(spec, self.components)

@@ -30,16 +30,18 @@ class HvaeConfig(WeightedRates):
 
     kind: Literal["hvae"]
     latents: Annotated[tuple[PositiveInt, ...], Len(1)] = (64, 32)
-    """Dimensions of z_1 .. z_T, from the image up; their number is T."""
+    """Dimensions of z_1 .. z_T, from the image up; T is their number."""
     encoder: NetworkConfig = MlpConfig()
-    """Of q(z_1 | x)."""
+    """Network of q(z_1 | x)."""
     decoder: NetworkConfig = MlpConfig()
-    """Of p(x | z_1)."""
+    """Network of p(x | z_1)."""
     hidden: tuple[PositiveInt, ...] = (256, 256)
-    """Hidden widths of q(z_t | z_t-1) and p(z_t-1 | z_t), beside which a linear map runs; none is that map alone."""
+    """Hidden widths of q(z_t | z_t-1) and p(z_t-1 | z_t), which also have a linear map in parallel; []: that map
+    alone."""
     activation: Activation = "silu"
-    """Of the networks between latents."""
+    """Activation of the networks between latents."""
     likelihood: LikelihoodConfig = DiscretisedLogisticConfig()
+    """Distribution of the pixels given the decoder's output."""
 
     def build(self, spec: ImageSpec) -> Hvae:
         return Hvae(self, spec)

@@ -21,7 +21,7 @@ from trainer.normal import Normal
 
 
 class LatentConfig(DiffuserConfig):
-    """The standard normal prior of a trained VAE replaced by a diffusion."""
+    """A diffusion that replaces the standard normal prior of a trained VAE."""
 
     URLS: ClassVar[tuple[str, ...]] = ("vae",)
 
@@ -35,11 +35,9 @@ class LatentConfig(DiffuserConfig):
 
         vae = load(self.vae)
         if not isinstance(vae, Vae):
-            raise ValueError(f"model.vae: {self.vae} is a {type(vae).__name__}; a latent diffusion is made over a vae")
+            raise ValueError(f"vae: {self.vae} is a {type(vae).__name__}; a latent diffusion is made over a vae")
         if vae.spec[:4] != spec[:4]:
-            raise ValueError(
-                f"model.vae: {self.vae} is for images of {tuple(vae.spec[:4])}, these are {tuple(spec[:4])}"
-            )
+            raise ValueError(f"vae: {self.vae} is for images of {tuple(vae.spec[:4])}, these are {tuple(spec[:4])}")
         return Latent(self, spec, vae)
 
 

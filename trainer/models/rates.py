@@ -19,9 +19,9 @@ class WeightedRates(ModelConfigBase):
     """The part of a model's configuration that weighs its rates in the objective."""
 
     kl_warmup: NonNegativeInt = 0
-    """Images over which the weight of the rates in the objective rises from 0 to 1; the bound reported has weight 1."""
+    """Images over which the weight of the rates in the objective rises from 0 to 1. The reported bound has weight 1."""
     free_bits: NonNegativeFloat = 0.0
-    """Nats an image that each level may spend at no cost in the objective (Kingma et al. 2016, IAF, section 5)."""
+    """Nats per image that each level may use at no cost in the objective (Kingma et al. 2016, IAF, section 5)."""
 
     def objective(self, distortion: Tensor, rates: dict[str, Tensor], progress: Tensor) -> Tensor | None:
         """[B] nats, or None where the bound itself is descended; `progress` is the number of images seen."""

@@ -21,14 +21,17 @@ from trainer.normal import Normal
 
 
 class VaeConfig(WeightedRates):
-    """One layer of latents under a standard normal prior."""
+    """One layer of latents with a standard normal prior."""
 
     kind: Literal["vae"]
     latent: PositiveInt = 32
     """Dimensions of z."""
     encoder: NetworkConfig = MlpConfig()
+    """Network of q(z | x)."""
     decoder: NetworkConfig = MlpConfig()
+    """Network of p(x | z)."""
     likelihood: LikelihoodConfig = DiscretisedLogisticConfig()
+    """Distribution of the pixels given the decoder's output."""
 
     def build(self, spec: ImageSpec) -> Vae:
         return Vae(self, spec)

@@ -12,7 +12,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         if width % heads:
-            raise ValueError(f"heads: {heads} do not divide the width of {width}")
+            raise ValueError(f"denoiser.network.heads: {heads} do not divide the width of {width}")
         self.heads = heads
         self.inward, self.outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
         nn.init.zeros_(self.outward.weight)

@@ -17,9 +17,9 @@ class ConvConfig(Config):
 
     kind: Literal["conv"] = "conv"
     channels: Annotated[tuple[PositiveInt, ...], Len(1)] = (32, 64)
-    """Channels at each resolution; every entry halves the sides (rounding up)."""
+    """Channels at each resolution; each entry halves height and width (rounding up)."""
     hidden: PositiveInt = 256
-    """Width of the one dense layer between the smallest map and the latent."""
+    """Width of the dense layer between the smallest feature map and the latent."""
 
     def encoder(self, spec: ImageSpec, outputs: int) -> nn.Module:
         """[B, C, H, W] to [B, outputs]."""

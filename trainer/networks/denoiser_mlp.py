@@ -18,9 +18,11 @@ class DenoiserMlpConfig(Config):
 
     kind: Literal["mlp"] = "mlp"
     width: PositiveInt = 384
+    """Width of the residual blocks."""
     depth: NonNegativeInt = 2
     """Number of residual blocks."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout rate in the residual blocks."""
 
     def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int) -> nn.Module:
         """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W)."""

@@ -19,11 +19,15 @@ class DitConfig(Config):
 
     kind: Literal["dit"]
     patch: PositiveInt = 2
-    """Height and width of a patch, in pixels; divides those of the image."""
+    """Height and width of a patch in pixels; divides the image's height and width."""
     width: PositiveInt = 384
+    """Width of the tokens."""
     depth: PositiveInt = 12
+    """Number of transformer blocks."""
     heads: PositiveInt = 6
+    """Attention heads; divides `width`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout rate in the blocks."""
 
     def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int) -> nn.Module:
         """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W).
@@ -31,7 +35,7 @@ class DitConfig(Config):
         Raises ValueError if patches do not fit into the image.
         """
         if shape[1] % self.patch or shape[2] % self.patch:
-            raise ValueError(f"network.patch: {self.patch} does not divide {shape[1]} x {shape[2]} pixels")
+            raise ValueError(f"denoiser.network.patch: {self.patch} does not divide {shape[1]} x {shape[2]} pixels")
         return Dit(self, shape, inputs, outputs, embedding)
 
 
@@ -87,7 +91,7 @@ class Dit(nn.Module):
 def places(rows: int, columns: int, width: int) -> Tensor:
     """[rows * columns, width] sines and cosines of the row in one half, of the column in the other; width % 4 == 0."""
     if width % 4:
-        raise ValueError(f"network.width: {width} is not a multiple of 4")
+        raise ValueError(f"denoiser.network.width: {width} is not a multiple of 4")
     frequencies = 10_000 ** -(torch.arange(width // 4) / (width // 4))
     row, column = (torch.arange(n)[:, None] * frequencies for n in (rows, columns))
     rowwise, columnwise = (torch.cat([angle.sin(), angle.cos()], 1) for angle in (row, column))

@@ -28,8 +28,9 @@ class MlpConfig(Config):
 
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[PositiveInt, ...] = (512, 512)
-    """Widths of the hidden layers, from input to output; none is a linear map."""
+    """Widths of the hidden layers, from input to output; [] for a linear map."""
     activation: Activation = "silu"
+    """Activation of the hidden layers."""
 
     def encoder(self, spec: ImageSpec, outputs: int) -> nn.Module:
         """[B, C, H, W] to [B, outputs]."""

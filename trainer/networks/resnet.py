@@ -20,11 +20,12 @@ class ResnetConfig(Config):
 
     kind: Literal["resnet"] = "resnet"
     channels: Annotated[tuple[PositiveInt, ...], Len(1)] = (64, 128, 256)
-    """Channels at each resolution, the image's own first; between entries the sides halve (rounding up)."""
+    """Channels at each resolution, starting with the image's own; height and width halve between entries (rounding
+    up)."""
     blocks: PositiveInt = 2
-    """Residual blocks at each resolution."""
+    """Residual blocks per resolution."""
     hidden: PositiveInt = 512
-    """Width of the one dense layer between the smallest map and the latent."""
+    """Width of the dense layer between the smallest feature map and the latent."""
 
     def encoder(self, spec: ImageSpec, outputs: int) -> nn.Module:
         """[B, C, H, W] to [B, outputs]."""

@@ -22,14 +22,17 @@ class UnetConfig(Config):
 
     kind: Literal["unet"]
     channels: PositiveInt = 128
+    """Channels at the first resolution, before `multipliers`."""
     multipliers: Annotated[tuple[PositiveInt, ...], Len(1)] = (1, 2, 2, 2)
-    """Of the channels, at each resolution; every one halves the sides of that before it (rounding up)."""
+    """Factor of `channels` at each resolution; each resolution halves height and width (rounding up)."""
     blocks: PositiveInt = 2
-    """Residual blocks at each resolution on the way down; one more on the way up."""
+    """Residual blocks per resolution on the way down; one more on the way up."""
     attention: tuple[int, ...] = (16,)
-    """Heights of the maps over which there is self-attention."""
+    """Heights of the feature maps with self-attention."""
     heads: PositiveInt = 4
+    """Attention heads."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout rate in the residual blocks."""
 
     def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int) -> nn.Module:
         """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W)."""

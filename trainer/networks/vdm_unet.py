@@ -25,10 +25,13 @@ class VdmUnetConfig(Config):
 
     kind: Literal["vdm_unet"]
     channels: PositiveInt = 128
+    """Channels of all blocks."""
     depth: PositiveInt = 32
-    """Residual blocks on the way down; one more on the way up, two in the middle."""
+    """Residual blocks on the way down; one more on the way up, and two in the middle."""
     heads: PositiveInt = 1
+    """Attention heads of the middle block."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout rate in the residual blocks."""
 
     def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int) -> nn.Module:
         """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W)."""

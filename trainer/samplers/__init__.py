@@ -28,14 +28,18 @@ SAMPLERS: dict[SamplerName, Sampler] = {
 
 
 class SamplingConfig(Config):
-    """How a diffusion model is sampled unless the command line says otherwise."""
+    """Defaults of sampling from a diffusion model; command-line options override them."""
 
     sampler: SamplerName = "ancestral"
+    """Sampler."""
     steps: PositiveInt = 128
+    """Steps of the sampler."""
     spacing: Spacing = "time"
-    """Of the noise levels: even in t of the schedule, in log SNR, or in (sigma / alpha)^(1/7) (Karras et al. 2022)."""
+    """Spacing of the noise levels: even in the schedule's t, in log SNR, or in (sigma / alpha)^(1/7) (Karras et al.
+    2022)."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance: 0 ignores the condition, 1 is the model itself, more exaggerates it."""
+    """Scale of classifier-free guidance: 0 ignores the condition, 1 is the model itself, larger values exaggerate the
+    condition."""
 
 
 def noise_levels(schedule: Schedule, steps: int, spacing: Spacing, dtype: torch.dtype = torch.float32) -> Tensor:

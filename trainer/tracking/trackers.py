@@ -22,12 +22,15 @@ _BEHIND = "wandb-behind"  # in a run folder: W&B lacks rows of it
 
 
 class TrackingConfig(Config):
-    """Weights & Biases. May change on resume."""
+    """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online if there is a key (WANDB_API_KEY or a login), else offline."""
+    """auto: online if there is a key (WANDB_API_KEY or a login), else offline. off: no W&B; rows and pictures are in
+    the run folder in any case."""
     project: str = "lowerbound"
+    """W&B project."""
     entity: str | None = None
+    """W&B team or user. null: the account's default."""
 
 
 class Tracker:

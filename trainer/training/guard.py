@@ -17,16 +17,16 @@ PATIENCE = 20  # steps before the level is trusted
 
 
 class GuardConfig(Config):
-    """When a step is skipped, and when a run is stopped for it."""
+    """When a step is skipped, and when the run is rolled back or stopped because of skipped steps."""
 
     factor: PositiveFloat = 20.0
-    """A gradient norm above `factor` times its running level is an explosion."""
+    """A step is skipped if its gradient norm exceeds `factor` times the running average of gradient norms, or is not
+    finite."""
     max_skips: PositiveInt = 50
-    """Skipped steps in a row after which the run goes back to its last good commit, and the second time stops with the
-    reason."""
+    """Consecutive skipped steps after which the run rolls back to its last good commit; the second time it stops with
+    an error."""
     rollback_lr: PositiveFloat | None = 0.5
-    """By which the learning rate is multiplied when the run goes back, for all that follows; None: it does not go
-    back but stops."""
+    """Learning-rate multiplier after a rollback. null: never roll back, stop."""
 
 
 class Guard:

@@ -20,7 +20,7 @@ class ClassConfig(Config):
 
     kind: Literal["class"]
     classes: PositiveInt | None = None
-    """None: those of the data set."""
+    """Number of classes. null: those of the data set."""
 
     def build(self, width: int, classes: int) -> nn.Module:
         """Raises ValueError if there are no classes."""
@@ -34,6 +34,7 @@ class VectorConfig(Config):
 
     kind: Literal["vector"]
     size: PositiveInt
+    """Length of the vector."""
 
     def build(self, width: int, classes: int) -> nn.Module:
         return nn.Linear(self.size, width, bias=False)

@@ -27,15 +27,19 @@ DenoiserNetworkConfig = Annotated[
 
 
 class DenoiserConfig(Config):
+    """The network that estimates the clean image, and what it is conditioned on."""
+
     network: DenoiserNetworkConfig = DenoiserMlpConfig()
+    """The network, chosen by `kind`."""
     prediction: PredictionConfig = LevelsConfig(kind="levels")
-    """What the network's output means."""
+    """Meaning of the network's output."""
     fourier: tuple[NonNegativeInt, ...] = ()
-    """Exponents n of the features sin(2^n pi z), cos(2^n pi z) that the network sees beside z (VDM: 7 and 8)."""
+    """Exponents n of the Fourier features sin(2^n pi z), cos(2^n pi z) that the network gets beside z (VDM: 7 and
+    8)."""
     embedding: PositiveInt = 128
-    """Width of the vector that holds the noise level and the conditions."""
+    """Width of the embedding of noise level and conditions."""
     conditions: dict[str, ConditionConfig] = {}
-    """What images are conditioned on, by name: `label: {kind: class}`."""
+    """What the model is conditioned on, by name: `label: {kind: class}`."""
 
     def build(self, shape: tuple[int, int, int], spec: ImageSpec | None, classes: int = 0) -> Denoiser:
         """For z of shape (C, H, W); `spec` where they are noisy images, `classes` those of the data set."""

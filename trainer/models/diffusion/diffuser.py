@@ -32,20 +32,23 @@ class DiffuserConfig(ModelConfigBase):
     SamplingOptions: ClassVar[type[Config]] = SamplingConfig
 
     schedule: ScheduleConfig = LinearConfig()
+    """Noise schedule: gamma(t) = -log SNR."""
     denoiser: DenoiserConfig = DenoiserConfig()
+    """Network, prediction and conditions."""
     steps: PositiveInt | None = None
-    """T, the number of latents of a discrete-time model; none: continuous time, the limit of many."""
+    """T, the number of latents of a discrete-time model. null: continuous time, the limit of infinitely many."""
     weighting: WeightingConfig = BoundConfig()
-    """Of the loss that is descended; the bound reported has none."""
+    """Weighting of the training loss over noise levels. The reported bound is not weighted."""
     condition_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Share of the training images whose conditions are hidden, for guidance and for samples without a condition."""
+    """Probability that a training image's conditions are hidden, for guidance and unconditional samples."""
     sampling: SamplingConfig = SamplingConfig()
+    """Defaults of sampling, in training and on the command line."""
 
     @model_validator(mode="after")
     def _ends_descend_the_bound(self) -> Self:
         if self.schedule.learn_ends and self.weighting.kind != "bound":
             raise ValueError(
-                f"schedule.learn_ends needs weighting.kind: bound, not {self.weighting.kind}: "
+                f"schedule.learn_ends: needs weighting.kind: bound, not {self.weighting.kind}: "
                 "the ends of the schedule would learn to avoid the loss"
             )
         return self

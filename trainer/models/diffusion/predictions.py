@@ -37,7 +37,7 @@ class LevelsConfig(Config):
     def build(self, spec: ImageSpec | None) -> Prediction:
         """Raises ValueError where there are no levels, as in a latent space."""
         if spec is None:
-            raise ValueError("prediction.kind: levels is for images; choose mixture, x0, eps, score or v")
+            raise ValueError("denoiser.prediction.kind: levels is for images; choose mixture, x0, eps, score or v")
         return Levels(spec)
 
 
@@ -46,6 +46,7 @@ class MixtureConfig(Config):
 
     kind: Literal["mixture"]
     components: PositiveInt = 4
+    """Components of each mixture."""
 
     def build(self, spec: ImageSpec | None) -> Prediction:
         return Mixture(self.components)

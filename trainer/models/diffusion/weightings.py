@@ -38,6 +38,7 @@ class MinSnrConfig(Config):
 
     kind: Literal["min_snr"]
     limit: PositiveFloat = 5.0
+    """Upper bound on the SNR."""
 
     def weight(self, gamma: Tensor, slope: Tensor) -> Tensor | None:
         return (self.limit * torch.exp(gamma)).clamp(max=1) / slope
@@ -48,6 +49,7 @@ class SigmoidConfig(Config):
 
     kind: Literal["sigmoid"]
     shift: float = 2.0
+    """Shift of gamma."""
 
     def weight(self, gamma: Tensor, slope: Tensor) -> Tensor | None:
         return torch.sigmoid(gamma + self.shift)
@@ -58,7 +60,7 @@ class EdmConfig(Config):
 
     kind: Literal["edm"]
     mean: float = -1.2
-    """Of ln(sigma / alpha)."""
+    """Mean of ln(sigma / alpha)."""
     scale: PositiveFloat = 1.2
     """Standard deviation of ln(sigma / alpha)."""
     data_scale: PositiveFloat = 0.5

@@ -23,19 +23,19 @@ class StageConfig(Config):
     """Groups of latents at one resolution, that read the features of one place in the pass from the image up."""
 
     shrink: PositiveInt = 1
-    """How many times smaller the sides are than those of the stage before (the image for the first), rounding up."""
+    """Reduction factor of height and width relative to the stage before (to the image, for the first), rounding up."""
     width: PositiveInt
     """Channels of the features in both passes."""
     cells_up: NonNegativeInt = 1
-    """Residual cells in the pass from the image up."""
+    """Residual cells in the pass up from the image."""
     groups: NonNegativeInt = 1
     """Groups of latents, one after another in the pass down; 0 for a stage without latents."""
     latent: PositiveInt = 16
-    """Channels (or dimensions) of the latents of a group."""
+    """Channels (or dimensions) of each group of latents."""
     cells_down: NonNegativeInt = 1
-    """Residual cells in the pass down after each group; where there is no group, in all."""
+    """Residual cells in the pass down after each group; in a stage without groups, in all."""
     repeat: PositiveInt = 1
-    """So many stages like this one follow each other, only the first of them shrinking."""
+    """Repeat this stage N times; only the first downsamples."""
 
 
 class LadderConfig(WeightedRates):
@@ -43,27 +43,29 @@ class LadderConfig(WeightedRates):
 
     kind: Literal["ladder"]
     cells: CellsConfig = MlpCells()
-    """What both passes are made of; MLP cells make groups of vectors, the others of maps."""
+    """Building blocks of both passes. MLP cells make groups of vectors, the others groups of feature maps."""
     stages: Annotated[tuple[StageConfig, ...], Len(1)] = (StageConfig(width=256),) * 5
-    """From the image up."""
+    """Stages, from the image up."""
     top_prior: Literal["learned", "standard"] = "learned"
-    """p(z_T): a normal distribution whose parameters are learned, or N(0, I)."""
+    """p(z_T): a normal distribution with learned parameters, or N(0, I)."""
     likelihood: LikelihoodConfig = DiscretisedLogisticConfig()
+    """Distribution of the pixels given the decoder's output."""
     balance: bool = False
-    """While the rates warm up, weigh the levels of an image so that they spend alike for every latent dimension."""
+    """During the KL warm-up, weight the levels so that each latent dimension costs alike."""
     checkpoint_gradients: bool = False
-    """Compute the features of a cell or group again in the backward pass instead of keeping them: less memory."""
+    """Recompute the features of a cell or group in the backward pass instead of keeping them (less memory, more
+    time)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LadderConfig:
         if not self.stages[-1].groups:
-            raise ValueError("model.stages: the last, at the top, has no groups of latents (groups: 1 or more)")
+            raise ValueError("stages: the last, at the top, has no groups of latents (groups: 1 or more)")
         if self.stages[0].shrink > 1:
-            raise ValueError("model.stages: the first has the image's own resolution (shrink: 1; groups may be 0)")
+            raise ValueError("stages: the first has the image's own resolution (shrink: 1; groups may be 0)")
         if not self.cells.maps and any(stage.shrink > 1 for stage in self.stages):
-            raise ValueError("model.stages: shrink is for maps; with mlp cells every stage has shrink: 1")
+            raise ValueError("stages: shrink is for maps; with mlp cells every stage has shrink: 1")
         if self.balance and not self.kl_warmup:
-            raise ValueError("model.balance: acts while the rates warm up; give kl_warmup (images) as well")
+            raise ValueError("balance: acts while the rates warm up; give kl_warmup (images) as well")
         return self
 
     def unrolled(self) -> list[StageConfig]:

@@ -19,8 +19,9 @@ class MlpCells(Cells):
     maps: ClassVar[bool] = False
     kind: Literal["mlp"] = "mlp"
     activation: Activation = "silu"
+    """Activation of the hidden layers."""
     expansion: PositiveFloat = 1.0
-    """Width of the hidden layer of a cell, relative to the features'."""
+    """Width of a cell's hidden layer, as a multiple of the features' width."""
 
     def stem(self, spec: ImageSpec, width: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(spec.dimensions, width))

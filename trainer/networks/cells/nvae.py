@@ -20,9 +20,9 @@ class NvaeCells(Cells):
 
     kind: Literal["nvae"] = "nvae"
     expansion: PositiveInt = 6
-    """Channels of the depthwise convolution, relative to the features'."""
+    """Channels of the depthwise convolution, as a multiple of the features' width."""
     squeeze: PositiveInt = 16
-    """How many times narrower the squeeze is than the features (at least 4 channels)."""
+    """Reduction factor of squeeze-and-excitation (at least 4 channels remain)."""
 
     def bottom_up(self, width: int, side: int, depth: int) -> nn.Module:
         last = nn.Conv2d(width, width, 3, padding=1)

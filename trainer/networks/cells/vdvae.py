@@ -17,7 +17,7 @@ class VdvaeCells(Cells):
     prior_adds: ClassVar[bool] = True
     kind: Literal["vdvae"] = "vdvae"
     bottleneck: PositiveFloat = 0.25
-    """Width inside a cell, relative to the features'."""
+    """Width inside a cell, as a multiple of the features' width."""
 
     def bottom_up(self, width: int, side: int, depth: int) -> nn.Module:
         last = nn.Conv2d(self._inner(width), width, 1)
