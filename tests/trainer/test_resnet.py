@@ -5,7 +5,7 @@ import torch
 
 from trainer.images import ImageSpec
 from trainer.networks import ConvConfig, MlpConfig, ResnetConfig
-from trainer.networks.residual import group_norm
+from trainer.networks.normalisation import wide_groups
 from trainer.networks.resnet import ResidualBlock
 
 NETWORKS = [MlpConfig(hidden=(8,)), ConvConfig(channels=(4, 6), hidden=8), ResnetConfig(channels=(4, 6, 8), hidden=8)]
@@ -30,7 +30,7 @@ def test_variance_does_not_grow_with_depth():
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 8, 22, 64, 96, 384])
 def test_no_group_has_so_few_channels_that_their_mean_is_lost(channels):
-    groups = group_norm(channels).num_groups
+    groups = wide_groups(channels).num_groups
     assert channels % groups == 0
     assert groups <= 32
     assert channels // groups >= 4 or groups == 1

@@ -53,7 +53,8 @@ class LogisticMixture(Likelihood):
     def log_prob(self, output: Tensor, levels: Tensor) -> Tensor:
         mixture = self.mixture(output)
         x = self.spec.cell_centre(levels, output.dtype)
-        means = mixture.means + torch.einsum("bkcdhw,bdhw->bkchw", mixture.coupling, x)
+        # no matrix product: autocast would round it to bfloat16
+        means = mixture.means + (mixture.coupling * x[:, None, None]).sum(3)
         log_probs = self.channel.log_prob_values(means, mixture.log_scales, levels[:, None]).sum(2)  # [B, K, H, W]
         return torch.logsumexp(mixture.log_weights + log_probs, dim=1).flatten(1).sum(1)
 

@@ -20,7 +20,7 @@ from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
 from trainer.networks.mlp import Activation, mlp
-from trainer.networks.residual import zero
+from trainer.networks.residual import zeroed
 from trainer.noise import Noise
 from trainer.normal import Normal, bounded
 
@@ -123,7 +123,7 @@ class Transition(nn.Module):
         self.residual: nn.Sequential | None = None
         if config.hidden:
             self.residual = mlp([inputs, *config.hidden, 2 * outputs], config.activation)
-            zero(self.residual[-1])
+            zeroed(self.residual[-1])
 
     def forward(self, z: Tensor) -> Normal:
         out = self.linear(z)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.networks.normalisation import most_groups
+from trainer.networks.residual import zeroed
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention among n tokens, [B, n, width] to the same; the last projection starts at zero."""
@@ -14,9 +17,7 @@ class SelfAttention(nn.Module):
         if width % heads:
             raise ValueError(f"denoiser.network.heads: {heads} do not divide the width of {width}")
         self.heads = heads
-        self.inward, self.outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        nn.init.zeros_(self.outward.weight)
-        nn.init.zeros_(self.outward.bias)
+        self.inward, self.outward = nn.Linear(width, 3 * width), zeroed(nn.Linear(width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
         query, key, value = self.inward(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -29,14 +30,9 @@ class MapAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
-        self.norm = nn.GroupNorm(groups(channels), channels)
+        self.norm = most_groups(channels)
         self.attention = SelfAttention(channels, heads)
 
     def forward(self, h: Tensor) -> Tensor:
         tokens = self.attention(self.norm(h).flatten(2).transpose(1, 2))
         return h + tokens.transpose(1, 2).unflatten(2, h.shape[2:])
-
-
-def groups(channels: int) -> int:
-    """The most groups, up to 32, that divide the channels."""
-    return next(n for n in range(min(32, channels), 0, -1) if channels % n == 0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config
+from trainer.networks.float32 import first_layer, last_layer
+from trainer.networks.residual import zeroed
 from trainer.noise import Noise
 
 
@@ -35,9 +36,7 @@ class Block(nn.Module):
         self.dropout, self.name = dropout, name
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(embedding, 2 * width)
-        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        self.first, self.second = nn.Linear(width, width), zeroed(nn.Linear(width, width))
 
     def forward(self, h: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
@@ -50,20 +49,19 @@ class DenoiserMlp(nn.Module):
         self, config: DenoiserMlpConfig, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int
     ):
         super().__init__()
-        _, height, width = shape
+        channels, height, width = shape
         self.shape = (outputs, height, width)
+        self.exact = outputs == channels  # one estimate for each value
         self.inner = nn.Linear(inputs * height * width, config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, embedding, config.dropout, f"mlp{i}") for i in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width)
-        self.outer = nn.Linear(config.width, math.prod(self.shape))
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
+        self.outer = zeroed(nn.Linear(config.width, math.prod(self.shape)))
 
     def forward(self, x: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
         embedding = nn.functional.silu(embedding)
-        h = self.inner(x.flatten(1))
+        h = first_layer(self.inner, x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding, noise)
-        return self.outer(torch.nn.functional.silu(self.norm(h))).unflatten(1, self.shape)
+        return last_layer(self.outer, nn.functional.silu(self.norm(h)), self.exact).unflatten(1, self.shape)

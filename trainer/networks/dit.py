@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.networks.attention import SelfAttention
+from trainer.networks.float32 import in_float32, last_layer
+from trainer.networks.residual import zeroed
 from trainer.noise import Noise
 
 
@@ -50,9 +52,7 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, config.heads)
         nn.init.xavier_uniform_(self.attention.outward.weight)  # the gate is zero already
         self.first, self.second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.modulation = nn.Linear(embedding, 6 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.modulation = zeroed(nn.Linear(embedding, 6 * width))
 
     def forward(self, tokens: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
@@ -64,27 +64,28 @@ class Block(nn.Module):
 
 
 class Dit(nn.Module):
+    places: Tensor
+
     def __init__(self, config: DitConfig, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int):
         super().__init__()
         self.patch = config.patch
+        self.exact = outputs == shape[0]  # one estimate for each value
         self.rows, self.columns = shape[1] // config.patch, shape[2] // config.patch
         self.inward = nn.Linear(inputs * config.patch**2, config.width)
         self.register_buffer("places", places(self.rows, self.columns, config.width), persistent=False)
         self.blocks = nn.ModuleList(Block(config, embedding, f"dit{i}") for i in range(config.depth))
         self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
-        self.modulation = nn.Linear(embedding, 2 * config.width)
-        self.outward = nn.Linear(config.width, outputs * config.patch**2)
-        for parameter in (*self.modulation.parameters(), *self.outward.parameters()):
-            nn.init.zeros_(parameter)
+        self.modulation = zeroed(nn.Linear(embedding, 2 * config.width))
+        self.outward = zeroed(nn.Linear(config.width, outputs * config.patch**2))
 
     def forward(self, x: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
         embedding = F.silu(embedding)
         patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)  # [B, n, inputs * patch^2]
-        tokens = self.inward(patches) + self.places
+        tokens = in_float32(self.inward, patches) + self.places
         for block in self.blocks:
             tokens = block(tokens, embedding, noise)
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=-1)
-        tokens = self.outward(self.norm(tokens) * (1 + scale) + shift)
+        tokens = last_layer(self.outward, self.norm(tokens) * (1 + scale) + shift, self.exact)
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (self.rows, self.columns)), self.patch)
 
 

@@ -1,19 +1,14 @@
-"""What residual networks share."""
+"""Initial values of residual networks."""
 
 from __future__ import annotations
 
-import math
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 Layer = nn.Conv2d | nn.Linear
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Normalisation over groups of channels within one image (Wu and He 2018), whatever else is in the batch."""
-    # at most 32 groups, of four channels at least: a group of one channel would lose its mean
-    return nn.GroupNorm(math.gcd(32, channels, max(channels // 4, 1)), channels)
+L = TypeVar("L", bound=nn.Module)
 
 
 @torch.no_grad()
@@ -28,7 +23,8 @@ def scale_down(layer: Layer, depth: int) -> None:
 
 
 @torch.no_grad()
-def zero(layer: nn.Module) -> None:
-    """Start a layer from the map to zero."""
+def zeroed(layer: L) -> L:
+    """The layer with weights and bias of zero: it starts as the map to zero."""
     for parameter in layer.parameters():
         parameter.zero_()
+    return layer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.networks.attention import groups
+from trainer.networks.normalisation import most_groups
+from trainer.networks.residual import zeroed
 from trainer.noise import Noise
 
 
@@ -19,13 +20,11 @@ class ConditionedBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, name: str):
         super().__init__()
         self.dropout, self.name = dropout, name
-        self.first_norm, self.second_norm = (nn.GroupNorm(groups(n), n) for n in (inputs, outputs))
+        self.first_norm, self.second_norm = most_groups(inputs), most_groups(outputs)
         self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.second = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.modulation = zeroed(nn.Linear(embedding, 2 * outputs))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        for parameter in (*self.second.parameters(), *self.modulation.parameters()):
-            nn.init.zeros_(parameter)
 
     def forward(self, h: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
         inner = self.first(F.silu(self.first_norm(h)))

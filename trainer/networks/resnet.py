@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.images import ImageSpec
-from trainer.networks.residual import group_norm, scale_down
+from trainer.networks.normalisation import wide_groups
+from trainer.networks.residual import scale_down
 
 
 class ResnetConfig(Config):
@@ -34,7 +35,7 @@ class ResnetConfig(Config):
         for before, after in itertools.pairwise(self.channels):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *self._blocks(after)]
         height, width = self._sides(spec)[-1]
-        layers += [group_norm(self.channels[-1]), nn.SiLU(), nn.Flatten()]
+        layers += [wide_groups(self.channels[-1]), nn.SiLU(), nn.Flatten()]
         layers += [nn.Linear(self.channels[-1] * height * width, self.hidden), nn.SiLU()]
         return nn.Sequential(*layers, nn.Linear(self.hidden, outputs))
 
@@ -50,7 +51,7 @@ class ResnetConfig(Config):
             layers += [nn.Upsample(size=side, mode="nearest"), nn.Conv2d(before, after, 3, padding=1)]
             layers += self._blocks(after)
         return nn.Sequential(
-            *layers, group_norm(self.channels[0]), nn.SiLU(), nn.Conv2d(self.channels[0], channels, 3, padding=1)
+            *layers, wide_groups(self.channels[0]), nn.SiLU(), nn.Conv2d(self.channels[0], channels, 3, padding=1)
         )
 
     def _blocks(self, channels: int) -> list[nn.Module]:
@@ -70,7 +71,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, depth: int):
         super().__init__()
-        self.first_norm, self.second_norm = group_norm(channels), group_norm(channels)
+        self.first_norm, self.second_norm = wide_groups(channels), wide_groups(channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         scale_down(self.second, depth)

@@ -12,7 +12,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config
-from trainer.networks.attention import MapAttention, groups
+from trainer.networks.attention import MapAttention
+from trainer.networks.float32 import first_layer, last_layer
+from trainer.networks.normalisation import most_groups
+from trainer.networks.residual import zeroed
 from trainer.networks.residual_block import ConditionedBlock
 from trainer.noise import Noise
 
@@ -55,6 +58,7 @@ class Stage(nn.Module):
 class Unet(nn.Module):
     def __init__(self, config: UnetConfig, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int):
         super().__init__()
+        self.exact = outputs == shape[0]  # one estimate for each value
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         heights = [shape[1]]
         for _ in widths[1:]:
@@ -91,11 +95,11 @@ class Unet(nn.Module):
             self.up.append(stages)
             if level:
                 self.grow.append(nn.Conv2d(width, width, 3, padding=1))
-        self.norm = nn.GroupNorm(groups(width), width)
-        self.outward = zero(nn.Conv2d(width, outputs, 3, padding=1))
+        self.norm = most_groups(width)
+        self.outward = zeroed(nn.Conv2d(width, outputs, 3, padding=1))
 
     def forward(self, x: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
-        h = self.inward(x)
+        h = first_layer(self.inward, x)
         skips = [h]
         for level, stages in enumerate(self.down):
             if level:
@@ -111,14 +115,7 @@ class Unet(nn.Module):
                 h = stage(torch.cat([h, skips.pop()], 1), embedding, noise)
             if skips:
                 h = self.grow[level](F.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
-        return self.outward(F.silu(self.norm(h)))
-
-
-def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with weights and bias of zero."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
+        return last_layer(self.outward, F.silu(self.norm(h)), self.exact)
 
 
 def modules(stages: nn.Module) -> Iterable[nn.Module]:

@@ -14,9 +14,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config
-from trainer.networks.attention import MapAttention, groups
+from trainer.networks.attention import MapAttention
+from trainer.networks.float32 import first_layer, last_layer
+from trainer.networks.normalisation import most_groups
+from trainer.networks.residual import zeroed
 from trainer.networks.residual_block import ConditionedBlock
-from trainer.networks.unet import zero
 from trainer.noise import Noise
 
 
@@ -54,11 +56,11 @@ class VdmUnet(nn.Module):
         self.before, self.after = block(width, "middle0"), block(width, "middle1")
         self.attention = MapAttention(width, config.heads)
         self.up = nn.ModuleList(block(2 * width, f"up{i}") for i in range(config.depth + 1))
-        self.norm = nn.GroupNorm(groups(width), width)
-        self.outward = zero(nn.Conv2d(width, outputs, 3, padding=1))
+        self.norm = most_groups(width)
+        self.outward = zeroed(nn.Conv2d(width, outputs, 3, padding=1))
 
     def forward(self, x: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
-        h = self.inward(x)
+        h = first_layer(self.inward, x)
         skips = [h]
         for block in self.down:
             h = block(h, embedding, noise)
@@ -66,5 +68,5 @@ class VdmUnet(nn.Module):
         h = self.after(self.attention(self.before(h, embedding, noise)), embedding, noise)
         for block in self.up:
             h = block(torch.cat([h, skips.pop()], 1), embedding, noise)
-        h = self.outward(F.silu(self.norm(h)))
+        h = last_layer(self.outward, F.silu(self.norm(h)), self.residual > 0)
         return x[:, : self.residual] + h if self.residual else h

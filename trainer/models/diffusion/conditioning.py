@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.models.base import Condition
+from trainer.networks.float32 import in_float32
 
 FREQUENCIES = 32  # of gamma, from one radian in 30 units to four radians a unit
 
@@ -71,7 +72,7 @@ class Conditioning(nn.Module):
     def forward(self, gamma: Tensor, condition: Condition) -> Tensor:
         """[B, width] from gamma [B] and `condition`; what is missing from that is not known."""
         angles = gamma[:, None] * self.frequencies.to(gamma.dtype)
-        embedding = self.level(torch.cat([angles.sin(), angles.cos()], 1))
+        embedding = in_float32(self.level, torch.cat([angles.sin(), angles.cos()], 1))
         for name, module in self.conditions.items():
             known = (condition or {}).get(name)
             if known is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainer.images import ImageSpec
 from trainer.networks.cells.base import Cells
 from trainer.networks.mlp import ACTIVATIONS, Activation
-from trainer.networks.residual import Layer, scale_down, zero
+from trainer.networks.residual import Layer, scale_down, zeroed
 
 
 class MlpCells(Cells):
@@ -36,9 +36,7 @@ class MlpCells(Cells):
         return self.bottom_up(width, side, depth)
 
     def head(self, inputs: int, width: int, outputs: int, side: int) -> nn.Module:
-        last = nn.Linear(inputs, outputs)
-        zero(last)
-        return nn.Sequential(ACTIVATIONS[self.activation](), last)
+        return nn.Sequential(ACTIVATIONS[self.activation](), zeroed(nn.Linear(inputs, outputs)))
 
     def output(self, spec: ImageSpec, width: int, channels: int) -> nn.Module:
         shape = (channels, spec.height, spec.width)

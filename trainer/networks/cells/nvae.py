@@ -12,7 +12,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from trainer.networks.cells.base import Cells
-from trainer.networks.residual import group_norm, scale_down, zero
+from trainer.networks.normalisation import wide_groups
+from trainer.networks.residual import scale_down, zeroed
 
 
 class NvaeCells(Cells):
@@ -26,19 +27,17 @@ class NvaeCells(Cells):
 
     def bottom_up(self, width: int, side: int, depth: int) -> nn.Module:
         last = nn.Conv2d(width, width, 3, padding=1)
-        layers = [group_norm(width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), group_norm(width), nn.SiLU()]
+        layers = [wide_groups(width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), wide_groups(width), nn.SiLU()]
         return self._cell(layers, last, width, depth)
 
     def top_down(self, width: int, side: int, depth: int) -> nn.Module:
         wide = self.expansion * width
-        layers = [group_norm(width), nn.Conv2d(width, wide, 1), group_norm(wide), nn.SiLU()]
-        layers += [nn.Conv2d(wide, wide, 5, padding=2, groups=wide), group_norm(wide), nn.SiLU()]
+        layers = [wide_groups(width), nn.Conv2d(width, wide, 1), wide_groups(wide), nn.SiLU()]
+        layers += [nn.Conv2d(wide, wide, 5, padding=2, groups=wide), wide_groups(wide), nn.SiLU()]
         return self._cell(layers, nn.Conv2d(wide, width, 1), width, depth)
 
     def head(self, inputs: int, width: int, outputs: int, side: int) -> nn.Module:
-        last = nn.Conv2d(inputs, outputs, 3, padding=1)
-        zero(last)
-        return nn.Sequential(nn.ELU(), last)
+        return nn.Sequential(nn.ELU(), zeroed(nn.Conv2d(inputs, outputs, 3, padding=1)))
 
     def _cell(self, layers: list[nn.Module], last: nn.Conv2d, width: int, depth: int) -> nn.Module:
         scale_down(last, depth)

@@ -8,7 +8,7 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from trainer.networks.cells.base import Cells
-from trainer.networks.residual import scale_down, zero
+from trainer.networks.residual import scale_down, zeroed
 
 
 class VdvaeCells(Cells):
@@ -28,9 +28,7 @@ class VdvaeCells(Cells):
         return self.bottom_up(width, side, depth)
 
     def head(self, inputs: int, width: int, outputs: int, side: int) -> nn.Module:
-        last = nn.Conv2d(self._inner(width), outputs, 1)
-        zero(last)
-        return bottleneck(inputs, last, side)
+        return bottleneck(inputs, zeroed(nn.Conv2d(self._inner(width), outputs, 1)), side)
 
     def _inner(self, width: int) -> int:
         return max(1, round(self.bottleneck * width))
