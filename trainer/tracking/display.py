@@ -1,47 +1,65 @@
-"""What a person sees of a running job: a progress bar on a terminal, plain lines in a log."""
+"""Progress of a running job: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tqdm import tqdm
 
 from trainer.distributed.ranks import rank
 
-LINE_SECONDS = 10.0  # in a log, at most one progress line in so many seconds
+BAR_SECONDS, LINE_SECONDS = 1.0, 30.0  # between two updates of the bar, and between two lines in a log
 
 
 def say_on_rank_zero(line: str) -> None:
-    """A line for the log, once, above a bar if there is one."""
+    """Print a line once, above a bar if there is one."""
     if rank() == 0:  # not by print, which Ray Train makes write twice
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
 
 class Display:
-    """Progress in images, with images/s, the bound and the time left; silent on all ranks but one."""
+    """Progress in images, with images/s, the bound and the time left; silent on all ranks but rank 0."""
 
-    def __init__(self, total: int, start: int):
-        self.total, self.start, self.shown = total, start, rank() == 0
-        self.began = time.monotonic()
-        self.last_line = self.began - LINE_SECONDS
-        on_terminal = self.shown and sys.stderr.isatty()
+    def __init__(self, total: int, start: int, clock: Callable[[], float] = time.monotonic):
+        self.total, self.start, self.clock = total, start, clock
+        on_terminal = rank() == 0 and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="img", unit_scale=True, disable=not on_terminal, leave=False)
+        self.every = BAR_SECONDS if on_terminal else LINE_SECONDS
+        self.began = clock()
+        self.next = self.began + self.every
+        self.figures = ""  # of the last row
+
+    def tick(self, images: int) -> None:
+        """A step has ended after `images` images. Shows progress if it is time; asks nothing of the device."""
+        if self.clock() >= self.next:
+            self._show(images)
 
     def update(self, images: int, row: Mapping[str, Any]) -> None:
-        """`images` have been seen; of the row of figures the bound is shown beside that."""
-        figures = _bound(row)
-        self.bar.update(images - self.bar.n)
-        self.bar.set_postfix_str(figures)
-        now = time.monotonic()
-        if self.shown and self.bar.disable and now - self.last_line >= LINE_SECONDS:
-            self.last_line = now
-            pace = (images - self.start) / max(now - self.began, 1e-9)
-            left = (self.total - images) / max(pace, 1e-9)
-            say_on_rank_zero(f"{images:,}/{self.total:,} images  {figures}  {pace:,.0f} images/s  {_clock(left)} left")
+        """A row of metrics: its bound is shown from now on. The first one is shown at once."""
+        first, self.figures = not self.figures, _bound(row)
+        if first:
+            self._show(images)
+        else:
+            self.tick(images)
+
+    def _show(self, images: int) -> None:
+        now = self.clock()
+        self.next = now + self.every
+        if not self.bar.disable:
+            self.bar.set_postfix_str(self.figures, refresh=False)
+            self.bar.update(images - self.bar.n)
+            return
+        seconds = max(now - self.began, 1e-9)
+        rate = (images - self.start) / seconds
+        left = (self.total - images) / max(rate, 1e-9)
+        parts = [f"{images:,}/{self.total:,} images", self.figures, f"{rate:,.0f} images/s"]
+        say_on_rank_zero(
+            "  ".join(part for part in [*parts, f"{_duration(seconds)} elapsed, {_duration(left)} left"] if part)
+        )
 
     def __enter__(self) -> Display:
         return self
@@ -56,7 +74,7 @@ def _bound(row: Mapping[str, Any]) -> str:
     return f"train {row['train/nats']:.2f} nats" if "train/nats" in row else "no finite bound"
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
