@@ -22,7 +22,7 @@ from jobs.cli import run
 from jobs.config.resolved import ResolvedRun, resolve
 from jobs.config.schema import RunConfig, load_config
 from jobs.errors import ConfigError
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from jobs.train_local import StopOnSignal
 from trainer.checkpoints.export import load
 from trainer.checkpoints.journal import read_metrics
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str]) -> int | None:
     entries = []
     for name, resolved in runs.items():
         print(f"--- {name}", flush=True)
-        with StopOnSignal() as should_stop:
-            finished = work(resolved.config, should_stop).finished
+        with StopOnSignal() as requests:
+            finished = train_rank(resolved.config, requests).finished
         if not finished:
             return 0
         entries.append(_entry(name, resolved, options.samples))
@@ -108,7 +108,6 @@ def _entry(name: str, resolved: ResolvedRun, samples: int) -> Entry:
     size = batch_size(config.trainer.micro_batch, config.trainer.batch, ranks=1)
     with evaluation_batches(config.data, held_out, batch=size, device=accelerator.device) as batches:
         evaluation = evaluate(model, batches, config.seed, samples)
-    assert evaluation is not None
     model.eval()
     noise = Noise(config.seed, "sample", torch.arange(2 * COLUMNS, device=accelerator.device))
     with torch.no_grad(), full_precision(accelerator.device):

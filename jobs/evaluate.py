@@ -64,7 +64,6 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
         result = evaluate(
             model, batches, settings["seed"], settings["samples"], settings["bound"], settings["precision"]
         )
-    assert result is not None
     check_left_out(config.data, index, result.images)
     report = {name: settings[name] for name in ("split", "bound", "samples", "steps", "seed", "precision")}
     report |= {"weights": loaded.weights, "images_seen": loaded.images, "conditional": result.conditional}

@@ -1,4 +1,4 @@
-"""Train on this machine without Ray: one process, or as many as torchrun starts.
+"""Train on this machine without Ray: one process, or the ranks that torchrun starts.
 
 python -m jobs.train_local CONFIG [key=value ...]
 torchrun --nproc-per-node 2 -m jobs.train_local CONFIG [key=value ...]
@@ -13,17 +13,20 @@ from types import FrameType
 
 from jobs.cli import run
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
+from trainer.distributed.requests import Requests
 
 
-class StopOnSignal:
-    """Inside the block notes SIGINT, SIGTERM and SIGUSR1 (Slurm's notice); a second Ctrl-C interrupts at once."""
+class StopOnSignal(Requests):
+    """Inside the block SIGINT, SIGTERM, SIGHUP and SIGUSR1 (Slurm's notice) request a stop; a second Ctrl-C interrupts
+    at once.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __enter__(self) -> StopOnSignal:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -32,23 +35,23 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
-    def __call__(self) -> bool:
-        return self.asked
+    def stop(self) -> bool:
+        return self.requested
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """Train; 0 also after a stop that was asked for and committed."""
+    """Train; exit code 0 also after a requested stop, which commits."""
     parser = argparse.ArgumentParser(prog="python -m jobs.train_local", description="Train on this machine.")
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, optim.lr=1e-4")
     parsed = parser.parse_args(arguments)
     config = load_config(parsed.config, parsed.overrides)
-    with StopOnSignal() as should_stop:
-        work(config, should_stop)
+    with StopOnSignal() as requests:
+        train_rank(config, requests)
     return 0
 
 

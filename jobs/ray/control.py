@@ -1,4 +1,4 @@
-"""Where the driver and the ranks of a Ray job leave word for one another."""
+"""The control actor of a Ray job: relays requests to stop and save, and fatal errors, between driver and ranks."""
 
 from __future__ import annotations
 
@@ -13,37 +13,35 @@ POLL_SECONDS = 0.5
 
 @ray.remote(num_cpus=0)
 class ControlActor:
-    """Holds the wishes to stop and to save (driver to ranks), how many ranks there are and what a person must mend
-    (ranks to driver).
-    """
+    """Relays requests to stop and to save (driver to ranks), the number of ranks and fatal errors (ranks to driver)."""
 
     def __init__(self) -> None:
         self.stop = False
-        self.saves = 0  # how often a save has been asked for
-        self.ranks = 0  # that train now
+        self.saves = 0  # requests so far
+        self.ranks = 0  # training now
         self.failure: Exception | None = None
 
     def request_stop(self) -> None:
-        """Every rank is to commit and leave."""
+        """Make every rank commit and exit."""
         self.stop = True
 
     def request_save(self) -> None:
-        """The ranks are to commit soon, and go on."""
+        """Make the ranks commit soon, and continue."""
         self.saves += 1
 
-    def asked(self) -> tuple[bool, int]:
-        """Whether to stop, and how often a save has been asked for."""
+    def requests(self) -> tuple[bool, int]:
+        """Whether to stop, and how many saves were requested so far."""
         return self.stop, self.saves
 
     def report_ranks(self, ranks: int) -> None:
-        """So many ranks begin to train."""
+        """`ranks` ranks start training."""
         self.ranks = ranks
 
     def reported_ranks(self) -> int:
         return self.ranks
 
     def report_failure(self, failure: Exception) -> None:
-        """The run cannot go on until somebody mends it; the first word counts."""
+        """A user error ends the run; the first one counts."""
         self.failure = self.failure or failure
 
     def reported_failure(self) -> Exception | None:
@@ -51,28 +49,25 @@ class ControlActor:
 
 
 class ControlPoller:
-    """What the driver asks of a rank: a thread looks at the desk now and then, so that the loop never waits for it."""
+    """The driver's requests, polled by a thread, so that the training loop never waits for the actor."""
 
-    def __init__(self, desk: ActorHandle):
+    def __init__(self, control: ActorHandle):
         self.stop = False
-        self.saves = 0  # asked for and not yet taken
-        threading.Thread(target=self._watch, args=(desk,), daemon=True).start()
+        self.saves = 0  # requested and not taken yet
+        threading.Thread(target=self._watch, args=(control,), daemon=True).start()
 
-    def should_stop(self) -> bool:
-        return self.stop
-
-    def should_save(self) -> bool:
-        """True once for every request."""
+    def take_save(self) -> bool:
+        """Whether a save was requested since the last call."""
         wanted, self.saves = self.saves > 0, 0
         return wanted
 
-    def _watch(self, desk: ActorHandle) -> None:
+    def _watch(self, control: ActorHandle) -> None:
         taken: int | None = None
         asked: int
         while not self.stop:
             try:
-                self.stop, asked = ray.get(desk.asked.remote())
-            except ray.exceptions.RayError:  # the driver is gone, and the desk with it
+                self.stop, asked = ray.get(control.requests.remote())
+            except ray.exceptions.RayError:  # the driver is gone, and the actor with it
                 return
             self.saves += asked - (asked if taken is None else taken)
             taken = asked

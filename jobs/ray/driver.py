@@ -1,4 +1,4 @@
-"""The driver of a Ray job: launches the ranks, hands on the wish to stop, tells what went wrong."""
+"""The driver of a Ray job: launches the ranks, relays requests to stop or save, reports fatal errors."""
 
 from __future__ import annotations
 
@@ -21,45 +21,47 @@ from jobs.config.schema import RunConfig
 from jobs.ray.control import POLL_SECONDS, ControlActor, ControlPoller
 from jobs.ray.metrics import RayMetricsTracker
 from jobs.ray.storage import as_ray_sees
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from trainer.checkpoints.lineage import Commit
 from trainer.distributed.device import MARGIN
 from trainer.distributed.ranks import rank, world_size
+from trainer.distributed.requests import Requests
+from trainer.training.events import Listener
 
-PREEMPTION_SECONDS = 600.0  # a machine that was to go and is still there after so long stays
+PREEMPTION_SECONDS = 600.0  # after a notice of pre-emption; a machine that is still there is kept
 FAREWELL_SECONDS = 60.0
-GROWTH_SECONDS = 5.0  # between looks for room, and between the commits before Ray makes use of it
-RESIZE_SECONDS = 30.0  # between Ray's looks for more machines
+GROWTH_SECONDS = 5.0  # between two checks for free resources, and between the commits before Ray uses them
+RESIZE_SECONDS = 30.0  # between Ray's own checks for more machines
 
 
 def train(config: RunConfig) -> None:
-    """Run the job on the Ray that this process is connected to. SIGINT and SIGTERM make it commit and leave.
+    """Train on the Ray cluster that this process is connected to. SIGINT and SIGTERM make the run commit and exit.
 
-    Raises ConfigError, DataError, StorageError or TrainingError in one line, whichever rank found it.
+    Raises ConfigError, DataError, StorageError or TrainingError in one line, whichever rank raised it.
     """
-    # Beside this process, as Ray's controller: it must not be lost with a machine of the ranks.
+    # On the driver's node, like Ray's controller: it must not be lost with a machine of the ranks.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    desk = ControlActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    # Ray takes a checkpoint for its own only below its experiment's folder, which therefore is the run folder.
+    control = ControlActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    # Ray accepts a checkpoint only below its experiment's folder, which therefore is the run folder.
     above, _, name = config.run.rpartition("/")
     filesystem, above = as_ray_sees(above)
     trainer = TorchTrainer(
         _rank,
-        train_loop_config={"config": config.model_dump(mode="json"), "desk": desk},
+        train_loop_config={"config": config.model_dump(mode="json"), "control": control},
         torch_config=TorchConfig(timeout_s=round(config.trainer.hang_timeout + MARGIN)),
         scaling_config=_scaling(config),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=above,
             storage_filesystem=filesystem,
-            # pre-emptions have a budget of their own, without end
+            # pre-emptions have their own budget, unlimited
             failure_config=FailureConfig(
                 max_failures=config.ray.max_failures,
                 max_preemption_failures=-1,  # type: ignore[call-arg]
             ),
         ),
     )
-    # Ray's fit() takes SIGINT for itself when it runs in the main thread; there our own handlers stay.
+    # Ray's fit() handles SIGINT itself when it runs in the main thread; in another one our handlers stay.
     outcome: list[BaseException | None] = []
 
     def launch() -> None:
@@ -70,89 +72,96 @@ def train(config: RunConfig) -> None:
             outcome.append(error)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: desk.request_stop.remote())
+        signal.signal(number, lambda number, frame: control.request_stop.remote())
     thread = threading.Thread(target=launch, daemon=True)
     thread.start()
-    growth = Growth(config, desk)
+    growth = Growth(config, control)
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        # What only a person can mend is told at once, instead of being tried again and again.
-        if failure := ray.get(desk.reported_failure.remote()):
+        # A user error ends the run at once: restarting the ranks would only repeat it.
+        if failure := ray.get(control.reported_failure.remote()):
             raise failure
         if growth.is_near():
-            desk.request_save.remote()
+            control.request_save.remote()
     if error := outcome[0]:
         raise error
 
 
 def _rank(settings: dict[str, Any]) -> None:
-    """One rank, in a process that Ray has joined to the others."""
-    desk: ActorHandle = settings["desk"]
+    """One rank, in a process that Ray has joined to the process group."""
+    control: ActorHandle = settings["control"]
     try:
         config = RunConfig.model_validate(settings["config"])
-        wishes, preemption = ControlPoller(desk), Preemption()
+        requests = RayRequests(ControlPoller(control))
+        listeners: list[Listener] = [CommitReport(config.run)]
         if rank() == 0:
-            ray.get(desk.report_ranks.remote(world_size()))
-        work(
-            config,
-            should_stop=wishes.should_stop,
-            should_save=wishes.should_save,
-            notice=preemption.is_near,
-            on_commit=lambda commit: _tell_ray(config.run, commit),
-            more_trackers=[RayMetricsTracker(config.run.rsplit("/", 1)[-1])],
-        )
-        if preemption.noticed and not wishes.stop:
-            # To return would end the run. Ray takes the ranks down when the machine goes and starts them elsewhere.
+            ray.get(control.report_ranks.remote(world_size()))
+            listeners.append(RayMetricsTracker(config.run.rsplit("/", 1)[-1]))
+        train_rank(config, requests, listeners)
+        if requests.preempted and not requests.stop():
+            # Returning would end the run. Ray stops the ranks when the machine goes, and starts them elsewhere.
             time.sleep(PREEMPTION_SECONDS)
-            raise RuntimeError("the machine whose end was announced is still there; starting again")
+            raise RuntimeError("the machine announced as pre-empted is still there; restarting")
     except UnavailableError:
-        raise  # a store that is away may come back: Ray starts the ranks again
+        raise  # the store may come back: Ray restarts the ranks
     except USER_ERRORS as error:
-        ray.get(desk.report_failure.remote(error))
-        time.sleep(FAREWELL_SECONDS)  # the driver says it and ends us; what we raise would be a traceback in its log
+        ray.get(control.report_failure.remote(error))
+        time.sleep(FAREWELL_SECONDS)  # the driver reports it and ends us; raising would add a traceback to its log
         raise
 
 
-class Preemption:
-    """Ray's notice that the machine of a rank will be taken away."""
+class RayRequests(Requests):
+    """What the driver asks of a rank, and Ray's notices of pre-emption."""
 
-    def __init__(self) -> None:
-        self.noticed = False
+    def __init__(self, control: ControlPoller):
+        self.control = control
+        self.preempted = False
 
-    def is_near(self) -> bool:
-        """A barrier of all ranks."""
-        self.noticed = self.noticed or ray.train.get_preemption_info() is not None
-        return self.noticed
+    def stop(self) -> bool:
+        return self.control.stop
+
+    def save(self) -> bool:
+        return self.control.take_save()
+
+    def notice(self) -> bool:
+        """Whether the machine of any rank is about to be taken away; a barrier of all ranks."""
+        self.preempted = self.preempted or ray.train.get_preemption_info() is not None
+        return self.preempted
+
+
+class CommitReport(Listener):
+    """Registers every commit with Ray, which neither writes nor reads it; a barrier of all ranks."""
+
+    def __init__(self, run_url: str):
+        self.run_url = run_url
+
+    def on_commit(self, commit: Commit) -> None:
+        filesystem, folder = as_ray_sees(join(self.run_url, "checkpoints", commit.name))
+        ray.train.report(
+            {"images": commit.images},
+            checkpoint=Checkpoint(path=folder, filesystem=filesystem),
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
 
 
 class Growth:
-    """Looks whether an elastic run is about to be started again with more ranks, so that it commits before."""
+    """Notices that an elastic run is about to be restarted with more ranks, so that it can commit first."""
 
-    def __init__(self, config: RunConfig, desk: ActorHandle):
+    def __init__(self, config: RunConfig, control: ActorHandle):
         self.most: int = 0 if isinstance(config.ray.workers, int) else config.ray.workers[1]
-        self.desk, self.needed = desk, _resources(config)
+        self.control, self.needed = control, _resources(config)
         self.looked = time.monotonic()
 
     def is_near(self) -> bool:
-        """Whether there is room for another rank; asked again only after a while."""
+        """Whether the cluster has room for another rank; checked every GROWTH_SECONDS."""
         if not self.most or time.monotonic() < self.looked + GROWTH_SECONDS:
             return False
         self.looked = time.monotonic()
-        ranks: int = ray.get(self.desk.reported_ranks.remote())  # type: ignore[assignment]
+        ranks: int = ray.get(self.control.reported_ranks.remote())  # type: ignore[assignment]
         if not 0 < ranks < self.most:
             return False
         free = ray.available_resources()
         return all(free.get(name, 0) >= count for name, count in self.needed.items())
-
-
-def _tell_ray(run_url: str, commit: Commit) -> None:
-    """Register a commit that we wrote ourselves; a barrier of all ranks."""
-    filesystem, folder = as_ray_sees(join(run_url, "checkpoints", commit.name))
-    ray.train.report(
-        {"images": commit.images},
-        checkpoint=Checkpoint(path=folder, filesystem=filesystem),
-        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-    )
 
 
 def _scaling(config: RunConfig) -> ScalingConfig:
@@ -167,7 +176,7 @@ def _scaling(config: RunConfig) -> ScalingConfig:
 
 
 def _resources(config: RunConfig) -> dict[str, float]:
-    """What a rank takes."""
+    """The resources of a rank."""
     gpus = config.ray.gpus_per_worker
     if gpus is None:
         gpus = int(ray.cluster_resources().get("GPU", 0) > 0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from trainer.tracking.trackers import Tracker
+from trainer.training.data import Row
+from trainer.training.events import Listener, Pictures
 
 
-class RayMetricsTracker(Tracker):
+class RayMetricsTracker(Listener):
     """Every figure of a row as a gauge `lowerbound_NAME`, labelled with the run. For use inside a Ray worker."""
 
     def __init__(self, run_name: str):
@@ -18,7 +19,7 @@ class RayMetricsTracker(Tracker):
         self._labels = {"run": run_name}
         self._gauges: dict[str, Any] = {}
 
-    def log(self, row: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    def on_row(self, row: Row, pictures: Pictures) -> None:
         for name, value in row.items():
             if isinstance(value, int | float):
                 self._gauge(name).set(float(value), tags=self._labels)

@@ -43,11 +43,11 @@ class Ledger:
             self.images = max((row["images"] for row in rows if "data/epoch" in row), default=0)
             self.entries = [Quarantined(**entry) for row in rows for entry in row.get("quarantined", [])]
 
-    def __call__(self, images: int) -> dict[str, Any]:
+    def row(self, images: int) -> dict[str, Any]:
         """The figures after `images` images; asked on every rank at the same step."""
         return self._row(images, self._fresh())
 
-    def closing(self, images: int) -> dict[str, Any]:
+    def unreported(self, images: int) -> dict[str, Any]:
         """The same if an image has been quarantined since the last row, which a commit must not lose; else nothing."""
         fresh = self._fresh()
         return self._row(images, fresh) if fresh else {}

@@ -1,157 +1,148 @@
-"""What runs on each rank, whoever launched it: python, torchrun or Ray."""
+"""Trains one rank of a run, whoever launched it: python, torchrun or Ray."""
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
-from datasets.loading.loader import Batch, Batches, evaluation_batches, training_batches
 from jobs.config.resolved import resolve
 from jobs.config.resume import check_resume, fingerprint
 from jobs.config.schema import RunConfig, to_yaml
-from jobs.errors import ConfigError
-from jobs.run.ledger import Ledger, check_left_out
+from jobs.run.data import RunData
 from trainer.checkpoints.checkpointer import Checkpoints
-from trainer.checkpoints.export import FINAL, describe
-from trainer.checkpoints.lineage import Commit
+from trainer.checkpoints.export import FINAL, describe, write_model
+from trainer.checkpoints.journal import read_metrics
 from trainer.checkpoints.staging import State
 from trainer.checkpoints.warm_start import warm_start
 from trainer.checkpoints.weights import in_words
 from trainer.distributed.device import make_accelerator
 from trainer.distributed.ranks import on_rank_zero, rank, world_size
+from trainer.distributed.requests import Requests
 from trainer.errors import DivergedError
-from trainer.images import ImageSpec
 from trainer.models.base import Model
 from trainer.tracking.display import say_on_rank_zero
-from trainer.tracking.trackers import PictureFolder, Tracker, WandbTracker, lacks_rows
-from trainer.training.evaluation import Evaluation, batch_size
-from trainer.training.loop import Job, Outcome, fit
+from trainer.tracking.trackers import PictureFolder, WandbTracker, lacks_rows
+from trainer.training.events import Events, Listener
+from trainer.training.loop import Outcome, fit
+from trainer.training.state import TrainState
+
+NOTHING = Requests()
 
 
-def work(
-    config: RunConfig,
-    should_stop: Callable[[], bool] = lambda: False,
-    should_save: Callable[[], bool] = lambda: False,
-    notice: Callable[[], bool] | None = None,
-    on_commit: Callable[[Commit], None] = lambda commit: None,
-    more_trackers: Sequence[Tracker] = (),
-) -> Outcome:
-    """Train this rank's share of the run, from its newest commit to its budget or until a stop is asked for.
-
-    The callables are those of `Job` and of `Checkpoints`; `more_trackers` get the figures too, on rank 0.
+def train_rank(config: RunConfig, requests: Requests = NOTHING, listeners: Sequence[Listener] = ()) -> Outcome:
+    """Train this rank of the run, from its newest commit to its budget or until a stop is requested.
 
     Raises ConfigError, DataError, StorageError or TrainingError in one line.
     """
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    accelerator = make_accelerator(config.trainer.precision, config.trainer.hang_timeout)
     if ended := finished(config):
         return ended
-    run, say = Storage(config.run), say_on_rank_zero
-    resolved = resolve(config)
-    config, index, held_out, spec = resolved.config, resolved.index, resolved.held_out, resolved.spec
-    if mixed := index.mixed_colours:
-        say(f"warning: {mixed}")
-    model = _model(config, spec)
-    description = describe(config.model, spec)
+    return TrainingRun(config, requests, listeners).train()
 
-    def training(images: int) -> Batches:
-        batches = training_batches(
-            config.data,
-            index,
-            seed=config.seed,
-            batch=config.trainer.batch,
-            ranks=world_size(),
-            rank=rank(),
-            start=images,
-            micro_batch=config.trainer.micro_batch,
-            device=accelerator.device,
-        )
-        say(batches.describe())
-        ledger.follow(batches, images)
-        return batches
 
-    ledger = Ledger(config.data, index, run)
+class TrainingRun:
+    """What stays the same over the attempts that this process makes at a run: two, where the first one diverges."""
 
-    def validation() -> Iterable[Batch]:
-        assert held_out is not None
-        return evaluation_batches(
-            config.data,
-            held_out,
-            batch=batch_size(config.trainer.micro_batch, config.trainer.batch, world_size()),
-            ranks=world_size(),
-            rank=rank(),
-            device=accelerator.device,
+    def __init__(self, config: RunConfig, requests: Requests, listeners: Sequence[Listener]):
+        if config.trainer.threads:
+            torch.set_num_threads(config.trainer.threads)
+        self.accelerator = make_accelerator(config.trainer.precision, config.trainer.hang_timeout)
+        self.resolved = resolved = resolve(config)
+        self.config = config = resolved.config
+        if mixed := resolved.index.mixed_colours:
+            say_on_rank_zero(f"warning: {mixed}")
+        self.fingerprint = fingerprint(resolved)
+        self.description = describe(config.model, resolved.spec)
+        self.run = Storage(config.run)
+        self.data = RunData(resolved, self.run, self.accelerator.device)
+        self.requests = requests
+        self.events = Events([*listeners, self.data], say_on_rank_zero)
+        self.checkpointer = Checkpoints(
+            config.run, config.trainer.checkpoints, say_on_rank_zero, self.events.before_commit, self.events.commit
         )
 
-    def evaluated(evaluation: Evaluation) -> None:
-        assert held_out is not None
-        check_left_out(config.data, held_out, evaluation.images)
+    def train(self) -> Outcome:
+        """Train; where the run diverges, once more from its last good commit."""
+        with self.events.listening():
+            try:
+                outcome = self._attempt()
+            except DivergedError as error:
+                reason = error.with_traceback(None)  # which would keep the failed attempt's tensors alive
+                outcome = None
+            if outcome is None:
+                guard, batch = self.config.trainer.guard, self.config.trainer.batch
+                self.checkpointer.roll_back(reason, reason.steps * batch, guard.rollback_lr)
+                self._release_memory()
+                outcome = self._attempt()
+        if outcome.finished:
+            say_on_rank_zero(f"finished after {outcome.images:,} images. {_where_to_look(self.run)}")
+        else:
+            say_on_rank_zero(f"stopped and committed after {outcome.images:,} images; the same command resumes the run")
+        return outcome
 
-    def check(state: State) -> None:
-        for line in check_resume(resolved, state["fingerprint"], state["progress"]["images"]):
-            say(line)
+    def _attempt(self) -> Outcome:
+        config, checkpointer = self.config, self.checkpointer
+        model = self.resolved.build_model()
+        if config.trainer.compile:
+            model.compile()
+        say_on_rank_zero(f"{_count(model):,} parameters on {self.accelerator.device.type} x {world_size()}")
+        saved = checkpointer.begin(self._check)
+        if saved is None and config.init_from:
+            warm_start(model, config.init_from, config.init_weights)
+            say_on_rank_zero(f"initial weights ({in_words(config.init_weights)}) from {config.init_from}")
+        state = TrainState.create(model, config.trainer, config.optim, self.accelerator, config.seed, self.fingerprint)
+        state.noise_salt, state.lr_factor = checkpointer.noise_salt, checkpointer.lr_factor
+        if saved is not None:
+            state.restore(saved)
+            state.evaluation_owed &= not self._is_evaluated(state.images)
+            say_on_rank_zero(f"resuming after {state.images:,} images")
+        del saved
+        on_rank_zero(self._write_configuration)
+        self._start_trackers()
+        self.events.rows = []  # a failed attempt leaves some
+        self.events.common = {"restarts": checkpointer.restarts, "rollbacks": state.noise_salt}
+        outcome = fit(state, config.trainer, self.data, checkpointer, self.events, self.requests, self.accelerator)
+        if outcome.finished:  # also where an earlier process ended between its last commit and this
+            tensors = state.averaged()
+            facts = {"images_seen": outcome.images, "weights": "ema", "fingerprint": self.fingerprint}
+            on_rank_zero(lambda: write_model(self.run.folder(FINAL), self.description | facts, tensors))
+        return outcome
 
-    trackers: list[Tracker] = []
+    def _check(self, saved: State) -> None:
+        """Raises TrainingError if the run was started with other settings, or on other data."""
+        for line in check_resume(self.resolved, saved["fingerprint"], saved["progress"]["images"]):
+            say_on_rank_zero(line)
 
-    def prepare() -> None:
-        run.write("config.yaml", to_yaml(config).encode())
-        run.write("model.json", json.dumps(description, indent=1).encode())
-        if not trackers:
-            trackers.extend([*_trackers(config, run, say), *more_trackers])
+    def _write_configuration(self) -> None:
+        self.run.write("config.yaml", to_yaml(self.config).encode())
+        self.run.write("model.json", json.dumps(self.description, indent=1).encode())
 
-    def before_commit() -> None:
-        for tracker in trackers:
-            tracker.commit()
+    def _start_trackers(self) -> None:
+        """Once it is certain that this process may continue the run; on rank 0 only."""
+        if rank() == 0 and not any(isinstance(listener, PictureFolder) for listener in self.events.listeners):
+            self.events.listeners += trackers(self.config, self.run)
 
-    checkpoints = Checkpoints(config.run, config.trainer.checkpoints, say, before_commit, on_commit)
-    say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {accelerator.device.type} x {world_size()}")
-    job = Job(
-        model=model,
-        config=config.trainer,
-        optim=config.optim,
-        seed=config.seed,
-        training=training,
-        validation=validation if held_out else None,
-        checkpoints=checkpoints,
-        description=description,
-        fingerprint=fingerprint(resolved),
-        check=check,
-        warm_start=lambda model: _warm_start(config, model),
-        prepare=lambda: on_rank_zero(prepare),  # so that only rank 0 has trackers
-        figures=ledger,
-        closing=ledger.closing,
-        evaluated=evaluated,
-        trackers=trackers,
-        should_stop=should_stop,
-        should_save=should_save,
-        notice=notice,
-    )
-    try:
-        try:
-            outcome = fit(job, accelerator)
-        except DivergedError as reason:
-            checkpoints.roll_back(reason, reason.steps * config.trainer.batch, config.trainer.guard.rollback_lr)
-            outcome = fit(replace(job, model=_model(config, spec)), accelerator)
-    finally:
-        for tracker in trackers:
-            tracker.finish()
-    if outcome.finished:
-        say(f"finished after {outcome.images:,} images. {_where_to_look(run)}")
-    else:
-        say(f"stopped after {outcome.images:,} images, committed; the same command goes on from there")
-    return outcome
+    def _is_evaluated(self, images: int) -> bool:
+        """Whether the evaluation at `images` is in the metrics: an extended run was finished with it."""
+        rows = on_rank_zero(lambda: [row for row in read_metrics(self.run) if row["images"] == images])
+        return any("evaluation/seconds" in row for row in rows)
+
+    def _release_memory(self) -> None:
+        """Free the failed attempt's model, optimizer and averages before the next attempt allocates its own."""
+        self.accelerator.free_memory()
+        gc.collect()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def finished(config: RunConfig) -> Outcome | None:
-    """The end of a run that has nothing left to train, said; None where there is something to do.
+    """The outcome of a run that has nothing left to train; None where there is something to do.
 
-    Raises TrainingError if the run folder is that of another run.
+    Raises TrainingError if the run folder is another run's.
     """
     run = Storage(config.run)
     try:
@@ -167,35 +158,23 @@ def finished(config: RunConfig) -> Outcome | None:
     return Outcome(images, True, None)
 
 
-def _model(config: RunConfig, spec: ImageSpec) -> Model:
-    """With the initial weights, the same on every rank."""
-    torch.manual_seed(config.seed)
-    try:
-        model = config.model.build(spec)
-    except ValueError as error:
-        raise ConfigError(f"model.{error}") from error
-    if config.trainer.compile:
-        model.compile()
-    return model
-
-
-def _warm_start(config: RunConfig, model: Model) -> None:
-    if config.init_from:
-        warm_start(model, config.init_from, config.init_weights)
-        say_on_rank_zero(f"begins with the weights ({in_words(config.init_weights)}) of {config.init_from}")
-
-
-def _trackers(config: RunConfig, run: Storage, say: Callable[[str], None]) -> tuple[Tracker, ...]:
+def trackers(config: RunConfig, run: Storage) -> list[Listener]:
+    """The listeners of rank 0."""
     if config.tracking.mode == "off":
-        return (PictureFolder(run),)
-    return PictureFolder(run), WandbTracker(run, config.tracking, config.model_dump(mode="json"), say)
+        return [PictureFolder(run)]
+    settings = config.model_dump(mode="json")
+    return [PictureFolder(run), WandbTracker(run, config.tracking, settings, say_on_rank_zero)]
 
 
 def _catch_up(config: RunConfig, run: Storage) -> None:
-    """Send W&B what it lacks of a finished run."""
+    """Send W&B the rows of a finished run that it is missing."""
     if config.tracking.mode != "off" and lacks_rows(run):
-        for tracker in _trackers(config, run, say_on_rank_zero):
+        for tracker in trackers(config, run):
             tracker.finish()
+
+
+def _count(model: Model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _where_to_look(run: Storage) -> str:

@@ -27,8 +27,10 @@ import yaml
 
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.distributed.requests import Requests
+from trainer.training.events import Listener
 
 NEVER = 1 << 40
 WARM_UP = 5  # steps
@@ -102,22 +104,27 @@ def measure(asked: argparse.Namespace) -> dict[str, float]:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             peak = max(peak, pages * os.sysconf("SC_PAGE_SIZE"))
 
-    def should_stop() -> bool:
-        times.append((time.perf_counter(), CLOCKS[asked.clock]()))
-        if len(times) > WARM_UP and times[-1][0] - times[WARM_UP][0] > asked.seconds:
-            over.set()  # the commit at the end is no part of it
-        return over.is_set()
+    class Measured(Requests):
+        def save(self) -> bool:
+            nonlocal saved
+            times.append((time.perf_counter(), CLOCKS[asked.clock]()))
+            now = times[-1][0]
+            if len(times) > WARM_UP and now - times[WARM_UP][0] > asked.seconds:
+                over.set()  # the commit at the end is no part of it
+            if asked.one == "without" or len(times) <= WARM_UP or now - saved < asked.every:
+                return False
+            saved = now
+            return True
 
-    def should_save() -> bool:
-        nonlocal saved
-        now = times[-1][0]
-        if asked.one == "without" or len(times) <= WARM_UP or now - saved < asked.every:
-            return False
-        saved = now
-        return True
+        def stop(self) -> bool:
+            return over.is_set()
+
+    class Commits(Listener):
+        def on_commit(self, commit: Commit) -> None:
+            commits.append(commit)
 
     threading.Thread(target=watch, daemon=True).start()
-    work(load_config(str(path)), should_stop, should_save, on_commit=commits.append)
+    train_rank(load_config(str(path)), Measured(), [Commits()])
     files = Lineage(Storage(str(run))).manifest(commits[-1]).files.values()
     pace = (len(times) - 1 - WARM_UP) / (times[-1][1] - times[WARM_UP][1])
     return {"pace": pace, "state": sum(file.bytes for file in files), "peak": peak, "commits": len(commits) - 1}

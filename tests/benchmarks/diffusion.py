@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.diffusion [--peers PYTHON] [--rounds 5] [--steps 4] [--channels 64] [--batch 16]
 
-Ours is the whole of `jobs.run.training.work`: shards read and decoded, averaged weights, guard, figures. Theirs are
-their own loops with images in memory (diffusion_peers.py). All have a U-Net for 32x32 colour images, the same loss (the
-squared error of eps), batch and precision (float32), and one thread. The systems take turns; each round gives a ratio
-of times a step, and the median is the result.
+Ours is the whole of `jobs.run.training.train_rank`: shards read and decoded, averaged weights, guard, figures. Theirs
+are their own loops with images in memory (diffusion_peers.py). All have a U-Net for 32x32 colour images, the same loss
+(the squared error of eps), batch and precision (float32), and one thread. The systems take turns; each round gives a
+ratio of times a step, and the median is the result.
 
 Measured (2026-11-24, 2 CPU cores at a load of 5, --clock cpu --rounds 6 --steps 2): 0.979 (0.880 to 1.002) of
 diffusers' time, 6.95 million parameters each; 0.933 (0.905 to 1.001) of denoising-diffusion-pytorch's, 6.95 million
@@ -29,7 +29,7 @@ from datasets.packing.pack import pack
 from datasets.packing.sources.source import Example, InMemory
 from datasets.shards.index import Meta
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.benchmarks.turns import Served, System, compared
 from tests.testbed.processes import REPOSITORY
 from trainer.images import ImageSpec
@@ -122,7 +122,7 @@ def ours(peer: str, channels: int, batch: int) -> None:
         config = load_config(str(path))
         with torch.device("meta"):
             parameters = sum(p.numel() for p in config.model.build(ImageSpec(*Noisy.meta.format[:5])).parameters())
-        work(config, served.between_steps(parameters=parameters))
+        train_rank(config, served.between_steps(parameters=parameters))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from datasets.packing.pack import pack
 from datasets.packing.sources.digits import Digits
 from datasets.shards.index import Index
 from jobs.config.schema import RunConfig, load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.benchmarks.turns import Served, System, compared
 from trainer.checkpoints.journal import read_metrics
 from trainer.images import ImageSpec
@@ -95,7 +95,7 @@ def config_in(folder: str, name: str, options: argparse.Namespace) -> RunConfig:
 
 def our_loop(config: RunConfig, batch: int) -> None:
     """Serve: the whole of `work`, as a command runs it."""
-    work(config, Served().between_steps())
+    train_rank(config, Served().between_steps())
 
 
 def bare_loop(config: RunConfig, batch: int) -> None:

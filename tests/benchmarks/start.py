@@ -41,14 +41,15 @@ from datasets.reading.transform import output_format
 from trainer.images import ImageSpec
 config.model.build(ImageSpec(*output_format(config.data, index)[:5]))
 lap("ours: the model")
-class FirstStep:
+from trainer.distributed.requests import Requests
+class FirstStep(Requests):
     asked = False
-    def __call__(self):
+    def stop(self):
         if not self.asked:
             lap("ours: the rest, to the end of the first step")
         self.asked = True
         return True
-jobs.train_local.work(config, FirstStep())
+jobs.train_local.train_rank(config, FirstStep())
 """
 
 # What a submitted job prints when a part of the way lies behind it.

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trainer.distributed.requests import Requests
+
 
 class Served:
     """The serving side. Whatever the system prints goes to standard error."""
@@ -38,22 +40,29 @@ class Served:
             steps(count)
             self.say(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
 
-    def between_steps(self, **facts: Any) -> Callable[[], bool]:
-        """The same for a loop that asks after every step whether to stop: `should_stop` of our own."""
-        left, wall, cpu = 1, 0.0, 0.0
+    def between_steps(self, **facts: Any) -> BetweenSteps:
+        """The same for our own loop, which asks for requests after every step."""
+        return BetweenSteps(self, facts)
 
-        def should_stop() -> bool:
-            nonlocal left, wall, cpu
-            left -= 1
-            if left:
-                return False
-            took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-            self.say(**(took if wall else facts))
-            left = self.asked() or 0
-            wall, cpu = time.perf_counter(), time.process_time()
-            return not left
 
-        return should_stop
+class BetweenSteps(Requests):
+    """Takes turns where the loop asks whether to save, which it does exactly once a step."""
+
+    def __init__(self, served: Served, facts: dict[str, Any]):
+        self.served, self.facts = served, facts
+        self.left, self.wall, self.cpu = 1, 0.0, 0.0
+
+    def save(self) -> bool:
+        self.left -= 1
+        if not self.left:
+            took = {"wall": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
+            self.served.say(**(took if self.wall else self.facts))
+            self.left = self.served.asked() or 0
+            self.wall, self.cpu = time.perf_counter(), time.process_time()
+        return False
+
+    def stop(self) -> bool:
+        return not self.left
 
 
 def compared(systems: Sequence[System], warm_up: int, rounds: int, steps: int, clock: str) -> list[list[float]]:

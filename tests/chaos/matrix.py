@@ -71,7 +71,7 @@ class Bench:
                 death = Death("step", place, rank=self.draw.randrange(ranks), signal=signal.SIGTERM)
                 # slowly: the ranks ask one another whether to stop four times a second
                 status = Launch(config, folder, ranks, death, pace=0.05).wait()
-                harms += logs(folder).count("stopped after") > number
+                harms += logs(folder).count("stopped and committed after") > number
                 if status != [0] * ranks:
                     wrong.append(f"SIGTERM ended it with {status}")
             wrong += self._ended(config, folder, ranks, reference)

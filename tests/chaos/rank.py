@@ -73,10 +73,10 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
 
     A line is the images trained before, the time (seconds since 1970) and the batch's positions.
     """
-    from jobs.run import training as worker
+    from jobs.run import data
     from trainer.checkpoints.checkpointer import Checkpoints
 
-    begin, batches, attempt = Checkpoints.begin, worker.training_batches, [0]
+    begin, batches, attempt = Checkpoints.begin, data.training_batches, [0]
 
     @functools.wraps(begin)
     def begin_and_note(self: Any, check: Any) -> Any:
@@ -105,7 +105,7 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
         return loaded
 
     Checkpoints.begin = begin_and_note  # type: ignore[method-assign]
-    worker.training_batches = traced  # type: ignore[assignment]
+    data.training_batches = traced  # type: ignore[assignment]
 
 
 def prepare(death: Death, mark: Path | None = None) -> None:

@@ -62,7 +62,7 @@ class RayBench:
                 job.until(place)
                 job.signal(number)
                 status = job.wait()
-                harms += status == -number or "stopped after" in logs(folder)
+                harms += status == -number or "stopped and committed after" in logs(folder)
                 if number == signal.SIGTERM and status:
                     wrong.append(f"{folder.name}: SIGTERM ended it with {status}: {logs(folder)[-300:]}")
             wrong += self._end(RayJob(self.bed, plan(config, folder, workers)), reference, workers)

@@ -53,8 +53,9 @@ def rank_in_harm(plan: Plan, settings: dict[str, Any]) -> None:
 
 def main() -> None:
     from jobs import cli, train
+    from jobs.ray import cluster
 
-    os.environ.update({name: value for name, value in train.PATIENCE.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in cluster.PATIENCE.items() if name not in os.environ})
     from jobs.ray import driver
 
     plan = Plan.read(Path(sys.argv[1]))

@@ -158,10 +158,10 @@ def test_a_run_is_submitted_followed_stopped_continued_and_loses_a_host(
         assert f"first: stopped; newest commit after {first.images:,} images" in stopped.stdout
         followed = job.wait(PATIENCE)
     assert followed.status == 0
-    assert f"stopped after {first.images:,} images, committed" in followed.stdout
+    assert f"stopped and committed after {first.images:,} images" in followed.stdout
     assert "never-to-be-seen" not in followed.stdout + followed.stderr
 
-    # plain `ray job submit` goes on from there
+    # plain `ray job submit` resumes from there
     ray = [shutil.which("ray", path=Path(sys.executable).parent) or "ray", "job"]
     environment = {**os.environ, **client}
     train = ["python", "-m", "jobs.train", CONFIG, *settings, "ray.workers=[1,3]"]
@@ -170,7 +170,7 @@ def test_a_run_is_submitted_followed_stopped_continued_and_loses_a_host(
         cwd=REPOSITORY, env=environment, check=True, capture_output=True,
     )  # fmt: skip
     with Job("submit", "--logs", "second", "--follow", env=client) as job:
-        job.wait_for(f"going on after {first.images:,} images", PATIENCE)
+        job.wait_for(f"resuming after {first.images:,} images", PATIENCE)
         wait_until(lambda: newest(run).images > first.images, PATIENCE, "a commit of the second job")
 
         # a host is taken away with a notice; the run goes on with the others
@@ -181,7 +181,7 @@ def test_a_run_is_submitted_followed_stopped_continued_and_loses_a_host(
         subprocess.run([*ray, "stop", "second"], env=environment, check=True, capture_output=True, timeout=PATIENCE)
         job.wait(PATIENCE)
     assert newest(run).images > drained.images
-    assert "committed; the same command goes on from there" in job_log("second", client)
+    assert "the same command resumes the run" in job_log("second", client)
 
 
 def job_log(job: str, client: Mapping[str, str]) -> str:

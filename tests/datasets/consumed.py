@@ -100,10 +100,10 @@ def _live(config: Path, overrides: list[str], folder: Path, rank: int, environme
 
 def _note(folder: Path, rank: int) -> None:
     """Write down the numbers that the images of every batch spell, by attempt, in files that outlive the process."""
-    from jobs.run import training as worker
+    from jobs.run import data
     from trainer.checkpoints.checkpointer import Checkpoints
 
-    begin, batches, attempt = Checkpoints.begin, worker.training_batches, [0]
+    begin, batches, attempt = Checkpoints.begin, data.training_batches, [0]
 
     def begin_and_note(self: Any, *arguments: Any) -> Any:
         state = begin(self, *arguments)
@@ -127,4 +127,4 @@ def _note(folder: Path, rank: int) -> None:
         return loaded
 
     Checkpoints.begin = begin_and_note  # type: ignore[method-assign]
-    worker.training_batches = noted  # type: ignore[assignment]
+    data.training_batches = noted  # type: ignore[assignment]

@@ -12,7 +12,15 @@ from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.reading import read_state
 
 # Figures that time decides, or how often a run was stopped.
-CLOCKED = ("images_per_second", "images_per_second_per_device", "data_wait", "checkpoint_stall", "mfu", "restarts")
+CLOCKED = (
+    "images_per_second",
+    "images_per_second_per_device",
+    "data_wait",
+    "checkpoint_stall",
+    "mfu",
+    "restarts",
+    "evaluation/seconds",
+)
 
 
 def newest_tensors(run: Path | str) -> dict[str, Tensor]:
@@ -27,6 +35,16 @@ def assert_bitwise_equal(mine: dict[str, Tensor], other: dict[str, Tensor]) -> N
     assert mine.keys() == other.keys()
     different = [name for name in mine if not mine[name].equal(other[name])]
     assert not different
+
+
+def training_rows(run: Path | str) -> list[dict]:
+    """The rows of `metrics` that are about training."""
+    return [row for row in metrics(run) if "train/lr" in row]
+
+
+def evaluation_rows(run: Path | str) -> list[dict]:
+    """The rows of `metrics` that are about the held-out set."""
+    return [row for row in metrics(run) if "validation/nats" in row]
 
 
 def metrics(run: Path | str) -> list[dict]:

@@ -46,7 +46,7 @@ class StridesBefore(StopAfter):
         super().__init__(steps)
         self.channels_last, self.kernels = channels_last, 0
 
-    def __call__(self) -> bool:
+    def save(self) -> bool:
         gc.collect()  # of the run before this one in the same process
         alive = gc.get_objects()
         (optimizer,) = (each for each in alive if isinstance(each, torch.optim.AdamW))
@@ -60,7 +60,7 @@ class StridesBefore(StopAfter):
             if parameter.ndim == 4 and min(parameter.shape[1:]) > 1:
                 self.kernels += 1
                 assert parameter.is_contiguous() != self.channels_last
-        return super().__call__()
+        return super().save()
 
 
 def _strides(value: Tensor) -> tuple[int, ...]:
@@ -71,9 +71,9 @@ def stop_and_resume(straight: Path, broken: Path, channels_last: bool) -> None:
     """Train one run to its end, and the other with a stop after three steps."""
     train(straight)
     for steps in (3, 1 << 60):
-        stop = StridesBefore(steps, channels_last)
-        train(broken, stop=stop)
-        assert stop.kernels
+        requests = StridesBefore(steps, channels_last)
+        train(broken, requests=requests)
+        assert requests.kernels
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from datasets.shards.index import Index
 from jobs.compare import main as compare
 from jobs.config.schema import load_config
 from jobs.evaluate import main as evaluate
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics
 from tests.testbed.jobs import call_job
@@ -29,7 +29,7 @@ from trainer.errors import TrainingError
 def finished(config_file):
     """A finished tiny run and the evaluation that it ended with."""
     config = load_config(str(config_file()))
-    return config.run, work(config).evaluation
+    return config.run, train_rank(config).evaluation
 
 
 def report(run: str, name: str) -> dict:
@@ -115,7 +115,7 @@ def test_the_importance_weighted_bound_is_tighter_and_has_no_rates(finished):
 def test_bad_images_are_left_out_and_told_up_to_a_share_of_all(config_file, digits, tmp_path, capsys, share):
     data = {"on_bad": "quarantine", "bad_share": share, "workers": 0}
     config = load_config(str(config_file(data=data, trainer={"images": 2 * BATCH})))
-    work(config)
+    train_rank(config)
     run = config.run
     damaged = tmp_path / "damaged"
     shutil.copytree(digits / "validation", damaged)

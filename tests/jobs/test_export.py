@@ -16,7 +16,7 @@ from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
 from jobs.errors import ConfigError
 from jobs.export import card, export
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import newest_tensors
 from tests.testbed.jobs import call_job
@@ -30,7 +30,7 @@ from trainer.noise import Noise
 def run(config_file: Callable[..., Path]) -> Path:
     """The folder of a run that has finished."""
     config = load_config(str(config_file()))
-    work(config)
+    train_rank(config)
     return Path(config.run)
 
 

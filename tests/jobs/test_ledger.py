@@ -33,9 +33,9 @@ def take(url: str, run: str, share: float, ends: bool) -> None:
         assert len(batches.quarantined) == 6
         if ends:
             with pytest.raises(DataError, match=r"^12 images quarantined in epoch 0 are more than"):
-                ledger(40)
+                ledger.row(40)
         else:
-            assert ledger(40)["data/quarantined"] == 12
+            assert ledger.row(40)["data/quarantined"] == 12
 
 
 @pytest.mark.parametrize(("share", "ends"), [(0.29, True), (0.3, False)])

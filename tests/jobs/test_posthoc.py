@@ -12,7 +12,7 @@ import trainer
 from cluster.storage.storage import Storage
 from jobs import evaluate, export, sample
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, newest_tensors
 from tests.testbed.steps import StopAfter
@@ -24,14 +24,14 @@ from trainer.errors import TrainingError
 def run(config_file) -> str:
     """A finished run with snapshots at each fifth of it."""
     config = load_config(str(config_file("straight", optim={"posthoc": 4 * BATCH})))
-    work(config)
+    train_rank(config)
     return config.run
 
 
 def test_a_run_that_was_stopped_stores_the_same_averages(run, config_file):
     config = load_config(str(config_file("broken", optim={"posthoc": 4 * BATCH})))
     for steps in (3, 10, 100):  # between two snapshots, then at the step of a later one
-        work(config, should_stop=StopAfter(steps))
+        train_rank(config, requests=StopAfter(steps))
     assert_bitwise_equal(newest_tensors(config.run), newest_tensors(run))
     straight, broken = (stored_snapshots(Storage(url)) for url in (run, config.run))
     assert sorted(straight.values()) == sorted(broken.values())
@@ -60,6 +60,6 @@ def test_what_cannot_be_is_told_in_one_line(run, config_file, tmp_path):
         with pytest.raises(TrainingError, match=f"weights {weights}: are ema, raw, or posthoc:WIDTH"):
             evaluate.main([run, "--weights", weights])
     without = load_config(str(config_file("without")))
-    work(without)
+    train_rank(without)
     with pytest.raises(TrainingError, match=r"no snapshots of averages; a run with optim\.posthoc stores them"):
         sample.main([without.run, "--weights", "posthoc:0.1", "--out", str(tmp_path / "out")])

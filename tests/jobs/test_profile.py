@@ -11,7 +11,7 @@ import pytest
 
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from trainer.checkpoints.export import load
 from trainer.checkpoints.journal import read_metrics
@@ -26,7 +26,7 @@ def test_the_trace_holds_the_steps_that_were_asked_for(
     path = str(config_file(trainer={"profile": 3}))
     store = [f"run={request.getfixturevalue('s3_environment').bucket('profiles')}/run"] if where == "s3" else []
     config = load_config(path, store)
-    work(config)
+    train_rank(config)
     run = Storage(config.run)
     (entry,) = run.list("profiles")
     assert entry.path == f"profiles/{(WARM_UP + 3) * BATCH:012d}.json.gz"
@@ -40,7 +40,7 @@ def test_the_trace_holds_the_steps_that_were_asked_for(
 def test_a_run_logs_its_model_flops_utilisation_where_the_peak_is_known(config_file: Callable[..., Path]) -> None:
     peak = 1e12
     config = load_config(str(config_file()), [f"trainer.peak_flops={peak}"])
-    work(config)
+    train_rank(config)
     import torch
 
     flops = measure(load(config.run), torch.float32).flops

@@ -14,7 +14,7 @@ from jobs import quality
 from jobs.config.schema import load_config
 from jobs.errors import ConfigError
 from jobs.run.reports import index_of
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from trainer.checkpoints.export import load
 from trainer.errors import TrainingError
 from trainer.images import visible
@@ -26,7 +26,7 @@ from trainer.training.sample_quality import compare
 def run(config_file) -> str:
     """A finished tiny run."""
     config = load_config(str(config_file()))
-    work(config)
+    train_rank(config)
     return config.run
 
 

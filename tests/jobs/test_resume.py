@@ -14,7 +14,7 @@ import trainer.config
 from jobs.config.resolved import ResolvedRun, resolve
 from jobs.config.resume import check_resume, completed, difference, fingerprint, fixed_settings
 from jobs.config.schema import RunConfig, load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.testbed.processes import REPOSITORY
 from trainer.errors import TrainingError
@@ -239,10 +239,10 @@ def test_a_fingerprint_of_an_older_version_gets_the_defaults_of_newer_settings()
 
 def test_a_run_continues_with_compile_posthoc_and_quarantine_turned_on(resolved, capsys) -> None:
     run = resolved(f"trainer.images={10 * BATCH}", "optim.schedule=constant")
-    work(run.config)
+    train_rank(run.config)
     more = ["optim.schedule=constant", f"optim.posthoc={4 * BATCH}", "data.on_bad=quarantine"]
     again = resolved(*more)
-    assert work(again.config).finished
+    assert train_rank(again.config).finished
     said = capsys.readouterr().out
     assert "trainer.images changes from 640 to 1280" in said
     assert "optim.posthoc: averaging starts after 640 images" in said

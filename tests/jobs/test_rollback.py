@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import trainer.training.loop
+import trainer.training.state
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
-from tests.jobs.runs import metrics, newest_tensors
+from tests.jobs.runs import newest_tensors, training_rows
 from tests.testbed.jobs import fork_job
 from tests.testbed.steps import StopAfter
 from trainer.checkpoints.checkpointer import Checkpoints
@@ -50,7 +51,7 @@ def poison(monkeypatch):
                 return POISON
             return learning_rate(optim, images, budget)
 
-        monkeypatch.setattr(trainer.training.loop, "learning_rate", spoilt)
+        monkeypatch.setattr(trainer.training.state, "learning_rate", spoilt)
 
     return spoil
 
@@ -74,13 +75,13 @@ def facts(run: str) -> list[tuple[int, Commit | None, float, int]]:
 def test_it_goes_back_to_the_last_good_commit_with_other_noise_and_half_the_rate(config, poison, capsys, ruined):
     """Poisoned in step 12, ruined weights are committed before any gradient shows it: that commit is passed over."""
     poison({ruined * BATCH: 1})
-    assert work(config).finished
+    assert train_rank(config).finished
     assert facts(config.run) == [(1, None, 1.0, 0), (2, Commit(8 * BATCH, 1), 0.5, 1)]
     reason = Lineage(Storage(config.run)).attempts()[2].facts["rolled_back"]
     assert reason.startswith("diverged: 6 steps in a row")
     assert "going back once, with other noise and 0.5 times the learning rate" in capsys.readouterr().out
 
-    rows = metrics(config.run)
+    rows = training_rows(config.run)
     assert [row["images"] for row in rows] == [n * BATCH for n in range(1, 31)]  # those of the lineage that counts
     assert all(math.isfinite(row["train/nats"]) for row in rows)
     assert {row["train/skipped"] for row in rows} == {0}
@@ -100,7 +101,7 @@ def test_the_noise_after_it_is_another_and_the_images_are_the_same(config, confi
 
     monkeypatch.setattr(trainer.training.loop, "Noise", noted)
     poison({10 * BATCH: 1})
-    work(config)
+    train_rank(config)
     first, again = (each for each in seen if each[0][0] // BATCH == 9)  # step 10, before and after it went back
     assert first[0] == again[0]
     assert not torch.equal(first[1], again[1])
@@ -110,7 +111,7 @@ def test_the_second_time_it_stops_with_the_reason_and_so_does_every_process_afte
     poison({10 * BATCH: 99})
     for started in (8 * BATCH, 8 * BATCH):
         with pytest.raises(DivergedError, match="6 steps in a row"):
-            work(config)
+            train_rank(config)
         newest = Lineage(Storage(config.run)).attempts()[Lineage(Storage(config.run)).newest_attempt()]
         assert newest.start == Commit(started, 1)
     assert [lr for *_, lr, _ in facts(config.run)] == [1.0, 0.5, 0.5]  # not lowered again
@@ -119,10 +120,10 @@ def test_the_second_time_it_stops_with_the_reason_and_so_does_every_process_afte
 def test_a_process_that_takes_over_keeps_what_the_rollback_changed(config, poison):
     poison({10 * BATCH: 1})
     asked = StopAfter(24)  # 17 before it goes back, 7 after
-    assert not work(config, should_stop=asked).finished
-    assert work(config).finished
+    assert not train_rank(config, requests=asked).finished
+    assert train_rank(config).finished
     assert [(lr, salt) for *_, lr, salt in facts(config.run)] == [(1.0, 0), (0.5, 1), (0.5, 1)]
-    assert metrics(config.run)[-1]["train/lr"] == 0.001
+    assert training_rows(config.run)[-1]["train/lr"] == 0.001
 
 
 def test_without_a_rollback_it_stops_at_once(config_file, poison):
@@ -130,7 +131,7 @@ def test_without_a_rollback_it_stops_at_once(config_file, poison):
     config = load_config(str(config_file(trainer={"guard": guard, "images": 30 * BATCH})))
     poison({10 * BATCH: 1})
     with pytest.raises(DivergedError, match="7 steps in a row"):  # the look comes every second step
-        work(config)
+        train_rank(config)
     assert len(facts(config.run)) == 1
 
 

@@ -14,7 +14,7 @@ from datasets.shards.index import Index
 from jobs.config.resolved import resolve
 from jobs.config.schema import RunConfig, load_config
 from jobs.errors import ConfigError
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from jobs.size import report
 from tests.jobs.conftest import BATCH
 from trainer.checkpoints.lineage import Lineage
@@ -37,7 +37,7 @@ def megabytes(text: str, name: str) -> float:
 
 def test_the_checkpoint_is_as_large_as_was_said(config: RunConfig) -> None:
     said = megabytes(report(resolve(config)), "checkpoint ")
-    work(config)
+    train_rank(config)
     lineage = Lineage(Storage(config.run))
     newest = next(iter(lineage.history()))
     written = sum(entry.size for entry in lineage.run.list(f"checkpoints/{newest.name}"))
@@ -53,7 +53,7 @@ def test_images_steps_and_epochs_are_those_of_the_set(config: RunConfig) -> None
 
 
 def test_the_parameters_are_counted(config: RunConfig) -> None:
-    work(config.model_copy(update={"trainer": config.trainer.model_copy(update={"images": BATCH})}))
+    train_rank(config.model_copy(update={"trainer": config.trainer.model_copy(update={"images": BATCH})}))
     import trainer
 
     parameters = sum(value.numel() for value in trainer.load(config.run).parameters())

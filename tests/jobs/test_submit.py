@@ -17,7 +17,7 @@ from jobs.config.resolved import resolve
 from jobs.config.schema import load_config
 from jobs.errors import ConfigError
 from jobs.ray.submissions import ROOT
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from jobs.submit import check_run_folder, checked, main
 from tests.jobs.conftest import BATCH
 from tests.testbed.jobs import call_job, run_job
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_refused(overrides: list[str], tmp_pa
 def test_another_runs_folder_is_refused_and_the_same_runs_is_not(overrides: list[str]) -> None:
     short = [*overrides, f"trainer.images={2 * BATCH}", f"trainer.batch={BATCH}", "tracking.mode=off"]
     run, _ = checked(CONFIG, short)
-    work(run.config)
+    train_rank(run.config)
     check_run_folder(checked(CONFIG, [*short, "optim.lr=0.5", "ray.workers=2"])[0])
     with pytest.raises(ConfigError, match="seed is 0 in the run and 1 here"):
         check_run_folder(checked(CONFIG, [*short, "seed=1"])[0])

@@ -8,9 +8,10 @@ import wandb
 import trainer.tracking.trackers
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.runs import metrics
 from tests.testbed.steps import StopAfter
+from trainer.distributed.requests import Requests
 from trainer.tracking.trackers import lacks_rows
 
 
@@ -28,7 +29,9 @@ def impatient(wandb_server, monkeypatch):
 def same(server, run: str) -> bool:
     """Whether W&B has the rows of the lineage, each once."""
     rows, wanted = server.rows(Storage(run).read("wandb-id").decode()), metrics(run)
-    losses = [[(row["images"], row["train/nats"]) for row in each] for each in (rows, wanted)]
+    losses = [
+        [(row["images"], row.get("train/nats"), row.get("validation/nats")) for row in each] for each in (rows, wanted)
+    ]
     return losses[0] == losses[1] and len(wanted) > 0
 
 
@@ -36,34 +39,34 @@ def same(server, run: str) -> bool:
 def test_a_run_that_begins_while_the_server_is_away_loses_no_row(config_file, wandb_server, capsys, steps):
     config = load_config(str(config_file(tracking={"mode": "online"})))
     wandb_server.failing = 503
-    outcome = work(config, StopAfter(steps) if steps else lambda: False)
+    outcome = train_rank(config, StopAfter(steps) if steps else Requests())
     assert outcome.finished == (steps is None)
     assert wandb_server.refused > 0
     assert "W&B fails (" in capsys.readouterr().out
     assert lacks_rows(Storage(config.run))
 
     wandb_server.failing = None
-    assert work(config).finished
+    assert train_rank(config).finished
     assert same(wandb_server, config.run)
     assert not lacks_rows(Storage(config.run))
     wandb_server.failing = 503  # nobody asks it any more
     refused = wandb_server.refused
-    assert work(config).finished
+    assert train_rank(config).finished
     assert wandb_server.refused == refused
 
 
 def test_a_server_that_goes_away_and_stays_away_is_told_and_caught_up_with(config_file, wandb_server, capsys):
     config = load_config(str(config_file(tracking={"mode": "online"})))
-    leave = StopAfter(9)
 
-    def stop() -> bool:
-        if leave.left == 5:
-            wandb_server.failing = 503
-        return leave()
+    class StopInAnOutage(StopAfter):
+        def stop(self) -> bool:
+            if self.left == 5:
+                wandb_server.failing = 503
+            return super().stop()
 
-    assert not work(config, stop).finished
+    assert not train_rank(config, StopInAnOutage(9)).finished
     assert lacks_rows(Storage(config.run))
     assert "W&B lacks rows of this run" in capsys.readouterr().out
     wandb_server.failing = None
-    assert work(config).finished
+    assert train_rank(config).finished
     assert same(wandb_server, config.run)

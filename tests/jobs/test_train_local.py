@@ -18,13 +18,14 @@ from PIL import Image
 import trainer
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
-from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
+from tests.jobs.runs import assert_bitwise_equal, evaluation_rows, metrics, newest_tensors, training_rows
 from tests.testbed.jobs import Finished, ForkedJob, call_job, fork_job, run_job
 from tests.testbed.processes import REPOSITORY
 from tests.testbed.steps import StopAfter
 from trainer.checkpoints.lineage import Lineage
+from trainer.distributed.requests import Requests
 from trainer.errors import TrainingError
 from trainer.noise import Noise
 
@@ -39,38 +40,38 @@ def test_a_signal_commits_and_the_same_command_goes_on(config_file, number):
         job.signal(number)
         ended = job.wait()
     assert ended.status == 0, ended.stderr
-    assert "committed; the same command goes on from there" in ended.stdout
+    assert "the same command resumes the run" in ended.stdout
     images = next(Lineage(Storage(load_config(str(path)).run)).history()).images
-    assert f"stopped after {images:,} images" in ended.stdout
+    assert f"stopped and committed after {images:,} images" in ended.stdout
 
     again = fork_job("train_local", str(path), f"trainer.images={images + BATCH}")
     assert again.status == 0, again.stderr
-    assert f"going on after {images:,} images" in again.stdout
+    assert f"resuming after {images:,} images" in again.stdout
     assert f"finished after {images + BATCH:,} images" in again.stdout
 
 
 def test_a_finished_run_says_so_and_leaves_its_folder_alone(config_file, capsys):
     config = load_config(str(config_file()))
-    work(config)
+    train_rank(config)
     before = {entry.path: entry.etag for entry in Storage(config.run).list()}
     capsys.readouterr()
-    assert work(config).finished
+    assert train_rank(config).finished
     assert "is finished" in capsys.readouterr().out
     assert {entry.path: entry.etag for entry in Storage(config.run).list()} == before
 
 
 def test_the_run_folder_holds_what_the_readme_says(config_file):
     config = load_config(str(config_file()))
-    outcome = work(config)
+    outcome = train_rank(config)
     run = Path(config.run)
 
     assert yaml.safe_load((run / "config.yaml").read_text()) == config.model_dump(mode="json")
-    rows = metrics(run)
+    rows = training_rows(run)
     assert [row["images"] for row in rows] == [2 * BATCH * n for n in range(1, 11)]
     wanted = {"train/bpd", "train/distortion", "train/rate/z1", "train/lr", "train/gradient_norm", "train/skipped"}
     assert all(wanted <= row.keys() for row in rows)
     assert rows[0]["train/bpd"] > rows[-1]["train/bpd"] > 0
-    assert rows[-1]["validation/bpd"] == outcome.evaluation.bpd
+    assert evaluation_rows(run)[-1]["validation/bpd"] == outcome.evaluation.bpd
     assert outcome.evaluation.images == 270
     for name in ("samples", "reconstructions"):
         for images in (640, 1280):
@@ -80,7 +81,7 @@ def test_the_run_folder_holds_what_the_readme_says(config_file):
 
 def test_load_gives_the_averaged_weights_back(config_file):
     config = load_config(str(config_file()))
-    work(config)
+    train_rank(config)
     model = trainer.load(config.run)
     saved = newest_tensors(config.run)
     for name, value in model.state_dict().items():
@@ -95,24 +96,25 @@ def test_load_gives_the_averaged_weights_back(config_file):
 
 def test_a_finished_run_can_be_extended(config_file):
     config = load_config(str(config_file()))
-    work(config)
+    train_rank(config)
     longer = load_config(str(config_file()), [f"trainer.images={30 * BATCH}"])
-    assert work(longer).images == 30 * BATCH
+    assert train_rank(longer).images == 30 * BATCH
     assert metrics(config.run)[-1]["images"] == 30 * BATCH
 
 
 def test_an_older_process_stops_when_a_newer_one_has_taken_over(config_file):
     config = load_config(str(config_file()))
-    work(config, should_stop=StopAfter(3))
+    train_rank(config, requests=StopAfter(3))
 
-    def take_over() -> bool:
-        lineage = Lineage(Storage(config.run))
-        if lineage.newest_attempt() == 2:  # this process; another one begins
-            lineage.claim(next(lineage.history()))
-        return False
+    class TakeOver(Requests):
+        def stop(self) -> bool:
+            lineage = Lineage(Storage(config.run))
+            if lineage.newest_attempt() == 2:  # this process; another one begins
+                lineage.claim(next(lineage.history()))
+            return False
 
     with pytest.raises(TrainingError, match="attempt 3 has taken over this run, so attempt 2 stops here"):
-        work(config, should_stop=take_over)
+        train_rank(config, requests=TakeOver())
     assert [commit.images for commit in Lineage(Storage(config.run)).history()] == [3 * BATCH]
 
 
@@ -120,7 +122,7 @@ def test_a_diverging_run_is_stopped_with_the_reason(config_file):
     changes = {"optim": {"lr": 1e18, "clip": 1e30}, "trainer": {"guard": {"max_skips": 5}, "images": 60 * BATCH}}
     config = load_config(str(config_file(**changes)))
     with pytest.raises(TrainingError, match=r"diverged: .* steps in a row"):
-        work(config)
+        train_rank(config)
 
 
 # ---- what a person can mend
@@ -150,16 +152,16 @@ def test_an_unknown_key_is_named_with_the_nearest(config_file):
 
 def test_a_run_of_another_model_is_not_gone_on_with(config_file):
     path = config_file()
-    work(load_config(str(path)), should_stop=StopAfter(2))
+    train_rank(load_config(str(path)), requests=StopAfter(2))
     line = _said(path, "model.latent=5")
     assert "model.latent is 4 in the run and 5 here" in line
-    work(load_config(str(path)))
+    train_rank(load_config(str(path)))
     assert "model.latent is 4 in the run and 5 here" in _said(path, "model.latent=5")
 
 
 def test_a_run_on_other_images_is_not_gone_on_with(config_file, digits):
     path = config_file()
-    work(load_config(str(path)), should_stop=StopAfter(2))
+    train_rank(load_config(str(path)), requests=StopAfter(2))
     assert "was started on other images" in _said(path, f"data.shards={digits / 'validation'}")
 
 
@@ -226,7 +228,7 @@ def test_a_bad_sample_stops_the_run_with_its_name(config_file, own_shards, png, 
 def test_a_full_disk_leaves_the_last_checkpoint(config_file):
     path = config_file()
     run = load_config(str(path)).run
-    work(load_config(str(path)), should_stop=StopAfter(3))
+    train_rank(load_config(str(path)), requests=StopAfter(3))
     before = newest_tensors(run)
     # No file may grow beyond 20 KiB: what a full disk does to the weights of a checkpoint, and to no smaller file.
     command = f"ulimit -f 20 && exec {sys.executable} -m jobs.train_local {path}"
@@ -235,4 +237,4 @@ def test_a_full_disk_leaves_the_last_checkpoint(config_file):
     assert "Traceback" not in ended.stderr
     assert f"{run}/checkpoints/" in ended.stderr
     assert_bitwise_equal(newest_tensors(run), before)
-    assert work(load_config(str(path))).finished
+    assert train_rank(load_config(str(path))).finished

@@ -7,9 +7,9 @@ import torch
 
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
-from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
+from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors, training_rows
 from tests.testbed.ranks import together
 from tests.testbed.steps import StopAfter, train
 from trainer.checkpoints.lineage import Lineage
@@ -18,36 +18,35 @@ from trainer.checkpoints.lineage import Lineage
 @pytest.mark.parametrize("steps", [1, 10, 13])
 def test_a_stopped_run_goes_on_bitwise(config_file, steps):
     straight, broken = load_config(str(config_file("straight"))), load_config(str(config_file("broken")))
-    assert work(straight).finished
+    assert train_rank(straight).finished
 
-    stopped = work(broken, should_stop=StopAfter(steps))
+    stopped = train_rank(broken, requests=StopAfter(steps))
     assert stopped == (steps * BATCH, False, stopped.evaluation)
-    assert work(broken).finished
+    assert train_rank(broken).finished
 
     assert_bitwise_equal(newest_tensors(straight.run), newest_tensors(broken.run))
     assert metrics(straight.run) == metrics(broken.run)
-    assert [row["images"] for row in metrics(broken.run)] == [2 * BATCH * n for n in range(1, 11)]
+    assert [row["images"] for row in training_rows(broken.run)] == [2 * BATCH * n for n in range(1, 11)]
 
 
 def test_work_after_the_last_commit_is_done_again(config_file):
     """A process that dies loses what came after its last commit; the next one computes the same again."""
     straight, killed = load_config(str(config_file("straight"))), load_config(str(config_file("killed")))
-    work(straight)
+    train_rank(straight)
 
     class KilledError(Exception):
         pass
 
-    steps = StopAfter(14)  # commits lie at 8 and 16
-
-    def die() -> bool:
-        if steps():
-            raise KilledError
-        return False
+    class Death(StopAfter):
+        def stop(self) -> bool:
+            if super().stop():
+                raise KilledError
+            return False
 
     with pytest.raises(KilledError):
-        work(killed, should_stop=die)
+        train_rank(killed, requests=Death(14))
     assert next(Lineage(Storage(killed.run)).history()).images == 8 * BATCH
-    assert work(killed).finished
+    assert train_rank(killed).finished
     assert_bitwise_equal(newest_tensors(straight.run), newest_tensors(killed.run))
     assert metrics(straight.run) == metrics(killed.run)
 
@@ -60,19 +59,20 @@ def test_two_ranks_go_on_bitwise(config_file):
     together(2, train, broken)
     runs = [load_config(str(path)).run for path in (straight, broken)]
     assert_bitwise_equal(newest_tensors(runs[0]), newest_tensors(runs[1]))
-    mine, other = (metrics(run) for run in runs)
+    mine, other = (training_rows(run) for run in runs)
     assert [row["images"] for row in mine] == [BATCH * n for n in range(1, 21)]
     losses = [(row["train/nats"], row["train/gradient_norm"]) for row in mine]
     assert losses[7:] == [(row["train/nats"], row["train/gradient_norm"]) for row in other][7:]
     assert mine == other
+    assert metrics(runs[0]) == metrics(runs[1])
 
 
 def test_a_run_begun_by_two_ranks_is_ended_by_one(config_file):
     """The same images and noise: what differs is the order in which floats are added."""
     alone, handed_over = config_file("alone"), config_file("handed-over")
-    work(load_config(str(alone)))
+    train_rank(load_config(str(alone)))
     together(2, train, handed_over, 7)
-    work(load_config(str(handed_over)))
+    train_rank(load_config(str(handed_over)))
     runs = [load_config(str(path)).run for path in (alone, handed_over)]
     for mine, other in zip(metrics(runs[0]), metrics(runs[1]), strict=True):
         assert mine == pytest.approx(other, rel=2e-4)
@@ -86,7 +86,7 @@ def test_two_ranks_have_the_gradient_of_one(config_file, streams, micro_batch):
     """Also where the shares are uneven (3 streams) and where they are cut into padded micro-batches."""
     trainer = {"images": 48, "batch": 48, "checkpoint_every": 48, "micro_batch": micro_batch}
     one, two = (config_file(name, data={"streams": streams}, trainer=trainer) for name in ("one", "two"))
-    work(load_config(str(one)))
+    train_rank(load_config(str(one)))
     together(2, train, two)
     mine, theirs = (newest_tensors(load_config(str(path)).run) for path in (one, two))
     first_moments = [name for name in mine if name.endswith(".exp_avg")]  # a tenth of the gradient after one step

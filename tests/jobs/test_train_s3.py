@@ -8,7 +8,7 @@ import torch
 import trainer
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
 from tests.testbed.jobs import fork_job, run_job
@@ -26,9 +26,9 @@ def test_a_run_lives_in_an_object_store(config_file, s3_environment):
     local = load_config(str(config_file("local")))
     data = {"shards": f"{bucket}/digits/train", "validation": f"{bucket}/digits/validation"}
     remote = load_config(str(config_file("remote", run=f"{bucket}/runs/remote", data=data)))
-    work(local)
-    assert not work(remote, should_stop=StopAfter(9)).finished
-    assert work(remote).finished
+    train_rank(local)
+    assert not train_rank(remote, requests=StopAfter(9)).finished
+    assert train_rank(remote).finished
     assert_bitwise_equal(newest_tensors(local.run), newest_tensors(remote.run))
     assert metrics(local.run) == metrics(remote.run)
 

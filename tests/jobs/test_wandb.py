@@ -16,7 +16,7 @@ import wandb
 
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.testbed.wandb_server import WandbServer
 from trainer.checkpoints.journal import read_metrics
@@ -57,13 +57,13 @@ def test_rows_are_those_of_the_metrics_offline_synced_and_online_and_the_key_is_
     run = Path(load_config(path).run)
     key = wandb_server.environment["WANDB_API_KEY"]
 
-    work(load_config(path, [f"trainer.images={10 * BATCH}"]))  # there is no key: offline
+    train_rank(load_config(path, [f"trainer.images={10 * BATCH}"]))  # there is no key: offline
     (folder,) = run.glob("wandb/offline-run-*")
     (log,) = folder.glob("*.wandb")
     records = map(json.loads, tool("leet", "inspect", "--json", str(log), cwd=run, env={}).splitlines())
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert figures(history) == figures(read_metrics(Storage(str(run))))
-    assert len(history) == 5
+    assert len(history) == 6
 
     name = (run / "wandb-id").read_text()
     said = tool("sync", str(folder), cwd=run, env=wandb_server.environment)
@@ -73,11 +73,11 @@ def test_rows_are_those_of_the_metrics_offline_synced_and_online_and_the_key_is_
     for variable, value in wandb_server.environment.items():
         monkeypatch.setenv(variable, value)
     capfd.readouterr()
-    work(load_config(path))  # the same run goes on, with a key
+    train_rank(load_config(path))  # the same run goes on, with a key
     online = "".join(capfd.readouterr())
     assert f"W&B: {wandb_server.url}/tester/digits/runs/{name}" in online
     rows = read_metrics(Storage(str(run)))
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert figures(wandb_server.rows(name)) == figures(rows)
     assert list(wandb_server.runs) == [name]
 

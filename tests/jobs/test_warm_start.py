@@ -15,7 +15,7 @@ from jobs.config.resume import fixed_settings
 from jobs.config.schema import RunConfig, load_config
 from jobs.errors import ConfigError
 from jobs.export import export
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics, newest_tensors
 from tests.testbed.s3 import S3Server
@@ -39,13 +39,13 @@ def source(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         "tracking": {"mode": "off"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
-    work(load_config(str(folder / "run.yaml")))
+    train_rank(load_config(str(folder / "run.yaml")))
     return folder / "run"
 
 
 def begun(config: RunConfig, steps: int) -> Path:
     """The folder of that run, stopped after so many steps."""
-    work(config, StopAfter(steps))
+    train_rank(config, StopAfter(steps))
     return Path(config.run)
 
 
@@ -82,9 +82,9 @@ def test_it_learns_faster_than_from_nothing_and_goes_on_without_the_other(
     assert first[0] < first[1] - 0.4  # three seeds: 0.66 to 0.86
 
     shutil.rmtree(copied)  # it was needed once
-    assert work(warm).finished
+    assert train_rank(warm).finished
     with pytest.raises(TrainingError, match=r"init_from is '.*copied' in the run and None here"):
-        work(load_config(str(tmp_path / "warm.yaml"), ["init_from=null"]))
+        train_rank(load_config(str(tmp_path / "warm.yaml"), ["init_from=null"]))
 
 
 def test_a_run_in_a_bucket_begins_with_an_export_in_one(
@@ -93,7 +93,7 @@ def test_a_run_in_a_bucket_begins_with_an_export_in_one(
     bucket = s3_environment.bucket("warm")
     export(str(source), f"{bucket}/exported")
     config = load_config(str(config_file(init_from=f"{bucket}/exported")), [f"run={bucket}/run"])
-    work(config, StopAfter(2))
+    train_rank(config, StopAfter(2))
     assert metrics(config.run)[0]["train/bpd"] < 4
 
 
@@ -109,7 +109,7 @@ def test_another_model_is_told_in_one_line(
 ) -> None:
     config = load_config(str(config_file(init_from=str(source), model=model)))
     with pytest.raises(TrainingError, match=rf"^init_from: {source}: is another model: {message}; .*must agree$"):
-        work(config)
+        train_rank(config)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_is_not_there_is_told_in_one_line(
     config_file: Callable[..., Path], settings: list[str], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as told:
-        work(load_config(str(config_file()), settings))
+        train_rank(load_config(str(config_file()), settings))
     assert "\n" not in str(told.value)
 
 

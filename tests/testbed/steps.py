@@ -1,28 +1,29 @@
-"""A rank that trains a run for so many steps and then wants to stop."""
+"""A rank that trains a run for some steps and is then asked to stop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
+from trainer.distributed.requests import Requests
 
 
-class StopAfter:
-    """`should_stop` that says yes at the n-th question and from then on."""
+class StopAfter(Requests):
+    """Requests a stop after so many steps; the loop asks for saves exactly once a step."""
 
     def __init__(self, steps: int):
         self.left = steps
 
-    def __call__(self) -> bool:
+    def save(self) -> bool:
         self.left -= 1
+        return False
+
+    def stop(self) -> bool:
         return self.left <= 0
 
 
-def train(
-    config: str | Path, steps: int | None = None, *overrides: str, stop: Callable[[], bool] | None = None
-) -> None:
-    """Train the run of a configuration file; stop after `steps` if given, or when `stop` (asked each step) says so."""
+def train(config: str | Path, steps: int | None = None, *overrides: str, requests: Requests | None = None) -> None:
+    """Train the run of a configuration file; stop after `steps` if given, or when `requests` ask for it."""
     never = 1 << 60
-    work(load_config(str(config), overrides), should_stop=stop or StopAfter(steps or never))
+    train_rank(load_config(str(config), overrides), requests or StopAfter(steps or never))

@@ -88,6 +88,9 @@ class Checkpoints:
         self.stage = Stage()
         self.group: Any = None
         self.started = 0
+        self.newest: int | None = None
+        """Images of the newest commit of this attempt's history, one in the making included; None: there is none."""
+        self._committed_rows: list[Row] = []  # of the commit at `newest`
         self.scores: dict[Commit, float | None] = {}  # of the commits, as retention has read them
         self._writing: _Writing | None = None
         self._failure: Exception | None = None  # of the last one, if it was not made
@@ -121,6 +124,7 @@ class Checkpoints:
 
         self.attempt = on_rank_zero(claim)
         self.group = self.group or new_gloo_group(PATIENCE)
+        self.newest, self._committed_rows = (self.attempt.start.images if self.attempt.start else None), []
         if self.attempt.start is None:
             return None
         return read[0] if read else read_state(self.lineage, self.attempt.start)
@@ -177,6 +181,7 @@ class Checkpoints:
         share, all_rows = self.stage.take(state), list(self._rows)
         keep_all = not state["progress"].get("healthy", True)  # whoever goes on may have to go further back
         self.started += 1
+        self.newest, self._committed_rows = images, rows
         self._writing = _Writing(commit, lambda: self._write(commit, share, all_rows, keep_all))
         return commit
 
@@ -203,6 +208,18 @@ class Checkpoints:
         if self._failure is not None:
             raise self._failure
 
+    def add_rows(self, images: int, rows: list[Row]) -> None:
+        """Store rows of metrics that follow the newest commit, made at `images`. All ranks together."""
+        assert self.attempt is not None, "begin() comes first"
+        if rows:
+            place = Commit(images, self.attempt.number)
+
+            def write() -> None:
+                self.before_commit()
+                write_rows(self.run, place, [*self._committed_rows, *rows])
+
+            on_rank_zero(write)
+
     def _announce(self, writing: _Writing) -> None:
         writing.join()
         self._writing, self._failure = None, writing.outcome
@@ -210,6 +227,7 @@ class Checkpoints:
             self._rows = []
             self.on_commit(writing.commit)
         elif isinstance(writing.outcome, OSError):
+            self.newest = None
             self.warn(f"checkpoint {writing.commit.name} was not made, training goes on: {writing.outcome}")
         else:
             raise writing.outcome

@@ -28,7 +28,7 @@ def read_metrics(run: Storage) -> list[Row]:
     parts = {Commit.named(entry.path.rsplit("/", 1)[-1].removesuffix(".jsonl")) for entry in run.list("metrics")}
     rows: list[Row] = []
     for attempt, first, last in Lineage(run).segments():
-        own = [commit for commit in parts if commit and commit.attempt == attempt and commit.images > first]
+        own = [commit for commit in parts if commit and commit.attempt == attempt and commit.images >= first]
         for commit in sorted(commit for commit in own if last is None or commit.images <= last):
             rows += [json.loads(line) for line in run.read(f"metrics/{commit.name}.jsonl").splitlines()]
     return rows

@@ -1,4 +1,4 @@
-"""A rank that hangs ends, with the stacks of its threads in the log, instead of waiting for ever."""
+"""Ends a rank that hangs, with the stacks of its threads in the log, instead of letting it wait forever."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 
 class Watchdog:
-    """Inside its block `beat` must be called now and then: `seconds` after the last time all stacks are printed and
-    the process ends, by a timer that does not need the interpreter.
+    """Inside its block `beat` must be called regularly: `seconds` after the last beat a timer that needs no
+    interpreter prints all stacks and exits the process.
     """
 
     def __init__(self, seconds: float):
@@ -25,17 +25,24 @@ class Watchdog:
         self.thread: threading.Thread | None = None
 
     def beat(self) -> None:
-        """The rank lives."""
+        """The rank made progress."""
         self.beats += 1
 
     def rest(self) -> None:
-        """Something begins that may take long; the next beat ends the rest."""
+        """Stop the timer until the next beat."""
         with self.lock:
             self.seen = self.beats
             faulthandler.cancel_dump_traceback_later()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The block may take long without a beat."""
+        self.rest()
+        yield
+        self.beat()
+
     def watching(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same, with a beat for each."""
+        """The same batches, with a beat for each."""
         for batch in batches:
             self.beat()
             yield batch
@@ -53,7 +60,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        """Set the timer anew as long as there are beats."""
+        """Re-arm the timer while there are beats."""
         while not self.ended.wait(min(self.seconds / 10, 1.0)):
             with self.lock:
                 if self.beats != self.seen:

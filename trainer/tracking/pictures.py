@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -40,15 +39,15 @@ def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
 
 
 @torch.no_grad()
-def draw(model: Model, validation: Callable[[], Iterable[Batch]] | None, count: int, seed: int) -> dict[str, bytes]:
-    """The model's pictures as PNG files by name: `count` samples, half as many reconstructions of held-out images.
-
-    Computed in full float32. Every rank draws, so that none waits in a collective for another; those of rank 0 are
-    kept.
+def draw(model: Model, examples: Batch | None, count: int, seed: int) -> dict[str, bytes]:
+    """The model's pictures as PNG files by name: `count` samples, and reconstructions of at most half as many
+    held-out `examples`. Computed in full float32.
     """
     if count == 0:
         return {}
-    shown, labels = _examples(validation, count // 2) if validation and count > 1 else (None, None)
+    shown = labels = None
+    if examples is not None and count > 1 and (real := examples.weights > 0).any():
+        shown, labels = examples.images[real][: count // 2], examples.labels[real][: count // 2]
     device = next(model.parameters()).device
     noise = Noise(seed, "sample", torch.arange(count, device=device))
     model.eval()
@@ -56,13 +55,6 @@ def draw(model: Model, validation: Callable[[], Iterable[Batch]] | None, count: 
         pictures = model.pictures(shown, condition(model, labels), noise)
     model.train()
     return {name: grid(picture.images, model.spec, picture.columns) for name, picture in pictures.items()}
-
-
-def _examples(validation: Callable[[], Iterable[Batch]], count: int) -> tuple[Tensor | None, Tensor | None]:
-    """Held-out images with their labels, at most `count`; None where this rank has no part of a very small set."""
-    batch = next(iter(validation()))
-    real = batch.weights > 0
-    return (batch.images[real][:count], batch.labels[real][:count]) if real.any() else (None, None)
 
 
 def captioned_rows(rows: dict[str, Tensor], spec: ImageSpec, columns: int) -> bytes:

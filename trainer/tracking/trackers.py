@@ -16,6 +16,8 @@ from trainer.checkpoints.journal import read_metrics
 from trainer.config import Config
 from trainer.errors import TrainingError
 from trainer.tracking.wandb_rows import images_in_files, images_on_server
+from trainer.training.data import Row
+from trainer.training.events import Listener, Pictures
 
 INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # that W&B may take at the start and at the end
 _BEHIND = "wandb-behind"  # in a run folder: W&B lacks rows of it
@@ -33,30 +35,17 @@ class TrackingConfig(Config):
     """W&B team or user. null: the account's default."""
 
 
-class Tracker:
-    """The null object: takes everything and does nothing."""
-
-    def log(self, row: dict[str, Any], pictures: dict[str, bytes]) -> None:
-        """A row of figures at row["images"], and PNG files by name."""
-
-    def commit(self) -> None:
-        """A checkpoint is being made: what lies only on this machine's scratch disk goes to the run folder."""
-
-    def finish(self) -> None:
-        """The process ends; the run may go on in another."""
-
-
-class PictureFolder(Tracker):
+class PictureFolder(Listener):
     """Pictures as files in the run folder."""
 
     def __init__(self, run: Storage):
         self.run = run
         self.waiting: dict[str, bytes] = {}  # by path; written with the next checkpoint, so that no step waits for it
 
-    def log(self, row: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    def on_row(self, row: Row, pictures: Pictures) -> None:
         self.waiting |= {f"pictures/{name}-{row['images']:012d}.png": png for name, png in pictures.items()}
 
-    def commit(self) -> None:
+    def before_commit(self) -> None:
         for path in list(self.waiting):
             self.run.write(path, self.waiting[path])
             del self.waiting[path]
@@ -73,7 +62,7 @@ def run_id(run: Storage) -> str:
     return run.read("wandb-id").decode()
 
 
-class WandbTracker(Tracker):
+class WandbTracker(Listener):
     """One W&B run for the life of the run folder, on an axis of images.
 
     A replay after a restart computes the same rows again. What W&B has by then (its server says so, or the files that
@@ -91,13 +80,13 @@ class WandbTracker(Tracker):
         self.wandb = self._begun(config, settings, folder)
         self.wandb.define_metric("images")
         self.wandb.define_metric("*", step_metric="images")
-        self.sent = self._handed_over()
+        self.sent = (0, self._handed_over(), True)
         self._send_again()
         if self.online:
             say(f"W&B: {self.wandb.url}")
 
-    def log(self, row: dict[str, Any], pictures: dict[str, bytes]) -> None:
-        if row["images"] <= self.sent:
+    def on_row(self, row: Row, pictures: Pictures) -> None:
+        if _place(row) <= self.sent:
             return
         import wandb
         from PIL import Image
@@ -109,13 +98,13 @@ class WandbTracker(Tracker):
         except Exception as error:  # of a library whose failures must not be ours
             self._warn(error)
             return
-        self.sent = row["images"]
+        self.sent = _place(row)
 
     def summarise(self, figures: dict[str, float]) -> None:
         """Set figures of the run as a whole, beside its rows."""
         self.wandb.summary.update(figures)
 
-    def commit(self) -> None:
+    def before_commit(self) -> None:
         if self.scratch:
             for path in self.files.rglob("*"):
                 if path.is_file() and not path.is_symlink():
@@ -126,7 +115,7 @@ class WandbTracker(Tracker):
             self.wandb.finish()
         except Exception as error:
             self._warn(error)
-        self.commit()
+        self.before_commit()
         if self.wanted:
             self._note_what_is_missing()
         if not self.online:
@@ -180,7 +169,7 @@ class WandbTracker(Tracker):
     def _note_what_is_missing(self) -> None:
         """Leave word in the run folder if the server has not all rows."""
         server_has = images_on_server(self.wandb.entity, self.wandb.project, self.wandb.id) if self.online else None
-        if server_has is not None and server_has >= self.sent:
+        if server_has is not None and server_has >= self.sent[1]:
             self.run.delete(_BEHIND)
         else:
             self.run.write(_BEHIND, b"")
@@ -202,7 +191,7 @@ class WandbTracker(Tracker):
     def _send_again(self) -> None:
         """Send the rows of the run's metrics that W&B has not."""
         try:
-            rows = [row for row in read_metrics(self.run) if row["images"] > self.sent]
+            rows = [row for row in read_metrics(self.run) if _place(row) > self.sent]
         except TrainingError:  # whoever begins the attempt will say so
             return
         shown = [entry.path for entry in self.run.list("pictures")] if rows else []
@@ -210,7 +199,14 @@ class WandbTracker(Tracker):
             ending = f"-{row['images']:012d}.png"
             mine = [path for path in shown if path.endswith(ending)]
             named = {path.removeprefix("pictures/").removesuffix(ending): self.run.read(path) for path in mine}
-            self.log(row, named)
+            self.on_row(row, named)
+
+
+def _place(row: Row) -> tuple[int, int, bool]:
+    """Where a row stands in the order in which rows are made: a rollback repeats image counts, and an evaluation
+    follows the row of training at the same count.
+    """
+    return row.get("rollbacks", 0), row["images"], "evaluation/seconds" in row
 
 
 def _has_key() -> bool:

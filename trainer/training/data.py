@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -28,3 +30,51 @@ class Batch(Protocol):
     @property
     def weights(self) -> Tensor:
         """float32 [n]: 1; 0 for padding and for quarantined images"""
+
+
+class Batches(Iterator[Batch], AbstractContextManager["Batches"], Protocol):
+    """Batches of one shape, the same number of them on every rank; a context manager that ends their preparation."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the consumer has waited for data so far."""
+
+
+class Data(Protocol):
+    """The images of a run, as one rank sees them."""
+
+    def training(self, images: int) -> Batches:
+        """This rank's share of every global batch from the image count `images` on, without end."""
+
+    def validation(self) -> Batches | None:
+        """This rank's part of the held-out set, each image once; None where the run has no such set."""
+
+    def figures(self, images: int) -> Row:
+        """What to add to the row of metrics at `images`: epochs, quarantined images. All ranks together."""
+
+    def unreported(self, images: int) -> Row:
+        """What a commit at `images` must not lose and no row has reported yet; often empty. All ranks together."""
+
+
+def keep_first(batches: Iterable[Batch], kept: list[Batch]) -> Iterator[Batch]:
+    """The batches; the first one is also appended to `kept`."""
+    for batch in batches:
+        if not kept:
+            kept.append(batch)
+        yield batch
+
+
+class MicroBatch(NamedTuple):
+    """What a rank takes through the model at once."""
+
+    images: Tensor  # uint8 [n, C, H, W]
+    labels: Tensor  # int64 [n]
+    positions: Tensor  # int64 [n]
+    weights: Tensor  # float32 [n]
+
+
+def split(batch: Batch, micro_batch: int | None) -> list[MicroBatch]:
+    """The micro-batches of a rank's share, all of one shape: the loader pads shares to a multiple of `micro_batch`."""
+    size = micro_batch or len(batch.images)
+    columns = [column.split(size) for column in (batch.images, batch.labels, batch.positions, batch.weights)]
+    return [MicroBatch(*columns) for columns in zip(*columns, strict=True)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainer.distributed.device import ReportPrecision, report_precision
+from trainer.distributed.interruption import interruption_point
 from trainer.distributed.ranks import all_reduce_sum
 from trainer.elbo import bits_per_dimension
 from trainer.errors import TrainingError
@@ -70,13 +71,11 @@ def evaluate(
     draws: int = 1,
     bound: str = "elbo",
     precision: ReportPrecision = "fp32",
-    interrupted: Callable[[], bool] = lambda: False,
-) -> Evaluation | None:
+) -> Evaluation:
     """The bound of every image of `batches`, this rank's part of the set. All ranks together, with as many batches.
 
     `bound` is one of `model.bounds`, with `draws` of the latents of each image. fp32 means float32 throughout, without
-    TF32, whatever the model was trained in. `interrupted` is called after every batch and has to answer the same on
-    all ranks; True abandons the evaluation, and None is returned.
+    TF32, whatever the model was trained in. There is an interruption point after every batch.
 
     Raises TrainingError if the model does not have this bound.
     """
@@ -94,8 +93,7 @@ def evaluate(
             names = list(terms)
             part = _sums(list(terms.values()), batch.weights > 0)
             sums = part if sums.numel() == 0 else sums + part
-            if interrupted():
-                return None
+            interruption_point()
     finally:
         model.train(training)
     count, total, squares, *means = all_reduce_sum(sums).tolist()

@@ -1,4 +1,4 @@
-"""Sums of what is logged, kept on the device: the host looks on a cadence, and the ranks add up only then."""
+"""Running sums of the logged figures, on the device; read by the host and summed over the ranks once a row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.models.base import Model
 
 
 class Metrics:
-    """What was seen since the last row: nats and images of this rank, gradient norms of all."""
+    """Sums since the last row: nats and images of this rank, gradient norms of the global batch."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -26,7 +26,7 @@ class Metrics:
 
     @torch.no_grad()
     def add(self, elbo: Elbo, weights: Tensor) -> None:
-        """Take in a micro-batch; an image whose bound is not finite does not count."""
+        """Add a micro-batch; images whose bound is not finite do not count."""
         self.names = list(elbo.rates)
         columns = torch.stack([torch.ones_like(weights), elbo.distortion, *elbo.rates.values()])
         counted = columns.isfinite().all(0) & (weights > 0)
@@ -35,12 +35,12 @@ class Metrics:
 
     @torch.no_grad()
     def add_norm(self, norm: Tensor) -> None:
-        """Take in the gradient norm of a step; one that is not finite does not count."""
+        """Add the gradient norm of a step; one that is not finite does not count."""
         finite = torch.isfinite(norm)
         self.norms += torch.stack([finite, torch.where(finite, norm, torch.zeros_like(norm))]).double()
 
     def row(self, model: Model) -> dict[str, float]:
-        """The means, in nats an image and as bits per dimension, and a new start. All ranks together."""
+        """The means in nats an image and bits per dimension; resets the sums. All ranks together."""
         assert self.nats is not None, "no step since the last row"
         images, distortion, *rates = all_reduce_sum(self.nats).tolist()
         steps, norms = self.norms.tolist()
@@ -57,12 +57,12 @@ class Metrics:
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        """What is in the sums, added up over the ranks; as numbers."""
+        """The sums over all ranks, as numbers. All ranks together."""
         nats = None if self.nats is None else all_reduce_sum(self.nats).tolist()
         return {"names": self.names, "nats": nats, "norms": self.norms.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's sums: one rank takes over what all of them had."""
+        """Continue from the sums of a checkpoint: rank 0 takes all of them."""
         self.names = state["names"]
         if state["nats"] is not None:
             nats = torch.tensor(state["nats"], dtype=torch.float64, device=self.device)
@@ -71,32 +71,42 @@ class Metrics:
 
 
 class Clock:
-    """Images a second, and where the time went: waiting for data, standing still for checkpoints."""
+    """Images per second of training alone, and how long data and checkpoints held it up."""
 
     def __init__(self, images: int, utilisation: float | None = None):
-        """`utilisation` is the share of its peak that a device's one image a second comes to, if that is known."""
+        """`utilisation`: the share of a device's peak FLOP/s at one image a second; None if unknown."""
         self.images, self.waited, self.since = images, 0.0, time.monotonic()
-        self.utilisation, self.stalled = utilisation, 0.0
+        self.utilisation = utilisation
+        self.paused = self.stalled = 0.0  # seconds since the last row
 
     def row(self, images: int, waited: float) -> dict[str, float]:
         """The rates since the last row; `waited` is the loader's running total in seconds."""
-        seconds = max(time.monotonic() - self.since, 1e-9)
-        pace = (images - self.images) / seconds
-        row = {"images_per_second": pace, "images_per_second_per_device": pace / world_size()}
+        seconds = max(time.monotonic() - self.since - self.paused, 1e-9)
+        images_per_second = (images - self.images) / seconds
+        row = {
+            "images_per_second": images_per_second,
+            "images_per_second_per_device": images_per_second / world_size(),
+        }
         if self.utilisation is not None:
-            row["mfu"] = self.utilisation * pace / world_size()
+            row["mfu"] = self.utilisation * images_per_second / world_size()
         row |= {"data_wait": (waited - self.waited) / seconds, "checkpoint_stall": self.stalled}
-        self.restart(images, waited)
-        self.stalled = 0.0
+        self.images, self.waited, self.since = images, waited, time.monotonic()
+        self.paused = self.stalled = 0.0
         return row
 
-    def restart(self, images: int, waited: float) -> None:
-        """Leave out what has passed (an evaluation, a checkpoint)."""
-        self.images, self.waited, self.since = images, waited, time.monotonic()
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """The block is no training: evaluation, pictures."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.paused += time.monotonic() - began
 
     @contextlib.contextmanager
     def stall(self) -> Iterator[None]:
-        """The block holds training up for the sake of a checkpoint: seconds in the next row."""
-        began = time.monotonic()
-        yield
-        self.stalled += time.monotonic() - began
+        """The block holds training up for a checkpoint: a pause that the next row reports."""
+        before = self.paused
+        with self.pause():
+            yield
+        self.stalled += self.paused - before

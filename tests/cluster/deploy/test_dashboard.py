@@ -14,7 +14,7 @@ from cluster.deploy.dashboard import BOUND, MACHINE, PICTURES
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
 from jobs.ray.metrics import gauge_name
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import config_file, digits  # noqa: F401  (fixtures)
 from tests.testbed.processes import REPOSITORY
 from tests.testbed.wandb_server import ENTITY, WandbServer
@@ -24,7 +24,7 @@ from trainer.checkpoints.journal import read_metrics
 def test_every_panel_shows_something_that_a_run_logs(config_file: Callable[..., Path]) -> None:  # noqa: F811
     path = config_file(data={"on_bad": "quarantine"}, trainer={"peak_flops": 1e12})
     config = load_config(str(path))
-    work(config)
+    train_rank(config)
     run = Storage(config.run)
     logged = {name for row in read_metrics(run) for name in row}
     for line in (*BOUND, *MACHINE):

@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-import trainer.distributed.ranks
+import trainer.distributed.requests
+from cluster.storage.errors import UnavailableError
 from cluster.storage.storage import Storage
 from trainer.checkpoints.checkpointer import CheckpointConfig, Checkpoints
 from trainer.checkpoints.lineage import Commit, Lineage
-from trainer.distributed.ranks import POLL_SECONDS, Agreement, all_reduce_sum, on_rank_zero, rank, shutdown, world_size
+from trainer.distributed.ranks import all_reduce_sum, on_rank_zero, rank, shutdown, world_size
+from trainer.distributed.requests import POLL_SECONDS, Agreement, Requests
 from trainer.elbo import Elbo
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec
@@ -23,6 +25,15 @@ from trainer.models.base import Model
 from trainer.training.metrics import Metrics
 
 CPU = torch.device("cpu")
+
+
+class Wish(Requests):
+    """Wishes to stop while `asked`."""
+
+    asked = False
+
+    def stop(self):
+        return self.asked
 
 
 class Clock:
@@ -99,7 +110,7 @@ def errors():
         raise error
 
     told = []
-    for error in (TrainingError("superseded"), OSError("disk full"), ValueError("")):
+    for error in (UnavailableError("s3://x: away"), TrainingError("superseded"), OSError("disk full"), ValueError("")):
         try:
             on_rank_zero(lambda error=error: fail(error))
             told.append(None)
@@ -114,15 +125,17 @@ WISHES = [(None, None, None), (0, None, None), (None, 7, None), (40, 13, 60), (3
 
 def stops(wish):
     """The step after which a rank was told to stop, None if never; a step takes 1/50 s, a turn 12 or 13 of them."""
-    clock = trainer.distributed.ranks.time = Clock()
-    agreement, told = Agreement(CPU), None
+    clock = trainer.distributed.requests.time = Clock()
+    wishes = Wish()
+    agreement, told = Agreement(CPU, wishes), None
     for step in range(100):
         clock.now += 0.02
-        if agreement.reached(wish is not None and step >= wish):
+        wishes.asked = wish is not None and step >= wish
+        if agreement.poll(0):
             told = step
             break
     dist.barrier()
-    trainer.distributed.ranks.time = time
+    trainer.distributed.requests.time = time
     return told
 
 
@@ -131,16 +144,16 @@ PACES = [(1.0, 20), (0.025, 200), (0.001, 3000), (0.00001, 6000)]  # seconds tha
 
 def pace(seconds, steps):
     """How many steps lie between the turns, one number for each turn."""
-    clock = trainer.distributed.ranks.time = Clock()
-    agreement, turns = Agreement(CPU), []
+    clock = trainer.distributed.requests.time = Clock()
+    agreement, turns = Agreement(CPU, Requests()), []
     for step in range(steps):
         clock.now += seconds
-        before = agreement.message
-        agreement.reached(False)
-        if agreement.message is not before:
+        before = agreement._message
+        agreement.poll(0)
+        if agreement._message is not before:
             turns.append(step)
     dist.barrier()
-    trainer.distributed.ranks.time = time
+    trainer.distributed.requests.time = time
     return [later - earlier for earlier, later in pairwise(turns)]
 
 
@@ -213,10 +226,14 @@ def test_a_row_is_a_mean_over_the_images_of_all_ranks_also_over_a_checkpoint(see
 
 
 def test_an_error_of_rank_zero_is_raised_on_every_rank(seen):
-    own = [("TrainingError", "superseded"), ("OSError", "disk full"), ("ValueError", "")]
+    own = [
+        ("UnavailableError", "s3://x: away"),
+        ("TrainingError", "superseded"),
+        ("OSError", "disk full"),
+        ("ValueError", ""),
+    ]
     assert seen[0]["errors"] == own
-    for each in seen[1:]:
-        assert each["errors"] == [("TrainingError", message) for _, message in own]
+    assert all(each["errors"] == own for each in seen)
 
 
 def test_what_rank_zero_finds_is_given_to_all(seen):
@@ -264,5 +281,8 @@ def test_a_single_process_is_rank_zero_of_one():
 
 
 def test_a_single_process_stops_at_once():
-    agreement = Agreement(CPU)
-    assert [agreement.reached(wish) for wish in (False, False, True, False)] == [False, False, True, False]
+    wishes, told = Wish(), []
+    agreement = Agreement(CPU, wishes)
+    for wishes.asked in (False, False, True, False):
+        told.append(agreement.poll(0))
+    assert told == [False, False, True, True]

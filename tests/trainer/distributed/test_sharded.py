@@ -7,9 +7,9 @@ import torch
 
 from cluster.storage.storage import Storage
 from jobs.config.schema import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH, config_file, digits  # noqa: F401  (fixtures)
-from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
+from tests.jobs.runs import assert_bitwise_equal, newest_tensors, training_rows
 from tests.testbed.ranks import together
 from tests.testbed.steps import train
 from trainer.checkpoints.export import load
@@ -49,17 +49,17 @@ def test_parts_make_the_whole_and_a_missing_part_is_told():
 def test_a_run_goes_from_two_ranks_to_one_and_back(config_file, sharding):  # noqa: F811
     """The state passes through every form; the sums are those of one rank but for the order of additions."""
     alone = config_file("alone")
-    work(load_config(str(alone)))
+    train_rank(load_config(str(alone)))
     path = config_file("moved", trainer={"sharding": sharding})
     together(2, train, path, 6)
     moved = load_config(str(path))
     before = newest_tensors(moved.run)
-    work(load_config(str(path), [f"trainer.images={10 * BATCH}"]))
+    train_rank(load_config(str(path), [f"trainer.images={10 * BATCH}"]))
     together(2, train, path)
     assert before.keys() == newest_tensors(moved.run).keys()
     for name, value in newest_tensors(load_config(str(alone)).run).items():
         torch.testing.assert_close(newest_tensors(moved.run)[name], value, rtol=5e-3, atol=5e-4)
-    assert [row["images"] for row in metrics(moved.run)] == [2 * BATCH * n for n in range(1, 11)]
+    assert [row["images"] for row in training_rows(moved.run)] == [2 * BATCH * n for n in range(1, 11)]
 
 
 def test_two_sharded_ranks_go_on_bitwise(config_file):  # noqa: F811

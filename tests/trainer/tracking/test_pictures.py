@@ -67,21 +67,20 @@ def held_out(spec, n, real=None):
     images = batch(spec, n)
     images[real:] = spec.levels - 1  # padding, which nobody should see
     positions = torch.arange(n)
-    return [
-        SimpleNamespace(images=images, labels=torch.zeros(n, dtype=torch.int64), positions=positions, weights=weights)
-    ]
+    labels = torch.zeros(n, dtype=torch.int64)
+    return SimpleNamespace(images=images, labels=labels, positions=positions, weights=weights)
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)
 def test_every_model_shows_samples_and_reconstructions(name):
     spec, _ = ALL_MODELS[name]
     model = build(name).train()
-    pictures = draw(model, lambda: held_out(spec, 6), 8, seed=0)
+    pictures = draw(model, held_out(spec, 6), 8, seed=0)
     assert {"samples", "reconstructions"} <= pictures.keys()
     assert model.training
     side = spec.height * (SIDE // spec.height) + GAP
     assert read(pictures["samples"]).shape[:2] == (3 * side + GAP, 3 * side + GAP)
-    again = draw(model, lambda: held_out(spec, 6), 8, seed=0)
+    again = draw(model, held_out(spec, 6), 8, seed=0)
     assert again == pictures
 
 
@@ -93,7 +92,7 @@ def test_another_seed_draws_other_samples():
 
 def test_reconstructions_stand_beside_the_images_that_they_are_of():
     spec, _ = ALL_MODELS["vae-mlp"]
-    pictures = draw(build("vae-mlp"), lambda: held_out(spec, 6), 4, seed=0)
+    pictures = draw(build("vae-mlp"), held_out(spec, 6), 4, seed=0)
     picture, side = read(pictures["reconstructions"]), 48 + GAP
     shown = batch(spec, 6)[:2].numpy() * 255.0 / 16
     for i, (row, column) in enumerate(((0, 0), (1, 0))):
@@ -113,7 +112,7 @@ def test_nothing_is_drawn_where_nothing_is_asked_for():
 def test_few_samples_and_few_held_out_images_are_enough(count, size, real):
     """One sample leaves none for reconstructions; a small set leaves a rank with nothing but padding."""
     spec, _ = ALL_MODELS["vae-mlp"]
-    pictures = draw(build("vae-mlp"), lambda: held_out(spec, size, real), count, seed=0)
+    pictures = draw(build("vae-mlp"), held_out(spec, size, real), count, seed=0)
     expected = {"samples"} | ({"reconstructions"} if count > 1 and real else set())
     assert pictures.keys() == expected
     if real == 1:

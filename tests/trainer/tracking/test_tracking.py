@@ -15,7 +15,8 @@ from PIL import Image
 from cluster.storage.storage import Storage
 from trainer.images import ImageSpec
 from trainer.tracking.pictures import grid
-from trainer.tracking.trackers import PictureFolder, Tracker, TrackingConfig, WandbTracker
+from trainer.tracking.trackers import PictureFolder, TrackingConfig, WandbTracker
+from trainer.training.events import Listener
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +33,8 @@ def process(url, mode, images):
     picture = grid(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), ImageSpec(1, 2, 2, 17))
     for count in images:
         row = {"images": count, "train/bpd": 5 - count / 1000, "train/rate/z1": count / 3}
-        tracker.log(row, {"samples": picture} if count % 20 == 0 else {})
-    tracker.commit()
+        tracker.on_row(row, {"samples": picture} if count % 20 == 0 else {})
+    tracker.before_commit()
     tracker.finish()
     return lines
 
@@ -106,9 +107,9 @@ def test_pictures_lie_in_the_run_folder_by_name_and_images(where, request, tmp_p
     run = Storage(str(url))
     picture = grid(torch.full((1, 3, 2, 2), 200, dtype=torch.uint8), ImageSpec(3, 2, 2))
     folder = PictureFolder(run)
-    folder.log({"images": 1280}, {"samples": picture, "reconstructions": picture})
+    folder.on_row({"images": 1280}, {"samples": picture, "reconstructions": picture})
     assert list(run.list("pictures")) == []  # no step waits for the store
-    folder.commit()
+    folder.before_commit()
     paths = [entry.path for entry in run.list("pictures")]
     assert paths == ["pictures/reconstructions-000000001280.png", "pictures/samples-000000001280.png"]
     assert run.read(paths[0]) == picture
@@ -117,8 +118,8 @@ def test_pictures_lie_in_the_run_folder_by_name_and_images(where, request, tmp_p
 
 def test_the_tracker_of_other_ranks_takes_everything_and_does_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tracker = Tracker()
-    tracker.log({"images": 10}, {"samples": b""})
-    tracker.commit()
+    tracker = Listener()
+    tracker.on_row({"images": 10}, {"samples": b""})
+    tracker.before_commit()
     tracker.finish()
     assert list(tmp_path.iterdir()) == []

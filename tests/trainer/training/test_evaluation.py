@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.trainer.models import ALL_MODELS, batch, build
+from trainer.distributed.interruption import StopRequestedError, interruptible
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.models.base import Model
@@ -143,7 +144,8 @@ def test_another_seed_draws_other_noise():
 
 def test_an_interrupted_evaluation_is_abandoned_after_the_batch():
     model, answers = Table(*terms(20)).train(), iter([False, True, True])
-    assert evaluate(model, batches(20, 5), seed=0, interrupted=lambda: next(answers)) is None
+    with interruptible(lambda: next(answers)), pytest.raises(StopRequestedError):
+        evaluate(model, batches(20, 5), seed=0)
     assert model.asked == list(range(10))
     assert model.training
 

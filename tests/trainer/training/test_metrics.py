@@ -111,22 +111,25 @@ def test_the_state_goes_on_to_the_bit_in_another_process(at):
     assert again.row(model()) == straight.row(model())
 
 
-def test_the_clock_leaves_out_what_it_is_told_to_and_adds_up_what_checkpoints_cost(monkeypatch):
+def test_the_clock_leaves_pauses_out_and_adds_up_checkpoint_stalls(monkeypatch):
     now = 100.0
     monkeypatch.setattr("trainer.training.metrics.time.monotonic", lambda: now)
     clock = Clock(1000, utilisation=0.002)
     now += 3
     with clock.stall():
         now += 1
-    shared = {"images_per_second": 50.0, "images_per_second_per_device": 50.0, "data_wait": 0.25}
-    assert clock.row(1200, waited=1.0) == {**shared, "mfu": 0.1, "checkpoint_stall": 1.0}
+    shared = {"images_per_second": 200 / 3, "images_per_second_per_device": 200 / 3, "data_wait": 1 / 3}
+    expected = {**shared, "mfu": 0.4 / 3, "checkpoint_stall": 1.0}
+    assert clock.row(1200, waited=1.0) == pytest.approx(expected)
+    now += 1
     with clock.stall():
+        now += 5
+    with clock.pause():
         now += 60  # an evaluation
-    clock.restart(1300, waited=2.0)
     now += 2
-    assert clock.row(1500, waited=2.5) == {
+    assert clock.row(1500, waited=1.75) == {
         "images_per_second": 100.0, "images_per_second_per_device": 100.0, "mfu": 0.2, "data_wait": 0.25,
-        "checkpoint_stall": 60.0,
+        "checkpoint_stall": 5.0,
     }  # fmt: skip
     now += 1
     assert clock.row(1600, waited=2.5)["checkpoint_stall"] == 0

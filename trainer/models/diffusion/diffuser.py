@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from trainer.config import Config
+from trainer.distributed.interruption import interruption_point
 from trainer.gaussian_process import alpha, diffuse, posterior, prior_rate, sigma
 from trainer.images import ImageSpec
 from trainer.models.base import Condition, ModelConfigBase
@@ -110,6 +111,7 @@ class Diffuser(nn.Module):
         """The denoiser as samplers call it, with classifier-free guidance (Ho and Salimans 2022, equation 6)."""
 
         def estimate(z: Tensor, gamma: Tensor) -> Denoised:
+            interruption_point()
             gamma = gamma.expand(len(z))
             if guidance == 0:
                 return self.denoiser(z, gamma, None, noise)

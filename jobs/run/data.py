@@ -1,0 +1,66 @@
+"""The images of a run as one rank sees them, and what became of them."""
+
+from __future__ import annotations
+
+import torch
+
+from cluster.storage.storage import Storage
+from datasets.loading.batches import Batches
+from datasets.loading.loader import evaluation_batches, training_batches
+from jobs.config.resolved import ResolvedRun
+from jobs.run.ledger import Ledger, check_left_out
+from trainer.distributed.ranks import rank, world_size
+from trainer.tracking.display import say_on_rank_zero
+from trainer.training.data import Row
+from trainer.training.evaluation import Evaluation, batch_size
+from trainer.training.events import Listener
+
+
+class RunData(Listener):
+    """The training set and the held-out set of a run; satisfies `trainer.training.data.Data`."""
+
+    def __init__(self, resolved: ResolvedRun, run: Storage, device: torch.device):
+        self.config, self.index, self.held_out = resolved.config, resolved.index, resolved.held_out
+        self.device = device
+        self.ledger = Ledger(self.config.data, self.index, run)
+
+    def training(self, images: int) -> Batches:
+        trainer = self.config.trainer
+        batches = training_batches(
+            self.config.data,
+            self.index,
+            seed=self.config.seed,
+            batch=trainer.batch,
+            ranks=world_size(),
+            rank=rank(),
+            start=images,
+            micro_batch=trainer.micro_batch,
+            device=self.device,
+        )
+        say_on_rank_zero(batches.describe())
+        self.ledger.follow(batches, images)
+        return batches
+
+    def validation(self) -> Batches | None:
+        if self.held_out is None:
+            return None
+        trainer = self.config.trainer
+        return evaluation_batches(
+            self.config.data,
+            self.held_out,
+            batch=batch_size(trainer.micro_batch, trainer.batch, world_size()),
+            ranks=world_size(),
+            rank=rank(),
+            device=self.device,
+        )
+
+    def figures(self, images: int) -> Row:
+        return self.ledger.row(images)
+
+    def unreported(self, images: int) -> Row:
+        return self.ledger.unreported(images)
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Raises DataError if more images were left out than the configuration allows."""
+        assert self.held_out is not None
+        check_left_out(self.config.data, self.held_out, evaluation.images)

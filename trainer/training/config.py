@@ -1,0 +1,63 @@
+"""The `trainer:` section of a run's YAML."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from trainer.checkpoints.checkpointer import CheckpointConfig
+from trainer.config import Config, MayChange
+from trainer.distributed.device import ChannelsLast, Precision
+from trainer.distributed.sharding import Sharding
+from trainer.training.guard import GuardConfig
+
+
+class TrainerConfig(Config):
+    """The training loop. Everything is counted in images."""
+
+    images: Annotated[PositiveInt, MayChange] = 200_000
+    """Training budget: images after which training ends. A larger budget extends a finished run."""
+    batch: PositiveInt = 128
+    """Global batch size: images per optimizer step, over all ranks. Independent of the number of ranks."""
+    micro_batch: Annotated[PositiveInt | None, MayChange] = None
+    """Largest number of images in one forward pass of a rank; gradients accumulate to the global batch. null: the
+    rank's whole share."""
+    precision: Annotated[Precision, MayChange] = "auto"
+    """auto: bf16 autocast on GPU, fp32 on CPU. tf32: fp32 with TF32 matrix products and convolutions on GPU. If auto
+    means another precision when a run is resumed on another machine, the run is refused until this key is set."""
+    channels_last: Annotated[ChannelsLast, MayChange] = "auto"
+    """Memory format of convolutional models. auto: channels_last on GPU for models without GroupNorm."""
+    threads: Annotated[PositiveInt | None, MayChange] = None
+    """CPU threads of each rank; null: PyTorch's default. With a fixed number a resumed run on CPU is bitwise equal to
+    an uninterrupted one."""
+    sharding: Annotated[Sharding, MayChange] = "ddp"
+    """ddp: each rank holds the whole state. fsdp: each rank holds a shard of weights, gradients, averages and
+    optimizer state (FSDP2)."""
+    hang_timeout: Annotated[PositiveFloat, MayChange] = 600.0
+    """Seconds without progress (a hanging rank, a lost network) after which a rank prints the stack traces of its
+    threads and exits. Must exceed the longest outage of the store that is waited for (LOWERBOUND_PATIENCE)."""
+    compile: Annotated[bool, MayChange] = False
+    """Compile the model with torch.compile."""
+    peak_flops: Annotated[PositiveFloat | None, MayChange] = None
+    """Peak FLOP/s of a device, for the MFU. null: from a table of GPUs; no MFU on CPU."""
+    profile: Annotated[NonNegativeInt, MayChange] = 0
+    """Steps to profile after warm-up; the trace is written to <run>/profiles/."""
+    log_every: Annotated[PositiveInt, MayChange] = 5_000
+    """Images between rows of metrics."""
+    evaluate_every: Annotated[PositiveInt, MayChange] = 50_000
+    """Images between evaluations of the held-out set."""
+    checkpoint_every: Annotated[PositiveInt, MayChange] = 50_000
+    """Images between checkpoints."""
+    pictures: Annotated[NonNegativeInt, MayChange] = 64
+    """Samples in the picture of an evaluation, which also has half as many reconstructions."""
+    checkpoints: Annotated[CheckpointConfig, MayChange] = CheckpointConfig()
+    """Which checkpoints are kept."""
+    guard: Annotated[GuardConfig, MayChange] = GuardConfig()
+    """When a step is skipped and when the run is rolled back."""
+
+    @model_validator(mode="after")
+    def _contiguous_shards(self) -> Self:
+        if self.channels_last is True and self.sharding == "fsdp":
+            raise ValueError("channels_last: true needs sharding: ddp; FSDP2 shards contiguous parameters only")
+        return self

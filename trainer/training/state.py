@@ -1,0 +1,162 @@
+"""The state of a run: what is saved, restored and advanced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.checkpoints.staging import State
+from trainer.distributed.device import to_device
+from trainer.distributed.sharding import Parallel, gathered_tensor, load_model_state
+from trainer.models.base import Model
+from trainer.tracking.display import say_on_rank_zero
+from trainer.tracking.flops import utilisation
+from trainer.training.ema import Ema
+from trainer.training.guard import Guard
+from trainer.training.metrics import Metrics
+from trainer.training.optimizer import OptimConfig, adamw, learning_rate, load_optimizer_state, optimizer_state
+from trainer.training.posthoc_ema import PosthocEma
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from trainer.training.config import TrainerConfig
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while a run trains, and the constants that it is saved with."""
+
+    model: Model
+    parallel: Parallel
+    """The model as the ranks train it together."""
+    optimizer: torch.optim.AdamW
+    ema: Ema
+    posthoc: PosthocEma | None
+    guard: Guard
+    metrics: Metrics
+    optim: OptimConfig
+    budget: int
+    """Images after which training ends: the learning rate's horizon."""
+    seed: int
+    fingerprint: dict[str, Any]
+    """What must not change when the run is resumed."""
+    utilisation: float | None = None
+    """Share of the device's peak FLOP/s at one image a second; None where it is unknown."""
+    noise_salt: int = 0
+    """Other than 0 after a rollback: selects other noise for all that follows."""
+    lr_factor: float = 1.0
+    """Learning-rate multiplier after a rollback."""
+    images: int = 0
+    """Images seen."""
+    seen: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    """`images` on the device, for the model."""
+    evaluation_owed: bool = False
+    """An evaluation was due and has not been made: a commit came first, or a request to stop."""
+
+    @classmethod
+    def create(
+        cls,
+        model: Model,
+        config: TrainerConfig,
+        optim: OptimConfig,
+        accelerator: Accelerator,
+        seed: int,
+        fingerprint: dict[str, Any],
+    ) -> TrainState:
+        """The state before the first step, of a model with its initial weights; moves it to the device."""
+        to_device(model, accelerator.device, config.channels_last, config.sharding)
+        bf16 = accelerator.mixed_precision == "bf16"
+        image_utilisation = utilisation(model, bf16, config.peak_flops, say_on_rank_zero)
+        return cls(
+            model=model,
+            parallel=Parallel(model, accelerator, config.sharding),  # before the optimizer: FSDP replaces parameters
+            optimizer=adamw(model, optim),
+            ema=Ema(model, optim.ema),
+            posthoc=PosthocEma(model) if optim.posthoc else None,
+            guard=Guard(config.guard, accelerator.device),
+            metrics=Metrics(accelerator.device),
+            optim=optim,
+            budget=config.images,
+            seed=seed,
+            fingerprint=fingerprint,
+            utilisation=image_utilisation,
+            seen=torch.zeros((), dtype=torch.float64, device=accelerator.device),
+        )
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def noise_seed(self) -> int:
+        """Of the training noise."""
+        return self.seed + (self.noise_salt << 32)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step that was made last."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def begin_step(self) -> None:
+        """Set the learning rate of the step that begins now, and clear the gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_factor * learning_rate(self.optim, self.images, self.budget)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def end_step(self, batch: int) -> None:
+        """Step with the gradients of `batch` images, unless the guard skips them, and update the averages."""
+        self.metrics.add_norm(self.guard.step(self.optimizer, self.parameters, self.optim.clip))
+        self.images += batch
+        self.seen += batch
+        self.ema.update(self.images, batch)
+        if self.posthoc:
+            self.posthoc.update(self.images, batch)
+
+    # ---- saved and restored
+
+    def sections(self) -> State:
+        """All that a checkpoint stores, by section: tensors (this rank's parts of sharded ones), or JSON."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            **({"posthoc": self.posthoc.state_dict()} if self.posthoc else {}),
+            "optimizer": optimizer_state(self.optimizer, self.model),
+            "progress": {
+                "images": self.images,
+                "evaluation_owed": self.evaluation_owed,
+                "healthy": self.guard.healthy,
+                "guard": self.guard.state.tolist(),
+                "sums": self.metrics.state_dict(),
+                "noise_salt": self.noise_salt,
+                "lr_factor": self.lr_factor,
+            },
+            "fingerprint": self.fingerprint,
+        }
+
+    def restore(self, saved: State) -> None:
+        """Continue from what `sections` gave. Raises RuntimeError if it is another model's."""
+        load_model_state(self.model, saved["model"])
+        self.ema.load_state_dict(saved["ema"])
+        if self.posthoc and "posthoc" in saved:
+            self.posthoc.load_state_dict(saved["posthoc"])
+        elif self.posthoc:
+            self.posthoc.start = saved["progress"]["images"]
+            say_on_rank_zero(f"optim.posthoc: averaging starts after {self.posthoc.start:,} images")
+        load_optimizer_state(self.optimizer, self.model, saved["optimizer"])
+        progress = saved["progress"]
+        self.images = progress["images"]
+        self.seen.fill_(self.images)
+        self.evaluation_owed = progress.get("evaluation_owed", False)
+        self.guard.state = torch.tensor(progress["guard"], device=self.guard.state.device)
+        self.metrics.load_state_dict(progress["sums"])
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The model's tensors with averaged weights, whole. All ranks together."""
+        tensors: dict[str, Tensor] = self.model.state_dict() | self.ema.state_dict()
+        return {name: gathered_tensor(value) for name, value in tensors.items()}
