@@ -48,7 +48,8 @@ def evaluation_rows(run: Path | str) -> list[dict]:
 
 
 def metrics(run: Path | str) -> list[dict]:
-    """The rows of the newest lineage, without what time or stops decide."""
+    """The rows of the newest lineage: their numbers, without those that time or stops decide."""
     return [
-        {name: value for name, value in row.items() if name not in CLOCKED} for row in read_metrics(Storage(str(run)))
+        {name: value for name, value in row.items() if name not in CLOCKED and not isinstance(value, str)}
+        for row in read_metrics(Storage(str(run)))
     ]

@@ -67,7 +67,7 @@ def new_accelerator():
 
 def test_a_run_that_trains_in_bfloat16_is_evaluated_in_float32(config_file, capsys, new_accelerator):
     config = load_config(str(config_file(trainer={"precision": "bf16"})))
-    at_the_end = work(config).evaluation
+    at_the_end = train_rank(config).evaluation
     new_accelerator()
     assert at_the_end.precision == "fp32"
     assert [row["validation/precision"] for row in metrics(config.run) if "validation/nats" in row] == ["fp32"] * 2
