@@ -1,8 +1,12 @@
-"""What can go wrong with a run that its owner can mend."""
+"""Errors of a run that its user can correct; the message is one line."""
 
 
 class TrainingError(RuntimeError):
     """One line: what happened, to which run, what would be right."""
+
+
+class DamagedError(TrainingError):
+    """A checkpoint's content is not what its manifest says, or part of it is missing."""
 
 
 class SupersededError(TrainingError):

@@ -125,7 +125,7 @@ def measure(asked: argparse.Namespace) -> dict[str, float]:
 
     threading.Thread(target=watch, daemon=True).start()
     train_rank(load_config(str(path)), Measured(), [Commits()])
-    files = Lineage(Storage(str(run))).manifest(commits[-1]).files.values()
+    files = Lineage(Storage(str(run))).folder(commits[-1]).manifest().files.values()
     pace = (len(times) - 1 - WARM_UP) / (times[-1][1] - times[WARM_UP][1])
     return {"pace": pace, "state": sum(file.bytes for file in files), "peak": peak, "commits": len(commits) - 1}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from cluster.storage.storage import Storage
 from trainer.checkpoints.journal import read_metrics
 from trainer.checkpoints.lineage import Lineage
-from trainer.checkpoints.reading import read_state
+from trainer.checkpoints.reading import SavedState
 
 # Figures that time decides, or how often a run was stopped.
 CLOCKED = (
@@ -26,8 +26,8 @@ CLOCKED = (
 def newest_tensors(run: Path | str) -> dict[str, Tensor]:
     """Every tensor of the newest commit, as "<section>/<name>"."""
     lineage = Lineage(Storage(str(run)))
-    state = read_state(lineage, next(lineage.history()), ("model", "ema", "posthoc", "optimizer"))
-    return {f"{section}/{name}": value for section, content in state.items() for name, value in content.items()}
+    saved = SavedState(lineage.folder(next(lineage.history())))
+    return {f"{section}/{name}": value for section in saved.layout for name, value in saved.tensors(section).items()}
 
 
 def assert_bitwise_equal(mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage
-from trainer.checkpoints.lineage import Commit, Lineage
-from trainer.checkpoints.reading import read_state
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
+from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.snapshots import reconstruct
 from trainer.checkpoints.tensors import pack, unpack
 from trainer.checkpoints.weights import width_of
@@ -87,11 +88,12 @@ def weights_at(lineage: Lineage, commit: Commit, weights: str) -> tuple[int, dic
 
     Those of `posthoc:WIDTH` are of the last snapshot, only what was not trained is the commit's. Raises TrainingError.
     """
-    state = read_state(lineage, commit, ("model", "ema")[: 1 + (weights == "ema")])
+    saved = SavedState(lineage.folder(commit), ("model", "ema") if weights == "ema" else ("model",))
+    model = saved.tensors("model")
     if width := width_of(weights):
         averaged = reconstruct(lineage.run, width)
-        return averaged.images, state["model"] | averaged.tensors
-    return commit.images, state["model"] | state.get("ema", {})
+        return averaged.images, model | averaged.tensors
+    return commit.images, model | saved.tensors("ema")
 
 
 def load_untrained(url: str) -> Model:

@@ -12,7 +12,8 @@ import json
 from typing import Any
 
 from cluster.storage.storage import Storage
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
 
 Row = dict[str, Any]  # "images": the count that the row stands at; everything else by name
 

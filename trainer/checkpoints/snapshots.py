@@ -1,10 +1,10 @@
-"""Snapshots of power-function averages in a run folder, and the average of any width that is made of them.
+"""Snapshots of power-function averages in a run folder, and the average of any width made of them.
 
     <run>/averages/000000012800-0002-0.050.safetensors    after 12800 images, by attempt 2, of relative width 0.05
     <run>/averages/000000012800-0002-0.050-from-6400.safetensors    averaged since 6400 images
 
-As of the rows of metrics, those count that the newest attempt's history has in it: what an attempt wrote after the
-commit that the next one started from is passed over.
+Like rows of metrics, only snapshots of the newest lineage count: what an attempt wrote after the commit that the next
+one started from is passed over.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from cluster.storage.storage import Storage
 from trainer.checkpoints.checkpointer import Checkpoints
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.tensors import pack, unpack
-from trainer.distributed.ranks import on_rank_zero
+from trainer.distributed.ranks import rank
 from trainer.errors import TrainingError
 from trainer.training.posthoc_ema import PosthocEma, Snapshot, combination
 
@@ -29,42 +30,38 @@ _NAME = re.compile(r"(\d{12,}-\d{4,})-(0\.\d{3})(?:-from-(\d+))?\.safetensors")
 
 
 class Reconstruction(NamedTuple):
-    """An average that was never kept."""
+    """An average computed from snapshots."""
 
-    images: int  # after which it is the average
-    tensors: dict[str, Tensor]  # float32, of what was trained
+    images: int  # seen when the average ends
+    tensors: dict[str, Tensor]  # float32, of the trained parameters
 
 
 def take_snapshots(checkpoints: Checkpoints, images: int, posthoc: PosthocEma) -> None:
-    """Store the averages after `images` images, before the commit in whose history they belong. All ranks together.
+    """Copy the averages after `images` images to host memory and store them in the background, by rank 0, before the
+    next commit is made. All ranks together.
 
-    A store that is away costs this snapshot only.
+    If the store fails, only this snapshot is lost.
     """
     assert checkpoints.attempt is not None
     place, averages = Commit(images, checkpoints.attempt.number), posthoc.halves()
-
-    def store() -> None:
-        try:
-            write_snapshots(checkpoints.run, place, averages, posthoc.start)
-        except OSError as error:
-            checkpoints.warn(f"a snapshot of the averages was not stored, training goes on: {error}")
-
-    on_rank_zero(store)
+    start = posthoc.start
+    if rank() == 0:
+        checkpoints.background.submit(
+            "a snapshot of the averages", lambda: write_snapshots(checkpoints.run, place, averages, start)
+        )
 
 
 def write_snapshots(
     run: Storage, place: Commit, averages: Mapping[float, Mapping[str, Tensor]], start: int = 0
 ) -> None:
-    """Store averages by their width; `place` names the images seen and the attempt, `start` the images at which
-    averaging started.
-    """
+    """Store averages, by width, after the images and by the attempt of `place`; averaging began at `start` images."""
     suffix = f"-from-{start}" if start else ""
     for width, tensors in averages.items():
         run.folder(FOLDER).write(f"{place.name}-{width:.3f}{suffix}.safetensors", pack(tensors))
 
 
 def stored_snapshots(run: Storage) -> dict[str, Snapshot]:
-    """The snapshots of the newest lineage by their file's name."""
+    """The snapshots of the newest lineage, by file name."""
     last = {attempt: end for attempt, _, end in Lineage(run).segments()}
     found: dict[str, Snapshot] = {}
     for entry in run.folder(FOLDER).list():

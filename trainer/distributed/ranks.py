@@ -35,11 +35,11 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return total
 
 
-def new_gloo_group(timeout: float) -> dist.ProcessGroup | None:
-    """A gloo group of all ranks with a timeout in seconds, for background threads; None for a single rank."""
+def new_gloo_group(timeout: float, ranks: list[int] | None = None) -> dist.ProcessGroup | None:
+    """A gloo group of all ranks, or of some, with a timeout in seconds; None for a single rank. All ranks together."""
     if world_size() == 1:
         return None
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    return dist.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout))
 
 
 def gather_object(mine: T, group: dist.ProcessGroup | None) -> list[T]:
@@ -51,6 +51,15 @@ def gather_object(mine: T, group: dist.ProcessGroup | None) -> list[T]:
     return parts or []
 
 
+def all_gather_object(mine: T, group: dist.ProcessGroup | None) -> list[T]:
+    """The objects of all ranks, as a list on every rank."""
+    if world_size() == 1:
+        return [mine]
+    parts: list[T] = [mine] * world_size()
+    dist.all_gather_object(parts, mine, group=group)
+    return parts
+
+
 def broadcast_object(value: T, group: dist.ProcessGroup | None) -> T:
     """The object of rank 0, on every rank."""
     if group is None:
@@ -60,8 +69,11 @@ def broadcast_object(value: T, group: dist.ProcessGroup | None) -> T:
     return box[0]
 
 
-def on_rank_zero(action: Callable[[], T]) -> T:
-    """Run `action` on rank 0 and return its result on every rank; an error of rank 0 is raised by all of them."""
+def on_rank_zero(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Run `action` on rank 0 and return its result on every rank; an error of rank 0 is raised by all of them.
+
+    The others wait in `group`; None: in the default group, whose timeout follows from `trainer.hang_timeout`.
+    """
     if world_size() == 1:
         return action()
     outcome: list[Any] = [None, None]  # result, error
@@ -71,7 +83,7 @@ def on_rank_zero(action: Callable[[], T]) -> T:
             outcome[0] = action()
         except Exception as error:
             failure, outcome[1] = error, portable(error)
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=group)
     if failure is not None:
         raise failure
     if outcome[1] is not None:

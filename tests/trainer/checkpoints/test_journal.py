@@ -5,8 +5,10 @@ import json
 import pytest
 
 from cluster.storage.storage import Storage
+from tests.trainer.checkpoints.commits import write_commit
+from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.journal import read_metrics, write_rows
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.lineage import Lineage
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def commit(run, attempt, images, since, step=10, late=False):
     lineage = Lineage(run)
     if late:
         lineage.check_not_superseded = lambda attempt: None
-    lineage.write_commit(made, {"progress.json": b"{}"})
+    write_commit(lineage, made, {"progress.json": b"{}"})
     return made
 
 
@@ -88,7 +90,7 @@ def test_rows_stay_when_their_commit_is_forgotten(run):
     lineage = Lineage(run)
     lineage.claim(None)
     made = [commit(run, 1, images, images - 100) for images in (100, 200, 300)]
-    lineage.delete_commit(made[0])
+    lineage.folder(made[0]).delete()
     assert [images for images, _ in seen(run)] == list(range(10, 301, 10))
 
 

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cluster.storage.storage import Storage
-from trainer.checkpoints.lineage import Commit, Lineage
+from tests.trainer.checkpoints.commits import read_commit, write_commit
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
 from trainer.errors import SupersededError, TrainingError
 
 FILES = {"model.safetensors": b"some weights", "progress.json": b'{"images": 3}'}
@@ -31,7 +33,7 @@ def local(tmp_path):
 def commits(lineage, attempt, *images):
     made = [Commit(count, attempt) for count in images]
     for commit in made:
-        lineage.write_commit(commit, FILES)
+        write_commit(lineage, commit, FILES)
     return made
 
 
@@ -190,7 +192,7 @@ def test_without_a_manifest_there_is_no_commit(run):
     assert lineage.commits() == {whole}
     assert list(lineage.history()) == [whole]
     with pytest.raises(TrainingError, match="not the manifest of a checkpoint"):
-        lineage.read_commit(half)
+        read_commit(lineage, half)
 
 
 def test_the_manifest_is_written_last(local, monkeypatch):
@@ -210,10 +212,10 @@ def test_a_superseded_attempt_is_told_and_leaves_no_commit(run):
     (a1,) = commits(lineage, 1, 100)
     Lineage(run).claim(a1)
     with pytest.raises(TrainingError) as raised:
-        lineage.write_commit(Commit(200, 1), FILES)
+        write_commit(lineage, Commit(200, 1), FILES)
     assert str(raised.value) == (
         f"{run.url}: attempt 2 has taken over this run, so attempt 1 stops here; "
-        "nothing that it wrote after that will be used"
+        "nothing it wrote after that will be used"
     )
     assert lineage.commits() == {a1}
     commits(lineage, 2, 200)  # the newer one goes on
@@ -226,11 +228,11 @@ def test_files_come_back_as_they_were_written(run):
     lineage = Lineage(run)
     lineage.claim(None)
     files = FILES | {"empty.json": b"", "ema.safetensors": bytes(range(256)) * 100}
-    lineage.write_commit(Commit(100, 1), files)
-    assert lineage.read_commit(Commit(100, 1)) == files
-    assert lineage.read_commit(Commit(100, 1), ["progress.json"]) == {"progress.json": FILES["progress.json"]}
+    write_commit(lineage, Commit(100, 1), files)
+    assert read_commit(lineage, Commit(100, 1)) == files
+    assert read_commit(lineage, Commit(100, 1), ["progress.json"]) == {"progress.json": FILES["progress.json"]}
     with pytest.raises(TrainingError, match=r"it has no other\.json"):
-        lineage.read_commit(Commit(100, 1), ["other.json"])
+        read_commit(lineage, Commit(100, 1), ["other.json"])
 
 
 def spoil(run, path, how):
@@ -251,7 +253,7 @@ def test_files_that_are_not_what_was_written_are_refused(local, name, how):
     (commit,) = commits(lineage, 1, 100)
     spoil(local, f"checkpoints/{commit.name}/{name}", how)
     with pytest.raises(TrainingError, match=f"{commit.name}.*{name}") as raised:
-        lineage.read_commit(commit)
+        read_commit(lineage, commit)
     assert "\n" not in str(raised.value)
 
 
@@ -266,7 +268,7 @@ def test_no_single_flipped_byte_of_a_manifest_is_taken_for_another_checkpoint(lo
         for bit in (0, 3, 7):
             local.write(path, data[:i] + bytes([data[i] ^ (1 << bit)]) + data[i + 1 :])
             try:
-                assert lineage.read_commit(commit) == FILES
+                assert read_commit(lineage, commit) == FILES
             except TrainingError as error:
                 errors.append(str(error))
     assert len(errors) > 2 * len(data)
@@ -293,7 +295,7 @@ def test_a_manifest_of_another_shape_is_refused_in_one_line(local, manifest):
     (commit,) = commits(lineage, 1, 100)
     local.write(f"checkpoints/{commit.name}/manifest.json", manifest.encode())
     with pytest.raises(TrainingError, match="not the manifest of a checkpoint") as raised:
-        lineage.read_commit(commit)
+        read_commit(lineage, commit)
     assert "\n" not in str(raised.value)
 
 
@@ -302,9 +304,9 @@ def test_a_format_of_another_version_is_refused(local):
     lineage.claim(None)
     (commit,) = commits(lineage, 1, 100)
     path = f"checkpoints/{commit.name}/manifest.json"
-    local.write(path, local.read(path).replace(b'"format": 1', b'"format": 2'))
-    with pytest.raises(TrainingError, match="is in format 2, this version reads 1"):
-        lineage.read_commit(commit)
+    local.write(path, local.read(path).replace(b'"format": 2', b'"format": 3'))
+    with pytest.raises(TrainingError, match=r"is in format 3, this version reads \(1, 2\)"):
+        read_commit(lineage, commit)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +337,7 @@ def test_a_manifest_that_lists_other_than_its_own_files_is_refused_before_anythi
     original = Storage.read
     monkeypatch.setattr(Storage, "read", lambda self, path: (read.append(path), original(self, path))[1])
     with pytest.raises(TrainingError, match="which is no file of a checkpoint") as raised:
-        lineage.read_commit(commit)
+        read_commit(lineage, commit)
     assert "\n" not in str(raised.value)
     assert read == [f"checkpoints/{commit.name}/manifest.json"]
 
@@ -347,7 +349,7 @@ def test_a_deleted_commit_loses_its_manifest_first_and_then_everything(run, monk
     deleted = []
     delete = Storage.delete
     monkeypatch.setattr(Storage, "delete", lambda self, path: (deleted.append(path), delete(self, path)))
-    lineage.delete_commit(a1)
+    lineage.folder(a1).delete()
     assert deleted[0] == f"checkpoints/{a1.name}/manifest.json"
     assert [entry.path for entry in run.list(f"checkpoints/{a1.name}")] == []
     assert list(lineage.history()) == [a2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from tests.testbed.ranks import together
 from tests.testbed.steps import train
 from trainer.checkpoints.export import load
 from trainer.checkpoints.snapshots import reconstruct
-from trainer.checkpoints.staging import Assembly, merged, stream
+from trainer.checkpoints.tensor_files import Piece, StoredTensor, blocks, layout_json, merged, parsed_layout
 from trainer.checkpoints.tensors import unpack
 
 
@@ -26,23 +28,23 @@ def test_a_stream_is_a_safetensors_file():
         "d": torch.randn(5).bfloat16(),
         "e": torch.empty(0, 3),
     }
-    back = unpack("here", b"".join(stream(tensors)))
+    back = unpack("here", b"".join(blocks(tensors)))
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in tensors.items())
 
 
-def test_parts_make_the_whole_and_a_missing_part_is_told():
-    whole = torch.arange(15.0).reshape(5, 3)
+def test_layouts_of_the_ranks_make_one_and_a_missing_part_is_told():
     layouts = [
-        {"model": {"w": {"shape": [5, 3], "pieces": {f"model-{rank}.safetensors": [begin, 0]}}}}
-        for rank, begin in ((0, 0), (1, 3))
+        {
+            "model": {
+                "w": StoredTensor(torch.float32, (5, 3), (Piece(f"model-{rank}.safetensors", begin, shape, 72, (7,)),))
+            }
+        }
+        for rank, begin, shape in ((0, (0, 0), (3, 3)), (1, (3, 0), (2, 3)))
     ]
-    assembly = Assembly(merged(layouts))
-    assembly.add("model-1.safetensors", {"w": whole[3:]})
-    with pytest.raises(ValueError, match="a part of model/w is missing"):
-        assembly.whole()
-    assembly.add("model-0.safetensors", {"w": whole[:3]})
-    assert torch.equal(assembly.whole()["model"]["w"], whole)
+    assert parsed_layout(json.loads(layout_json(merged(layouts)))) == merged(layouts)
+    with pytest.raises(ValueError, match="a part of w is missing"):
+        parsed_layout(json.loads(layout_json(layouts[1])))
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])

@@ -1,0 +1,86 @@
+"""A checkpoint being written in the background, by a thread of each rank."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from trainer.checkpoints.commit import Commit, CommitFolder, FileDigest
+from trainer.checkpoints.staging import Share
+from trainer.checkpoints.tensor_files import LAYOUT, Layout, blocks, layout_json, merged
+from trainer.distributed.ranks import broadcast_object, gather_object, portable
+from trainer.errors import TrainingError
+
+Complete = Callable[[Commit, dict[str, FileDigest]], None]
+
+
+class _Written(NamedTuple):
+    """What one rank reports of its share."""
+
+    files: dict[str, FileDigest]
+    layout: Layout
+    failure: Exception | None
+
+
+class CheckpointThread(threading.Thread):
+    """Writes this rank's share; when all ranks have, rank 0 calls `complete`, which makes the commit.
+
+    `outcome`, the same on all ranks: None if there is a commit, an OSError if the store failed, else another error.
+    """
+
+    def __init__(self, folder: CommitFolder, share: Share, group: Any, complete: Complete):
+        super().__init__(name=f"checkpoint {folder.commit.name}", daemon=True)
+        self.folder, self.share, self.group, self.complete = folder, share, group, complete
+        self.outcome: Exception | None = None
+        self.abandoned = False  # nobody waits for it any longer: it must not make the commit
+        self.start()
+
+    @property
+    def commit(self) -> Commit:
+        """The commit that it makes."""
+        return self.folder.commit
+
+    def run(self) -> None:
+        try:
+            self.outcome = self._write()
+        except Exception as error:  # of the group: another rank is gone
+            self.outcome = error
+
+    def _write(self) -> Exception | None:
+        failure: Exception | None = None
+        files: dict[str, FileDigest] = {}
+        layout: Layout = {}
+        try:
+            layout = self.share.layout()
+            for name, tensors in self.share.files.items():
+                values = {key: placed.value for key, placed in tensors.items()}
+                files[name] = self.folder.write_file(name, partial(blocks, values))
+            for name, text in self.share.texts.items():
+                files[name] = self.folder.write_file(name, text)
+        except Exception as error:
+            failure = error
+        parts = gather_object(_Written(files, layout, failure and portable(failure)), self.group)
+        outcome: Exception | None = None
+        if parts:  # rank 0
+            failures = [part.failure for part in parts if part.failure]
+            # an error that is not the store's ends the run on all ranks, so it goes before those that are retried
+            outcome = min(failures, key=lambda error: isinstance(error, OSError), default=None)
+            if outcome is None:
+                try:
+                    self._complete(parts)
+                except Exception as error:
+                    failure = outcome = error
+        shared = broadcast_object(outcome and portable(outcome), self.group)
+        if shared is None or failure is None or isinstance(failure, OSError) != isinstance(shared, OSError):
+            return shared
+        return failure  # with its traceback
+
+    def _complete(self, parts: list[_Written]) -> None:
+        if self.abandoned:
+            raise TrainingError(f"checkpoint {self.commit.name} was abandoned")
+        files = {name: digest for part in parts for name, digest in part.files.items()}
+        layout = merged(part.layout for part in parts)
+        files[LAYOUT] = self.folder.write_file(LAYOUT, layout_json(layout))
+        self.complete(self.commit, files)
