@@ -11,6 +11,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.shards.index import Index
 from jobs.compare import main as compare
@@ -18,10 +19,10 @@ from jobs.config.schema import load_config
 from jobs.evaluate import main as evaluate
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
-from tests.jobs.runs import metrics
 from tests.testbed.jobs import call_job
 from tests.testbed.ranks import together
 from tests.testbed.steps import train
+from trainer.checkpoints.journal import read_metrics
 from trainer.errors import TrainingError
 
 
@@ -70,7 +71,8 @@ def test_a_run_that_trains_in_bfloat16_is_evaluated_in_float32(config_file, caps
     at_the_end = train_rank(config).evaluation
     new_accelerator()
     assert at_the_end.precision == "fp32"
-    assert [row["validation/precision"] for row in metrics(config.run) if "validation/nats" in row] == ["fp32"] * 2
+    rows = [row for row in read_metrics(Storage(config.run)) if "validation/nats" in row]
+    assert [row["validation/precision"] for row in rows] == ["fp32"] * 2
     evaluate([config.run])
     full = report(config.run, "validation-elbo-1-ema")["figures"]
     assert full == pytest.approx(at_the_end.row("evaluation"), rel=1e-7)
