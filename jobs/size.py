@@ -1,6 +1,8 @@
-"""How large a run is, before it is begun: parameters, memory, steps, bytes. Nothing is computed but shapes."""
+"""How much memory, compute and data a run takes, before it starts. Only shapes are computed."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -10,51 +12,93 @@ from datasets.order.order import deal, largest_share
 from datasets.reading.reader import memory_needed
 from jobs.config.resolved import ResolvedRun
 from trainer.models import Model
-from trainer.tracking.flops import measure
+from trainer.tracking.flops import Pass, measure
+from trainer.training.posthoc_ema import WIDTHS
+
+
+class StateBytes(NamedTuple):
+    """Bytes of a run's state, of all ranks together when it is sharded."""
+
+    weights: int
+    gradients: int
+    optimizer: int  # AdamW's two moments
+    averages: int  # float32: the EMA, and those of `optim.posthoc`
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint."""
+        return self.weights + self.optimizer + self.averages
+
+
+def state_bytes(model: Model, posthoc: bool) -> StateBytes:
+    """Bytes of the state of a model in training, with the averages of `optim.posthoc` or without."""
+    trained = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters() if tensor.requires_grad)
+    average = 4 * sum(tensor.numel() for tensor in model.parameters())
+    return StateBytes(
+        weights=sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
+        gradients=trained,
+        optimizer=2 * trained,
+        averages=average * (1 + len(WIDTHS) * posthoc),
+    )
 
 
 def report(run: ResolvedRun) -> str:
-    """The run's sizes, for a person. Raises ConfigError in one line if the model does not fit the images."""
-    config, index, all_streams = run.config, run.index, run.streams
+    """The sizes of a run, as text. Raises ConfigError in one line if the model does not fit the images."""
     with FakeTensorMode():
         model = run.build_model()
-    tensors = [tensor for tensor in model.parameters() if tensor.requires_grad]
-    trained = sum(tensor.numel() for tensor in tensors)
-    own = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    gradients = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    averages = 4 * sum(tensor.numel() for tensor in model.parameters())
-    optimizer = 2 * gradients  # AdamW's two moments
-
-    least, most = (config.ray.workers,) * 2 if isinstance(config.ray.workers, int) else config.ray.workers
-    bf16 = run.precision == "bf16"
-    share = largest_share(config.trainer.batch, all_streams, least)
-    at_once = min(config.trainer.micro_batch or share, share)
-    taken = measure(model, torch.bfloat16 if bf16 else torch.float32)
-    activations = at_once * taken.activations
-
-    steps = -(-config.trainer.images // config.trainer.batch)
-    streams = len(deal(all_streams, least, least - 1))
-    loader = memory_needed(index, streams, config.data.window)
-    within = "within" if loader <= config.data.memory else "above: images are then requested one by one; allowed are"
+    costs = measure(model, torch.bfloat16 if run.precision == "bf16" else torch.float32)
+    state = state_bytes(model, run.config.optim.posthoc > 0)
+    trainer, (least, most) = run.config.trainer, _ranks(run)
+    share = largest_share(trainer.batch, run.streams, least)
     ranks = f"{least} rank{'s' * (least > 1)}" if least == most else f"{least} to {most} ranks"
-    epochs = config.trainer.images / index.images
+    epochs = trainer.images / run.index.images
     lines = {
-        "parameters": f"{trained:,} trained" + (f" of {_count(model):,}" if _count(model) != trained else ""),
-        "memory": f"{in_words(own + gradients + optimizer + averages + activations)} a rank: "
-        f"weights {in_words(own)}, gradients {in_words(gradients)}, optimiser {in_words(optimizer)}, "
-        f"averages {in_words(averages)}, activations about {in_words(activations)}",
-        "": f"(activations estimated: what autograd keeps of {at_once} images at once in "
-        f"{'bfloat16 autocast' if bf16 else 'float32'}; workspaces of kernels come on top)",
-        "compute": f"{taken.flops / 1e9:.3g} GFLOP an image, forward and backward (matrix products, convolutions); "
-        f"{taken.flops * config.trainer.images:.3g} FLOP in all",
-        "images": f"{index.images:,} an epoch; {config.trainer.images:,} in all, {epochs:.3g} epochs",
-        "steps": f"{steps:,} of {config.trainer.batch} images; {ranks}, at most {share} images a rank",
-        "checkpoint": f"{in_words(own + optimizer + averages)}, every {config.trainer.checkpoint_every:,} images; "
-        f"{max(config.trainer.checkpoints.keep, 2)} are kept",
-        "loader": f"{in_words(loader)} of encoded images a rank, {within} data.memory {in_words(config.data.memory)}",
+        "parameters": _parameters(model),
+        "memory": _memory(run, state, costs, least),
+        "compute": f"{costs.flops / 1e9:.3g} GFLOP per image, forward and backward (matrix products, convolutions); "
+        f"{costs.flops * trainer.images:.3g} FLOP in total",
+        "images": f"{run.index.images:,} per epoch; {trainer.images:,} in total, {epochs:.3g} epochs",
+        "steps": f"{-(-trainer.images // trainer.batch):,} of {trainer.batch} images; {ranks}, at most {share} images "
+        "per rank",
+        "checkpoint": f"{in_words(state.checkpoint)}, every {trainer.checkpoint_every:,} images; "
+        f"{max(trainer.checkpoints.keep, 2)} are kept",
+        "loader": _loader(run, least),
     }
     return "".join(f"{name:11} {text}\n" for name, text in lines.items())
 
 
-def _count(model: Model) -> int:
-    return sum(tensor.numel() for tensor in model.parameters())
+def _ranks(run: ResolvedRun) -> tuple[int, int]:
+    """The least and the largest number of ranks."""
+    workers = run.config.ray.workers
+    return (workers, workers) if isinstance(workers, int) else workers
+
+
+def _parameters(model: Model) -> str:
+    trained = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
+    total = sum(tensor.numel() for tensor in model.parameters())
+    return f"{trained:,} trained" + (f" of {total:,}" if total != trained else "")
+
+
+def _memory(run: ResolvedRun, state: StateBytes, costs: Pass, ranks: int) -> str:
+    """The device memory of a rank, when there are `ranks` of them."""
+    trainer = run.config.trainer
+    share = largest_share(trainer.batch, run.streams, ranks)
+    at_once = min(trainer.micro_batch or share, share)
+    sharded = trainer.sharding == "fsdp" and ranks > 1
+    parts = {name: -(-size // ranks) if sharded else size for name, size in state._asdict().items()}
+    if sharded:  # the whole model is one unit, gathered for the forward and the backward pass
+        parts["gathered weights and gradients"] = state.weights + state.gradients
+    parts["activations about"] = round(at_once * costs.activations)
+    listed = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items())
+    precision = "bfloat16 autocast" if run.precision == "bf16" else run.precision
+    note = f"activations: what autograd keeps for {at_once} images in {precision}; kernels' workspaces not included"
+    return f"{in_words(sum(parts.values()))} per rank: {listed}\n{'':11} ({note})"
+
+
+def _loader(run: ResolvedRun, ranks: int) -> str:
+    """The host memory of a rank's loader, when there are `ranks` of them."""
+    data = run.config.data
+    streams = len(deal(run.streams, ranks, ranks - 1))
+    needed = memory_needed(run.index, streams, data.window)
+    within = "within" if needed <= data.memory else "above (so that each image is a request of its own)"
+    return f"{in_words(needed)} of encoded images per rank, {within} data.memory {in_words(data.memory)}"
