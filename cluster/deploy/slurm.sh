@@ -28,6 +28,7 @@ mkdir -p -m 700 "$$private"
 [ -s "$$private/token" ] || (umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > "$$private/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$$private/token" RAY_worker_niceness=0
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 PYTHONPATH="$$PWD" PYTHONUNBUFFERED=1
+export GLOO_SOCKET_IFNAME="${interface}" NCCL_SOCKET_IFNAME="${interface}"
 export RANKS=$$((SLURM_NNODES * (${gpus} > 0 ? ${gpus} : 1)))
 port=$$((20000 + SLURM_JOB_ID % 10000))
 head=$$(srun --export=ALL --nodes=1 --ntasks=1 --overlap hostname -I | awk '{print $$1}')

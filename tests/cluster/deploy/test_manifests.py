@@ -191,6 +191,25 @@ def test_what_a_manifest_trains_is_a_configuration_that_jobs_train_takes(
     assert config.data.validation == settings["shards"] + "/validation"
 
 
+@pytest.mark.parametrize("interface", ["", "ens5"])
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_the_interface_reaches_the_ranks(manifest: str, interface: str, settings: dict[str, str]) -> None:
+    """An empty one is the same as none to gloo and NCCL."""
+    settings = settings | {"interface": interface}
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    if manifest in KUBERAY:
+        environment = {entry["name"]: entry["value"] for entry in pods(manifest, settings)[1]["containers"][0]["env"]}
+        assert [environment[name] for name in names] == [interface] * 2
+    else:
+        text = render(manifest, settings)
+        if manifest == "aws.yaml":
+            text = yaml.safe_load(text)["worker_start_ray_commands"][-1]
+        exports = next(line for line in re.findall(r"export [^;\n]*", text) if names[0] in line)
+        shell = f"{exports}; printf '%s,' " + " ".join(f'"${name}"' for name in names)
+        shown = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True, env={"PATH": "/bin"})
+        assert shown.stdout == f"{interface}," * 2
+
+
 def test_the_versions_of_ray_agree(settings: dict[str, str]) -> None:
     assert f"ray=={settings['ray_version']}" in (REPOSITORY / "requirements.lock").read_text().splitlines()
 
