@@ -19,8 +19,9 @@ import torch
 from cluster.storage.storage import Storage, absolute, join
 from datasets.loading.loader import evaluation_batches
 from jobs.cli import run
+from jobs.config.loading import load_config
 from jobs.config.resolved import ResolvedRun, resolve
-from jobs.config.schema import RunConfig, load_config
+from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
 from jobs.run.training import train_rank
 from jobs.train_local import StopOnSignal

@@ -20,8 +20,9 @@ from typing import NamedTuple
 from cluster.storage.storage import Storage, is_local
 from datasets.config import DataConfig
 from jobs.cli import run
+from jobs.config.loading import load_config
 from jobs.config.resolved import with_absolute_paths
-from jobs.config.schema import RunConfig, load_config
+from jobs.config.schema import RunConfig
 from jobs.ray.node_report import NodeReport, inspect
 
 CLOCK_SECONDS = 5.0  # of difference between machines; S3 refuses requests from 15 minutes on

@@ -16,7 +16,7 @@ import torch
 from cluster.storage.storage import Storage, absolute
 from datasets.loading.loader import evaluation_batches
 from jobs.cli import run
-from jobs.config.schema import config_of
+from jobs.config.loading import config_of
 from jobs.errors import ConfigError
 from jobs.ray.launch import on_ray
 from jobs.run.ledger import check_left_out

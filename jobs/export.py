@@ -15,7 +15,7 @@ from typing import Any
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, absolute
 from jobs.cli import run
-from jobs.config.schema import config_of
+from jobs.config.loading import config_of
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import load, weights_at, write_model
 from trainer.checkpoints.journal import Row, read_metrics

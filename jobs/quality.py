@@ -23,7 +23,8 @@ from tqdm import tqdm
 from cluster.storage.storage import Storage, absolute
 from datasets.loading.loader import evaluation_batches
 from jobs.cli import run
-from jobs.config.schema import RunConfig, config_of
+from jobs.config.loading import config_of
+from jobs.config.schema import RunConfig
 from jobs.ray.tasks import each
 from jobs.run.reports import file_name, index_of, keep, split_name, weights_text
 from jobs.sampling.options import add_options, check_at_least_one, given_options, labels_of

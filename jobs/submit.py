@@ -88,8 +88,8 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[ResolvedRun, list[str]
     import torch
 
     from datasets.order.order import deal
+    from jobs.config.loading import load_config
     from jobs.config.resolved import resolve
-    from jobs.config.schema import load_config
     from trainer.checkpoints.warm_start import check_fits
 
     relative(path)
@@ -121,8 +121,8 @@ def absolute_paths(config: RunConfig) -> list[str]:
 
 def check_run_folder(resolved: ResolvedRun) -> None:
     """Raises StorageError if the run's folder cannot be written, ConfigError if it holds another run."""
+    from jobs.config.loading import config_of
     from jobs.config.resume import completed, difference, fixed_settings
-    from jobs.config.schema import config_of
 
     config = resolved.config
     folder = Storage(config.run)

@@ -12,8 +12,8 @@ import argparse
 from collections.abc import Sequence
 
 from jobs.cli import run
+from jobs.config.loading import load_config
 from jobs.config.resolved import with_absolute_paths
-from jobs.config.schema import load_config
 from jobs.ray.cluster import ray_cluster
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from jobs.cli import run
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from trainer.distributed.requests import Requests
 

@@ -29,6 +29,16 @@ def fingerprint(run: ResolvedRun) -> dict[str, Any]:
     }
 
 
+def check_same_run(run: ResolvedRun, saved: dict[str, Any]) -> None:
+    """Raises TrainingError in one line if a fixed setting or the training set differs from the fingerprint `saved`."""
+    if differs := difference(completed(saved["config"], run.config), fixed_settings(run.config)):
+        raise TrainingError(f"{run.config.run}: {differs}; use another run folder (run=...), or the run's own settings")
+    if saved["data"] != run.index.fingerprint:
+        raise TrainingError(
+            f"{run.config.run}: was started on other images (names, counts or checksums of the shards differ)"
+        )
+
+
 def check_resume(run: ResolvedRun, saved: dict[str, Any], images: int) -> list[str]:
     """Check that `run` may continue from the fingerprint `saved` with a checkpoint after `images` images.
 
@@ -37,17 +47,14 @@ def check_resume(run: ResolvedRun, saved: dict[str, Any], images: int) -> list[s
     Raises TrainingError in one line if a fixed setting or the training set differs, or if `trainer.precision: auto`
     means another precision on this machine than the run was trained in so far.
     """
-    config, url = run.config, run.config.run
-    if differs := difference(completed(saved["config"], config), fixed_settings(config)):
-        raise TrainingError(f"{url}: {differs}; use another run folder (run=...), or the run's own settings")
-    if saved["data"] != run.index.fingerprint:
-        raise TrainingError(f"{url}: was started on other images (names, counts or checksums of the shards differ)")
+    check_same_run(run, saved)
+    config = run.config
     before, now = _changeable_of(saved), fingerprint(run)["changeable"]
     precision = before.get("trainer.precision", "auto")
     if config.trainer.precision == "auto" and precision not in ("auto", run.precision):
         raise TrainingError(
-            f"{url}: trainer.precision is {precision} in the run, and auto means {run.precision} on this machine; "
-            f"set trainer.precision={precision} to keep it, or trainer.precision={run.precision} to change it"
+            f"{config.run}: trainer.precision is {precision} in the run, and auto means {run.precision} on this "
+            f"machine; set trainer.precision={precision} to keep it, or trainer.precision={run.precision} to change it"
         )
     if precision == "auto":  # of a version that did not record what it meant
         before.pop("trainer.precision", None)

@@ -10,9 +10,10 @@ import torch
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
+from jobs.config.loading import to_yaml
 from jobs.config.resolved import resolve
-from jobs.config.resume import check_resume, fingerprint
-from jobs.config.schema import RunConfig, to_yaml
+from jobs.config.resume import check_resume, check_same_run, fingerprint
+from jobs.config.schema import RunConfig
 from jobs.run.data import RunData
 from trainer.checkpoints.checkpointer import Checkpoints
 from trainer.checkpoints.export import FINAL, describe, write_model
@@ -150,7 +151,7 @@ def finished(config: RunConfig) -> Outcome | None:
     except MissingError:
         return None
     images: int = facts["images_seen"]
-    check_resume(resolve(config), facts["fingerprint"], images)
+    check_same_run(resolve(config), facts["fingerprint"])  # on a driver, whose precision is not the ranks'
     if images < config.trainer.images:  # extended
         return None
     on_rank_zero(lambda: _catch_up(config, run))

@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import yaml
 
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from trainer.checkpoints.lineage import Commit, Lineage
 from trainer.distributed.requests import Requests

@@ -28,7 +28,7 @@ import yaml
 from datasets.packing.pack import pack
 from datasets.packing.sources.source import Example, InMemory
 from datasets.shards.index import Meta
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from tests.benchmarks.turns import Served, System, compared
 from tests.testbed.processes import REPOSITORY

@@ -30,7 +30,8 @@ from datasets.loading.loader import training_batches
 from datasets.packing.pack import pack
 from datasets.packing.sources.digits import Digits
 from datasets.shards.index import Index
-from jobs.config.schema import RunConfig, load_config
+from jobs.config.loading import load_config
+from jobs.config.schema import RunConfig
 from jobs.run.training import train_rank
 from tests.benchmarks.turns import Served, System, compared
 from trainer.checkpoints.journal import read_metrics

@@ -31,7 +31,7 @@ import torch.distributed.tensor, torch._dynamo  # AdamW imports them
 lap("imports of others: torch, accelerate, pyarrow, pydantic ...")
 import jobs.train_local, trainer.tracking.flops
 lap("imports of ours")
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 config = load_config(sys.argv[1], sys.argv[2:])
 lap("ours: the configuration")
 from datasets.shards.index import Index

@@ -1,11 +1,12 @@
-"""The YAML of a run: merged with its bases, overridden, checked, and whatever is wrong told in one line."""
+"""The YAML of a run: merged with its bases, overridden, checked; errors are one line that names file and key."""
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.config.schema import RunConfig, load_config, to_yaml
+from jobs.config.loading import load_config, to_yaml
+from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
 from tests.testbed.processes import REPOSITORY
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.config.schema import RunConfig, load_config
+from jobs.config.loading import load_config
+from jobs.config.schema import RunConfig
 from tests.testbed.processes import REPOSITORY
 from trainer.images import ImageSpec
 from trainer.models.latent import LatentConfig

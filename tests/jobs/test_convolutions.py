@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.errors import ConfigError
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors, training_rows

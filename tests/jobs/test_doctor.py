@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.doctor import CLOCK_SECONDS, Finding, diagnose, nodes_findings
 from jobs.ray.node_report import NodeReport, inspect
 from tests.testbed.jobs import fork_job

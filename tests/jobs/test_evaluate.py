@@ -15,7 +15,7 @@ from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.shards.index import Index
 from jobs.compare import main as compare
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.evaluate import main as evaluate
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import trainer
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.errors import ConfigError
 from jobs.export import card, export
 from jobs.run.training import train_rank

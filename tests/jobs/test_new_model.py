@@ -86,7 +86,7 @@ class Toy(Model):
 SCRIPT = """
 import sys
 from jobs import evaluate, sample
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import work
 
 config, out = sys.argv[1:]

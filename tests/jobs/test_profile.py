@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from trainer.checkpoints.export import load

@@ -11,7 +11,7 @@ import torch
 from cluster.storage.storage import Storage
 from datasets.loading.loader import evaluation_batches
 from jobs import quality
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.errors import ConfigError
 from jobs.run.reports import index_of
 from jobs.run.training import train_rank

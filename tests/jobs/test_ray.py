@@ -16,7 +16,7 @@ import pytest
 from cluster.local import hosts as local
 from cluster.storage.storage import Storage
 from datasets.shards.index import Index
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.evaluate import main as evaluate
 from jobs.ray.metrics import gauge_name
 from jobs.run.training import train_rank

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from datasets.errors import DataError
+from jobs.config.loading import load_config
 from jobs.config.resolved import resolve
-from jobs.config.schema import load_config
 
 
 def test_streams_images_and_held_out_set_come_from_the_data(config_file: Callable[..., Path]) -> None:

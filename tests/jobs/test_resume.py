@@ -11,9 +11,10 @@ import pytest
 
 import datasets.config
 import trainer.config
+from jobs.config.loading import load_config
 from jobs.config.resolved import ResolvedRun, resolve
 from jobs.config.resume import check_resume, completed, difference, fingerprint, fixed_settings
-from jobs.config.schema import RunConfig, load_config
+from jobs.config.schema import RunConfig
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.testbed.processes import REPOSITORY

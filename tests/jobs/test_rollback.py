@@ -10,7 +10,7 @@ import torch
 import trainer.training.loop
 import trainer.training.state
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import newest_tensors, training_rows

@@ -11,10 +11,11 @@ import torch
 
 from cluster.storage.storage import Storage
 from datasets.shards.index import Index
+from jobs.config.loading import load_config
 from jobs.config.resolved import resolve
-from jobs.config.schema import RunConfig, load_config
+from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
-from jobs.run.training import work
+from jobs.run.training import train_rank
 from jobs.size import report, state_bytes
 from tests.jobs.conftest import BATCH
 from tests.testbed.ranks import together

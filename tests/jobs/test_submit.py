@@ -13,8 +13,8 @@ import yaml
 from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
+from jobs.config.loading import load_config
 from jobs.config.resolved import resolve
-from jobs.config.schema import load_config
 from jobs.errors import ConfigError
 from jobs.ray.submissions import ROOT
 from jobs.run.training import train_rank

@@ -7,7 +7,7 @@ import wandb
 
 import trainer.tracking.trackers
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from tests.jobs.runs import metrics
 from tests.testbed.steps import StopAfter

@@ -17,7 +17,7 @@ from PIL import Image
 
 import trainer
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, evaluation_rows, metrics, newest_tensors, training_rows

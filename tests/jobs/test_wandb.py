@@ -15,7 +15,7 @@ import pytest
 import wandb
 
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.testbed.wandb_server import WandbServer

@@ -10,9 +10,10 @@ import pytest
 
 import trainer
 from cluster.storage.storage import Storage
+from jobs.config.loading import load_config
 from jobs.config.resolved import resolve
 from jobs.config.resume import fixed_settings
-from jobs.config.schema import RunConfig, load_config
+from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
 from jobs.export import export
 from jobs.run.training import train_rank

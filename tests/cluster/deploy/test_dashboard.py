@@ -12,7 +12,7 @@ import pytest
 
 from cluster.deploy.dashboard import BOUND, MACHINE, PICTURES
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.ray.metrics import gauge_name
 from jobs.run.training import train_rank
 from tests.jobs.conftest import config_file, digits  # noqa: F401  (fixtures)

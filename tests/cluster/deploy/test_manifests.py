@@ -181,7 +181,7 @@ def _commands(node: Any) -> Any:
 def test_what_a_manifest_trains_is_a_configuration_that_jobs_train_takes(
     manifest: str, settings: dict[str, str]
 ) -> None:
-    from jobs.config.schema import load_config
+    from jobs.config.loading import load_config
 
     text = render(manifest, settings).replace("\\\n", " ").replace("$RANKS", "2")
     command = re.search(r"python -m jobs\.train (\S+) (.*?)(?: & driver.*)?$", text, re.MULTILINE)

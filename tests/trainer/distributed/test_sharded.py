@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH, config_file, digits  # noqa: F401  (fixtures)
 from tests.jobs.runs import assert_bitwise_equal, newest_tensors, training_rows

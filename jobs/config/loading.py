@@ -1,0 +1,99 @@
+"""Read a run's configuration: a YAML file, merged with its bases and overridden by the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from cluster.storage.errors import MissingError
+from cluster.storage.storage import Storage, join
+from jobs.config.messages import explain
+from jobs.config.schema import RunConfig
+from jobs.config.yaml_dialect import Dumper, Loader
+from jobs.errors import ConfigError
+
+Values = dict[str, Any]
+Origins = dict[str, str]  # which file gave a dotted key, for messages
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a YAML file with dotted overrides, `optim.lr=1e-4`. Raises ConfigError in one line."""
+    values, origins = _read(Path(path), ())
+    for override in overrides:
+        _merge(values, _parse_override(override), origins, "the command line")
+    return _validated(values, origins, path)
+
+
+def config_of(run_folder: Storage) -> RunConfig:
+    """The configuration of a run folder. Raises ConfigError if it is not one."""
+    try:
+        values = yaml.safe_load(run_folder.read("config.yaml"))
+    except MissingError as error:
+        raise ConfigError(f"{run_folder.url}: no run here; a run folder has a config.yaml") from error
+    return _validated(values, {}, join(run_folder.url, "config.yaml"))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration, defaults included; `load_config` reads the same from it."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)
+
+
+def _validated(values: Values, origins: Origins, path: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, RunConfig, origins, path)) from error
+
+
+def _parse_override(override: str) -> Values:
+    """`optim.lr=1e-4` as {"optim": {"lr": 1e-4}}."""
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[\w.]+", key):
+        raise ConfigError(f"{override!r}: an override is key=value, as in optim.lr=1e-4")
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not YAML") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> tuple[Values, Origins]:
+    """The values of a file merged into those of its base. `above`: the files that have this one as a base."""
+    try:
+        values = yaml.load(path.read_text(), Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = re.sub(r"\s+", " ", str(error))
+        raise ConfigError(f"{path}: not YAML: {problem}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a YAML mapping with keys such as run, model and data")
+    base = values.pop("base", None)
+    merged: Values = {}
+    origins: Origins = {}
+    if base is not None:
+        base_path = path.parent / str(base)
+        if base_path.resolve() in (*above, path.resolve()):
+            raise ConfigError(f"{path}: base: {base} leads back to itself")
+        merged, origins = _read(base_path, (*above, path.resolve()))
+    _merge(merged, values, origins, str(path))
+    return merged, origins
+
+
+def _merge(target: Values, values: Values, origins: Origins, source: str, prefix: str = "") -> None:
+    """Merge `values` into `target`, recursively. A section with another `kind` replaces the old one as a whole."""
+    for name, value in values.items():
+        key, old = f"{prefix}{name}", target.get(name)
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind") in (None, old.get("kind")):
+            _merge(old, value, origins, source, f"{key}.")
+        else:
+            target[name] = value
+            origins[key] = source

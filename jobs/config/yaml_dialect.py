@@ -1,0 +1,31 @@
+"""YAML as configurations are written: 1e-4 is a number, and off, on, yes and no are strings (as in YAML 1.2)."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 with the booleans and exponents of YAML 1.2."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|false|True|False)$"), list("tfTF"))
+Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes every string that this Loader, or any YAML 1.1 reader, would take for something else."""
+
+
+Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in yaml.SafeDumper.yaml_implicit_resolvers.keys() | Loader.yaml_implicit_resolvers.keys()
+}
