@@ -27,6 +27,7 @@ SETTINGS = {
     "contiguous": {"channels_last": False},
     "channels_last": {"channels_last": True},
     "fsdp": {"sharding": "fsdp"},
+    "bf16": {"channels_last": True, "precision": "bf16"},
 }
 
 
@@ -80,17 +81,17 @@ def stop_and_resume(straight: Path, broken: Path, channels_last: bool) -> None:
     ("model", "setting", "ranks"),
     [
         ("vae", "contiguous", 1),
-        ("vae", "channels_last", 1),
         ("unet", "channels_last", 1),
         ("unet", "contiguous", 2),
         ("unet", "channels_last", 2),
         ("vae", "channels_last", 2),
         ("unet", "fsdp", 2),
+        ("unet", "bf16", 1),
     ],
 )
 def test_a_stopped_run_goes_on_bitwise(config_file, model, setting, ranks):
     straight, broken = (run(config_file, name, model, setting) for name in ("straight", "broken"))
-    together(ranks, stop_and_resume, straight, broken, setting == "channels_last")
+    together(ranks, stop_and_resume, straight, broken, setting in ("channels_last", "bf16"))
     runs = [load_config(str(path)).run for path in (straight, broken)]
     assert_bitwise_equal(newest_tensors(runs[0]), newest_tensors(runs[1]))
     assert metrics(runs[0]) == metrics(runs[1])

@@ -117,14 +117,16 @@ def test_the_bound_stays_float32_under_bf16(network, prediction):
 
 @pytest.mark.parametrize("network", ALL_NETWORKS)
 def test_compiles_without_graph_breaks(network):
-    """The graph as the compiler traces it; the kernels that it would make of it are left out."""
+    """Under autocast, with its float32 layers: the graph as the compiler traces it, without the kernels made of it."""
     model = built(network, schedule={"kind": "learned" if network == "mlp" else "linear"})
-    expected = model(*batch()).loss.sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(*batch()).loss.sum()
     expected.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     torch._dynamo.reset()
-    loss = torch.compile(model, backend="eager", fullgraph=True)(*batch()).loss.sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = torch.compile(model, backend="eager", fullgraph=True)(*batch()).loss.sum()
     torch.testing.assert_close(loss, expected)
     loss.backward()
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
