@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from cluster.storage.storage import Storage, absolute, join
-from datasets.loading.loader import evaluation_batches
+from datasets.loading.build import evaluation_batches
 from jobs.cli import run
 from jobs.config.loading import load_config
 from jobs.config.resolved import ResolvedRun, resolve

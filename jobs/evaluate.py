@@ -14,7 +14,7 @@ from typing import Any, get_args
 import torch
 
 from cluster.storage.storage import Storage, absolute
-from datasets.loading.loader import evaluation_batches
+from datasets.loading.build import evaluation_batches
 from jobs.cli import run
 from jobs.config.loading import config_of
 from jobs.errors import ConfigError

@@ -22,6 +22,7 @@ from datasets.packing.sources.digits import Digits
 from datasets.packing.sources.folder import ImageFolder
 from datasets.packing.sources.idx import KNOWN, Idx
 from datasets.packing.sources.source import SPLITS, Source
+from datasets.shards.index_files import Shard
 from jobs.cli import run
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     how = _how(options)
     source = _source(options)
     total = sum(source.count(split) for split in SPLITS)
-    spread: Callable[..., Iterable] = partial(each, processes=options.processes) if source.parallel else map
+    spread: Callable[..., Iterable[Shard]] = partial(each, processes=options.processes) if source.parallel else map
     with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
         packed = pack(source, absolute(options.out), how, bar.update, spread)
     for split in packed:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cluster.storage.storage import Storage, absolute
-from datasets.loading.loader import evaluation_batches
+from datasets.loading.build import evaluation_batches
 from jobs.cli import run
 from jobs.config.loading import config_of
 from jobs.config.schema import RunConfig

@@ -8,8 +8,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datasets.config import in_words
-from datasets.order.order import deal, largest_share
-from datasets.reading.reader import memory_needed
+from datasets.order.dealing import deal, largest_share
+from datasets.order.streams import memory_needed
 from jobs.config.resolved import ResolvedRun
 from trainer.models import Model
 from trainer.tracking.flops import Pass, measure

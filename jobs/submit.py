@@ -87,7 +87,7 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[ResolvedRun, list[str]
     """
     import torch
 
-    from datasets.order.order import deal
+    from datasets.order.dealing import deal
     from jobs.config.loading import load_config
     from jobs.config.resolved import resolve
     from trainer.checkpoints.warm_start import check_fits

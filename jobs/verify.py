@@ -13,10 +13,10 @@ from functools import partial
 from tqdm import tqdm
 
 from cluster.storage.storage import absolute
+from datasets.reading.verify import Verified, verify_shard
 from datasets.shards.index import Index
 from datasets.shards.indexing import list_shards
 from datasets.shards.shard_list import ShardList
-from datasets.shards.verifying import Verified, verify_shard
 from jobs.cli import run
 from jobs.ray.tasks import each
 

@@ -16,7 +16,7 @@ OURS = REPOSITORY / "datasets" / "__init__.py"
 BESIDE_IT = """
 import importlib.metadata, json
 import jobs.train_local, jobs.pack
-import datasets, datasets.order.order, datasets.loading.loader
+import datasets, datasets.order.order, datasets.loading.build
 import torch
 from accelerate.utils import is_datasets_available
 from trainer.distributed.device import make_accelerator

@@ -262,7 +262,8 @@ def _open_remote(url: str) -> ObjectStore:
     if scheme not in ("http", "https"):  # a name in a store is no URL yet: "50% #1" means itself
         bucket, _, folder = rest.partition("/")
         url = f"{scheme}://{bucket}/{quote(folder)}"
-    return from_url(url, client_options=client, retry_config=RETRIES)  # type: ignore[call-overload]
+    options: dict[str, Any] = {"client_options": client, "retry_config": RETRIES}
+    return from_url(url, **options)
 
 
 _process: int | None = None  # the one whose threads serve the client

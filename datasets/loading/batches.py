@@ -1,24 +1,23 @@
-"""Batches of tensors, prepared ahead by a thread and copied ahead to a GPU."""
+"""Batches of tensors, prepared ahead by a thread and copied to the rank's GPU ahead of time."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.errors import DataError
-from datasets.loading.reader_task import Work
 from datasets.order.order import Integers
 from datasets.quarantine import Quarantined, check_share
-from datasets.reading.decoded_set import DecodedSet
+from datasets.reading.step_reader import Floats
 
 _AHEAD = 2  # batches prepared ahead
 
@@ -32,57 +31,52 @@ class Batch(NamedTuple):
     weights: Tensor  # float32 [n]: 1, or 0 for padding and for quarantined images
 
 
-class Filler(Protocol):
-    """Where the images of a step come from: this process, or loader processes."""
+class FilledBatch(NamedTuple):
+    """A batch as a loader hands it over."""
 
-    def fill(self, step: int, labels: Integers) -> tuple[Tensor, list[Quarantined]]:
-        """A step's n images in the first rows of uint8 [size, H, W, C], what the other rows hold being anything, and
-        its labels in int64 [n]; what was quarantined.
-        """
-
-    def close(self) -> None:
-        """Let go of threads and processes."""
+    images: Tensor  # uint8 [n, H, W, C], on the host
+    labels: Integers  # int64 [n]
+    positions: Integers  # int64 [n]
+    weights: Floats  # float32 [n]
+    quarantined: list[Quarantined]
 
 
-class LocalFiller:
-    """Decodes in this process."""
+class Loader(Protocol):
+    """Where batches come from: `LocalLoader` or `LoaderPool`."""
 
-    def __init__(self, work: Work, cache: DecodedSet | None, size: int, pin: bool):
-        """`size` is the number of images of a batch, padding included; `pin`: in memory that a GPU can read."""
-        self._schedule = work.schedule
-        self._reader = work.reader(cache)
-        self._shape, self._pin = (size, *work.shape), pin
-
-    def fill(self, step: int, labels: Integers) -> tuple[Tensor, list[Quarantined]]:
-        images = torch.empty(self._shape, dtype=torch.uint8, pin_memory=self._pin)
-        positions = self._schedule.positions(step)
-        n = len(positions)
-        return images, self._reader.read(positions, images.numpy()[:n], labels)
+    def next(self) -> FilledBatch:
+        """The batch of the next step."""
 
     def close(self) -> None:
-        self._reader.close()
+        """Release threads and processes."""
 
 
 class Batches:
-    """An iterator of `Batch`, one a step, prepared ahead by a thread. Close it, or use it as a context manager.
+    """An iterator of `Batch`, one per step, prepared ahead by a thread. Close it, or use it as a context manager.
 
-    What goes wrong while a batch is prepared is raised where that batch would have come. `allowed` is how many images
-    may be quarantined in an epoch, here alone, before a `DataError` ends it.
+    Errors in preparing a batch are raised where that batch would have come. `steps`: the number of batches, None for
+    endless. `max_quarantined`: images of an epoch that may be quarantined on this rank before a `DataError` is raised.
     """
 
     def __init__(
-        self, work: Work, filler: Filler, size: int, allowed: float, device: torch.device | None, description: str
+        self,
+        loader: Loader,
+        steps: int | None,
+        max_quarantined: float,
+        device: torch.device | None,
+        description: str,
     ):
         self.waited = 0.0  # seconds that the consumer has waited for data
-        self.quarantined: list[Quarantined] = []  # among the batches handed out so far
-        self._allowed = allowed
+        self.quarantined: list[Quarantined] = []  # in the batches returned so far
+        self._max_quarantined = max_quarantined
         self._description = description
-        self._ready: queue.Queue[_Prepared | BaseException | None] = queue.Queue(_AHEAD)
+        self._ready: _Ready = queue.Queue(_AHEAD)
         stop = threading.Event()
-        maker = _Maker(work, filler, size, _cuda_device(device))
-        thread = threading.Thread(target=_pump, args=(maker, self._ready, stop), name="batches", daemon=True)
-        # Runs at close, when the iterator is dropped, or at exit before the interpreter takes itself down.
-        self._finish = weakref.finalize(self, _finish, thread, self._ready, stop, filler)
+        copier = _Copier(device) if device is not None and device.type == "cuda" else None
+        arguments = (loader, steps, copier, self._ready, stop)
+        thread = threading.Thread(target=_prepare, args=arguments, name="batches", daemon=True)
+        # Runs at close, when the iterator is garbage-collected, or at exit before the interpreter shuts down.
+        self._finish = weakref.finalize(self, _finish, thread, self._ready, stop, loader)
         thread.start()
 
     def __enter__(self) -> Batches:
@@ -102,38 +96,38 @@ class Batches:
         self.waited += time.perf_counter() - began
         if isinstance(prepared, _Prepared):
             if prepared.quarantined:
-                self._write_down(prepared.quarantined)
-            return prepared.on_this_stream()
+                self._record(prepared.quarantined)
+            return prepared.on_current_stream()
         self.close()
         if prepared is None:
             raise StopIteration
         raise prepared
 
     def close(self) -> None:
-        """End the thread and the loader processes; more batches do not come."""
+        """Stop the thread and the loader processes."""
         self._finish()
 
     def describe(self) -> str:
-        """One line about streams, windows and memory."""
+        """One line about streams, windows, memory and processes."""
         return self._description
 
-    def _write_down(self, entries: list[Quarantined]) -> None:
+    def _record(self, entries: list[Quarantined]) -> None:
         self.quarantined += entries
         try:
-            check_share(self.quarantined, self._allowed)
+            check_share(self.quarantined, self._max_quarantined)
         except DataError:
             self.close()
             raise
 
 
 class _Prepared(NamedTuple):
-    """A batch, and the event on the device after which it is there."""
+    """A batch, and the CUDA event after which its copy is complete (None on a CPU)."""
 
     batch: Batch
     quarantined: list[Quarantined]
     copied: torch.cuda.Event | None
 
-    def on_this_stream(self) -> Batch:
+    def on_current_stream(self) -> Batch:
         """The batch, for use by the current CUDA stream."""
         if self.copied is not None:
             stream = torch.cuda.current_stream(self.batch.images.device)
@@ -143,76 +137,64 @@ class _Prepared(NamedTuple):
         return self.batch
 
 
-class _Maker:
-    """Makes the batch of a step."""
+_Ready = queue.Queue[_Prepared | BaseException | None]
 
-    def __init__(self, work: Work, filler: Filler, size: int, device: torch.device | None):
-        self.schedule = work.schedule
-        self._filler = filler
-        self._size = size
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device else None
+
+class _Copier:
+    """Copies batches to a GPU in a stream of its own."""
+
+    def __init__(self, device: torch.device):
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        self._device = torch.device("cuda", index)
+        new_stream: Callable[[torch.device], torch.cuda.Stream] = torch.cuda.Stream  # untyped in torch
+        self._stream = new_stream(self._device)
 
     def enter_thread(self) -> None:
-        """Make the rank's GPU current in this thread: pinning memory creates a context on the current one, GPU 0."""
-        if self._device is not None:
-            torch.cuda.set_device(self._device)
+        """Make the rank's GPU current in this thread: pinning memory opens a context on the current one, else GPU 0."""
+        torch.cuda.set_device(self._device)
 
-    def make(self, step: int) -> _Prepared:
-        positions = self.schedule.positions(step)
-        n, size = len(positions), self._size
-        # numpy: torch's calls would cost more than all else that is done here for a batch
-        labels, places = np.zeros((2, size), dtype=np.int64)
-        weights = np.zeros(size, dtype=np.float32)
-        images, quarantined = self._filler.fill(step, labels[:n])
-        if n < size:
-            images[n:] = 0
-        places[:n] = positions
-        weights[:n] = 1
-        if quarantined:
-            weights[np.searchsorted(positions, [entry.position for entry in quarantined])] = 0
-        batch = Batch(images, *(torch.from_numpy(column) for column in (labels, places, weights)))
-        if self._stream is None:
-            return _Prepared(batch._replace(images=images.permute(0, 3, 1, 2)), quarantined, None)
-        batch = Batch(*(tensor.pin_memory() for tensor in batch))  # the images as they are, if they are that already
+    def copy(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        """The batch on the GPU, in the memory format it has, and the event that completes the copy."""
+        pinned = (tensor.pin_memory() for tensor in batch)  # no copy where it is pinned already
         with torch.cuda.stream(self._stream):
-            there = Batch(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
-            there = there._replace(images=there.images.permute(0, 3, 1, 2))
-            return _Prepared(there, quarantined, self._stream.record_event())
+            there = Batch(*(tensor.to(self._device, non_blocking=True) for tensor in pinned))
+            return there, self._stream.record_event()
 
 
-def _cuda_device(device: torch.device | None) -> torch.device | None:
-    """The GPU with its number, which a thread has to name; None for a CPU."""
-    if device is None or device.type != "cuda":
-        return None
-    return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
-
-
-def _pump(maker: _Maker, ready: queue.Queue[_Prepared | BaseException | None], stop: threading.Event) -> None:
-    """Prepare batches until told to stop; the last thing that comes is an error, or None at the end."""
+def _prepare(loader: Loader, steps: int | None, copier: _Copier | None, ready: _Ready, stop: threading.Event) -> None:
+    """Prepare batches until `stop`; the last item in the queue is an exception, or None at the end."""
     last: BaseException | None = None
     try:
-        maker.enter_thread()
-        step = maker.schedule.first
-        while not stop.is_set() and (maker.schedule.steps is None or step < maker.schedule.steps):
-            _put(ready, maker.make(step), stop)
-            step += 1
+        if copier:
+            copier.enter_thread()
+        for _ in itertools.count() if steps is None else range(steps):
+            if stop.is_set():
+                break
+            _put(ready, _batch(loader.next(), copier), stop)
     except BaseException as error:
         last = error
     _put(ready, last, stop)
 
 
-def _put(ready: queue.Queue, item: object, stop: threading.Event) -> None:
+def _batch(filled: FilledBatch, copier: _Copier | None) -> _Prepared:
+    columns = (torch.from_numpy(column) for column in (filled.labels, filled.positions, filled.weights))
+    if copier is None:
+        return _Prepared(Batch(filled.images.permute(0, 3, 1, 2), *columns), filled.quarantined, None)
+    there, copied = copier.copy(Batch(filled.images, *columns))
+    return _Prepared(there._replace(images=there.images.permute(0, 3, 1, 2)), filled.quarantined, copied)
+
+
+def _put(ready: _Ready, item: _Prepared | BaseException | None, stop: threading.Event) -> None:
     while not stop.is_set():
         with contextlib.suppress(queue.Full):
             ready.put(item, timeout=0.1)
             return
 
 
-def _finish(thread: threading.Thread, ready: queue.Queue, stop: threading.Event, filler: Filler) -> None:
+def _finish(thread: threading.Thread, ready: _Ready, stop: threading.Event, loader: Loader) -> None:
     stop.set()
     with contextlib.suppress(queue.Empty):
         while True:
             ready.get_nowait()
-    filler.close()
+    loader.close()
     thread.join(timeout=5)

@@ -1,7 +1,7 @@
-"""A loader process: decodes the images of its streams into their rows of the batches of its rank, in shared memory.
+"""A loader process: decodes its share of every batch of a rank, in shared memory.
 
-Started by `datasets.loading.process_pool` with inherited file descriptors. It does not import torch, so it starts in a
-fraction of a second, and it exits with its parent, when a pipe closes.
+Started by `datasets.loading.loader_pool` with inherited file descriptors. It does not import torch, so it starts in a
+fraction of a second. It exits with its parent, when a pipe closes.
 """
 
 from __future__ import annotations
@@ -17,66 +17,58 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.loading.reader_task import Work
-from datasets.order.order import Integers
-from datasets.order.schedule import Schedule
 from datasets.quarantine import Quarantined
-from datasets.reading.decode import Pixels
-
-_LABEL = np.dtype(np.int64)
+from datasets.reading.step_reader import BatchArrays, ReadPlan, StepReader
 
 
-class Task(NamedTuple):
-    """What a loader process is to do."""
+class Assignment(NamedTuple):
+    """What the parent sends first."""
 
-    work: Work
-    rank: Schedule  # of the whole rank, whose positions are the rows of a batch
-    shape: tuple[int, ...]  # (slots, images of a batch, H, W, C) of the shared memory
+    plan: ReadPlan
+    slots: int  # batches in the shared memory
+    size: int  # images of a batch, padding included
 
 
-class Slots(NamedTuple):
-    """Batches in shared memory: one axis more than images and labels of a batch have."""
+def slot_bytes(size: int, shape: tuple[int, int, int]) -> int:
+    """Bytes of a batch of `size` images in the shared memory, a multiple of 8 so that all are aligned."""
+    return -(-size * (20 + math.prod(shape)) // 8) * 8  # 20: label, position and weight
 
-    images: Pixels  # uint8 [slots, n, H, W, C]
-    labels: Integers  # int64 [slots, n]
 
-    @staticmethod
-    def bytes(shape: tuple[int, ...]) -> int:
-        """The memory that they need."""
-        return math.prod(shape[:2]) * _LABEL.itemsize + math.prod(shape)
-
-    @classmethod
-    def view(cls, memory: mmap.mmap, shape: tuple[int, ...]) -> Slots:
-        """The shared memory as arrays; the labels come first, where they are aligned."""
-        labels = np.frombuffer(memory, dtype=_LABEL, count=math.prod(shape[:2])).reshape(shape[:2])
-        images = np.frombuffer(memory, dtype=np.uint8, count=math.prod(shape), offset=labels.nbytes)
-        return cls(images.reshape(shape), labels)
+def slots_in(memory: mmap.mmap, slots: int, size: int, shape: tuple[int, int, int]) -> list[BatchArrays]:
+    """The batches in the shared memory as arrays."""
+    batches = []
+    for slot in range(slots):
+        start = slot * slot_bytes(size, shape)
+        labels, positions = np.frombuffer(memory, np.int64, 2 * size, start).reshape(2, size)
+        weights = np.frombuffer(memory, np.float32, size, start + 16 * size)
+        images = np.frombuffer(memory, np.uint8, size * math.prod(shape), start + 20 * size)
+        batches.append(BatchArrays(images.reshape(size, *shape), labels, positions, weights))
+    return batches
 
 
 def serve(connection: Connection, memory: mmap.mmap) -> None:
-    """Fill this process's rows of one slot after another, as the parent names them.
+    """Read one step after another into the slots that the parent names.
 
-    For every step it sends what was quarantined in it, or the exception that ended the work.
+    For every step, send the list of quarantined images, or the exception that ended the work.
     """
     try:
-        task: Task = connection.recv()  # opens the index
-        slots = Slots.view(memory, task.shape)
-        reader, schedule = task.work.reader(), task.work.schedule
-        step = schedule.first
-        while schedule.steps is None or step < schedule.steps:
-            positions = schedule.positions(step)
-            rows = np.searchsorted(task.rank.positions(step), positions)
+        assignment: Assignment = connection.recv()  # opens the index
+        plan = assignment.plan
+        slots = slots_in(memory, assignment.slots, assignment.size, plan.shape)
+        reader = StepReader(plan)
+        step = plan.steps.first
+        while plan.steps.end is None or step < plan.steps.end:
             slot: int = connection.recv()
-            quarantined: list[Quarantined] = reader.read_to(rows, positions, slots.images[slot], slots.labels[slot])
+            quarantined: list[Quarantined] = reader.read(slots[slot])
             connection.send(quarantined)
             step += 1
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         connection.send(error.with_traceback(None))
-    threading.Event().wait()  # until the parent hangs up
+    threading.Event().wait()  # until the parent closes its end
 
 
-def _leave_with(lifeline: int) -> None:
-    """End this process, whatever it waits for, as soon as the parent lets go of the other end of a pipe."""
+def _exit_with_parent(lifeline: int) -> None:
+    """End this process, whatever it waits for, as soon as the parent's end of a pipe closes."""
 
     def watch() -> None:
         os.read(lifeline, 1)
@@ -86,10 +78,10 @@ def _leave_with(lifeline: int) -> None:
 
 
 def main() -> None:
-    """What the process runs; its arguments are descriptors: connection, lifeline, shared memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
+    """Entry point. Arguments are file descriptors: connection, lifeline, shared memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes its ends
     connection, lifeline, memory = (int(argument) for argument in sys.argv[1:4])
-    _leave_with(lifeline)
+    _exit_with_parent(lifeline)
     try:
         serve(Connection(connection), mmap.mmap(memory, 0))
     except (EOFError, BrokenPipeError, ConnectionResetError):

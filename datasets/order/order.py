@@ -1,48 +1,39 @@
-"""The order of the images: a pure function of the index, the seed, the number of streams C and the window W.
+"""What an order of images is: positions 0, 1, 2, ... of a job, each in a slot of a window of neighbours in the shards.
 
-For a position p = 0, 1, 2, ... of the whole job it answers (epoch, shard, index in the shard). It knows nothing of
-ranks, loader workers or restarts, so the state of the data is one integer: how many images have been seen.
-Each epoch permutes the shards, lays them end to end, cuts that line of M images into C spans, one a stream, and
-permutes inside windows of W images of a span. The stream of position p is p mod C for the whole job.
+A reader needs no more than this protocol; `ShuffledOrder` and `MixedOrder` (training) and `SequentialOrder`
+(evaluation) implement it.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.errors import DataError
-from datasets.order.hashing import derive, key_of, permute
-
 Integers = NDArray[np.int64]
-_CHUNK = 1 << 16  # shards permuted at a time: bounds the temporary memory of a large set
-_EPOCHS_KEPT = 3
+
+
+class Places(NamedTuple):
+    """The window and slot of positions: int64 [n] each. (source, epoch, stream, number) names the `Window`."""
+
+    source: Integers  # which of several mixed sets; 0 if there is one
+    epoch: Integers  # of that set
+    stream: Integers
+    number: Integers  # of the window in the stream's span of the epoch
+    slot: Integers  # in the window, in the order of the shard's bytes
 
 
 class Located(NamedTuple):
-    """Where positions lie: int64 [n] each."""
+    """The samples at positions: int64 [n] each."""
 
     epoch: Integers
     shard: Integers
     index: Integers  # type: ignore[assignment]  # in the shard
 
 
-class Places(NamedTuple):
-    """The windows that positions lie in: int64 [n] each. (source, epoch, stream, number) is the `Window`."""
-
-    source: Integers  # which of several mixed sets; 0 if there is one
-    epoch: Integers
-    stream: Integers
-    number: Integers  # of the window in the stream's span of the epoch
-    slot: Integers  # in the window, as it lies on disk
-
-
 class Window(NamedTuple):
-    """The name of a window: what one reader reads in one go."""
+    """The name of a window: neighbouring samples that a reader fetches at once."""
 
     source: int
     epoch: int
@@ -51,177 +42,24 @@ class Window(NamedTuple):
 
 
 class Range(NamedTuple):
-    """The images [start, stop) of a shard."""
+    """The samples [start, stop) of a shard."""
 
     shard: int
     start: int
     stop: int
 
 
-class Plan(Protocol):
-    """What a reader needs to know of an order."""
-
-    def locate(self, positions: Integers) -> Located:
-        """Epoch, shard and index in the shard of each position."""
+class ImageOrder(Protocol):
+    """Maps positions to windows, and windows to samples of shards."""
 
     def places(self, positions: Integers) -> Places:
-        """The windows of the positions, and their slots there."""
+        """The window and slot of each position, int64 [n]."""
+
+    def locate(self, places: Places) -> Located:
+        """The epoch, shard and index in the shard of each place."""
 
     def ranges(self, window: Window) -> list[Range]:
-        """What a window holds: slot 0, 1, ... are the images of these ranges in turn."""
+        """The samples of a window: slots 0, 1, ... are the samples of these ranges in turn."""
 
     def following(self, window: Window) -> Window | None:
-        """The window that the stream reads after this one; None at the end."""
-
-
-class _Epoch(NamedTuple):
-    shards: Integers  # [S] the shards in this epoch's order
-    bounds: Integers  # [S + 1] where each begins on the line of M images
-    before: Integers  # [C] positions of each stream in earlier epochs
-    lengths: Integers  # [C] positions of each stream in this epoch
-    starts: Integers  # [C] where each stream's span begins on the line
-
-
-class Order:
-    """The order of one set. `counts`, int64 [S], are the images of each shard; M is their sum.
-
-    Memory is O(S), and so is the time of the first position of an epoch; every further position is O(log S).
-    Raises `DataError` where there are no images.
-    """
-
-    def __init__(self, counts: Integers, seed: int, streams: int, window: int):
-        self.counts = np.ascontiguousarray(counts, dtype=np.int64)
-        self.images = int(self.counts.sum())
-        if self.images == 0:
-            raise DataError("the data set holds no images")
-        if streams < 1 or window < 1:
-            raise DataError(f"data.streams and data.window must be at least 1, not {streams} and {window}")
-        self.streams = streams
-        self.window = window
-        # Windows of different streams begin at different steps, so that they are not all read at once.
-        self._stagger = np.arange(streams, dtype=np.int64) * window // streams
-        self._shard_key = key_of(seed, "shards")
-        self._window_key = key_of(seed, "windows")
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-
-    def locate(self, positions: Integers) -> Located:
-        """Epoch, shard and index in the shard of each position, int64 [n] each."""
-        positions = np.asarray(positions, dtype=np.int64)
-        places = self.places(positions)
-        shard, index = np.empty_like(positions), np.empty_like(positions)
-        for number in _distinct(places.epoch):
-            here = places.epoch == number
-            epoch = self._epoch(number)
-            stream = places.stream[here]
-            start, _ = self._limits(epoch, stream, places.number[here])
-            line = epoch.starts[stream] + start + places.slot[here]
-            place = np.searchsorted(epoch.bounds, line, side="right") - 1
-            shard[here] = epoch.shards[place]
-            index[here] = line - epoch.bounds[place]
-        return Located(places.epoch, shard, index)
-
-    def places(self, positions: Integers) -> Places:
-        """The windows of the positions, and their slots there."""
-        positions = np.asarray(positions, dtype=np.int64)
-        epoch, stream = positions // self.images, positions % self.streams
-        number, slot = np.empty_like(positions), np.empty_like(positions)
-        for e in _distinct(epoch):
-            here = epoch == e
-            c = stream[here]
-            state = self._epoch(e)
-            ordinal = positions[here] // self.streams - state.before[c]
-            w = (ordinal + self._stagger[c]) // self.window
-            start, stop = self._limits(state, c, w)
-            key = derive(derive(derive(self._window_key, e), c), w)
-            number[here] = w
-            slot[here] = permute(ordinal - start, stop - start, key)
-        return Places(np.zeros_like(positions), epoch, stream, number, slot)
-
-    def ranges(self, window: Window) -> list[Range]:
-        """What a window holds: its slots are the images of these ranges in turn."""
-        epoch = self._epoch(window.epoch)
-        first, last = self._limits(epoch, np.array([window.stream]), np.array([window.number]))
-        begin, end = (int(epoch.starts[window.stream] + edge[0]) for edge in (first, last))
-        ranges = []
-        place = int(np.searchsorted(epoch.bounds, begin, side="right")) - 1
-        while begin < end:
-            low, high = int(epoch.bounds[place]), min(int(epoch.bounds[place + 1]), end)
-            if high > begin:
-                ranges.append(Range(int(epoch.shards[place]), begin - low, high - low))
-                begin = high
-            place += 1
-        return ranges
-
-    def following(self, window: Window) -> Window:
-        """The window that the stream reads after this one."""
-        epoch, number = window.epoch, window.number + 1
-        while number >= self._windows(epoch, window.stream):
-            epoch, number = epoch + 1, 0
-        return Window(window.source, epoch, window.stream, number)
-
-    def _windows(self, epoch: int, stream: int) -> int:
-        """How many windows a stream has in an epoch."""
-        length = int(self._epoch(epoch).lengths[stream])
-        return -(-(length + int(self._stagger[stream])) // self.window) if length else 0
-
-    def _limits(self, epoch: _Epoch, stream: Integers, number: Integers) -> tuple[Integers, Integers]:
-        """Where windows begin and end in their spans."""
-        edge = number * self.window - self._stagger[stream]
-        return np.maximum(edge, 0), np.minimum(edge + self.window, epoch.lengths[stream])
-
-    def _epoch(self, number: int) -> _Epoch:
-        if number not in self._epochs:
-            self._epochs[number] = self._begin(number)
-            if len(self._epochs) > _EPOCHS_KEPT:
-                self._epochs.popitem(last=False)
-        return self._epochs[number]
-
-    def _begin(self, number: int) -> _Epoch:
-        S, C, M = len(self.counts), self.streams, self.images
-        key, size = derive(self._shard_key, number), np.array([S], dtype=np.int64)
-        shards = np.empty(S, dtype=np.int64)
-        for chunk in range(0, S, _CHUNK):
-            x = np.arange(chunk, min(chunk + _CHUNK, S), dtype=np.int64)
-            shards[chunk : chunk + _CHUNK] = permute(x, size, key)
-        bounds = np.zeros(S + 1, dtype=np.int64)
-        np.cumsum(self.counts[shards], out=bounds[1:])
-        c = np.arange(C, dtype=np.int64)
-        before, after = ((edge - c + C - 1) // C for edge in (number * M, (number + 1) * M))
-        lengths = after - before
-        return _Epoch(shards, bounds, before, lengths, np.cumsum(lengths) - lengths)
-
-
-def _distinct(numbers: Integers) -> Sequence[int]:
-    """The distinct values, few and close to each other, of an array."""
-    if not numbers.size:
-        return []
-    low, high = int(numbers.min()), int(numbers.max())
-    return [low] if low == high else np.unique(numbers).tolist()
-
-
-def deal(streams: int, readers: int, reader: int) -> range:
-    """The streams of one of several readers (ranks, or loader workers of a rank): contiguous, at most one more or less.
-
-    Raises `DataError` where there are more readers than streams.
-    """
-    if readers > streams:
-        raise DataError(f"data.streams={streams} cannot be dealt to {readers} ranks: use at least {readers} streams")
-    return range(reader * streams // readers, (reader + 1) * streams // readers)
-
-
-def check_batch(batch: int, streams: int) -> None:
-    """Raise `DataError` unless the number of streams divides the global batch (images)."""
-    if batch < 1 or batch % streams:
-        near = min((d for d in range(1, batch + 1) if batch % d == 0), key=lambda d: (abs(d - streams), d), default=1)
-        raise DataError(f"data.streams={streams} must divide the global batch of {batch} images: {near} does")
-
-
-def largest_share(batch: int, streams: int, ranks: int) -> int:
-    """The biggest share of a global batch that a rank has: images."""
-    return batch // streams * -(-streams // ranks)
-
-
-def step_positions(step: int, batch: int, streams: int, mine: range) -> Integers:
-    """The positions of a step that lie in the streams `mine`, ascending: int64 [batch / streams * len(mine)]."""
-    rounds = np.arange(batch // streams, dtype=np.int64)[:, None] * streams
-    return (step * batch + rounds + np.arange(mine.start, mine.stop, dtype=np.int64)).ravel()
+        """The next window that a reader of this stream needs; None at the end."""

@@ -18,9 +18,9 @@ from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage
 from datasets.config import TransformConfig
 from datasets.errors import DataError
+from datasets.images.decode import LABEL, Format, Pixels, decode_image, image_size
+from datasets.images.transform import Transform
 from datasets.packing.sources.source import SPLITS, Example, Source
-from datasets.reading.decode import LABEL, Format, Pixels, decode_image, image_size
-from datasets.reading.transform import Transform
 from datasets.shards.index import Index
 from datasets.shards.index_files import Meta, Shard, write_index
 from datasets.shards.indexing import describe, index_shard

@@ -1,1 +1,1 @@
-"""From the index to pixels: members, decoding, transforms, caches."""
+"""From positions to decoded images: shards, windows, caches."""

@@ -1,4 +1,4 @@
-"""Threads that never keep a process from ending."""
+"""Daemon threads for read-ahead: they never keep the process from exiting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Background:
-    """Runs calls in daemon threads. concurrent.futures would join its threads at exit, in the middle of a slow read."""
+    """A thread pool of daemon threads; concurrent.futures would join its threads at exit, even during a slow read."""
 
     def __init__(self, threads: int):
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -24,7 +24,7 @@ class Background:
         self._closed = False
 
     def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Call it soon; its result or exception is the future's. Once closed, the future is cancelled."""
+        """Run a call in a thread. After `close` the future is cancelled at once."""
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
@@ -38,7 +38,7 @@ class Background:
         return future
 
     def close(self) -> None:
-        """Drop what has not begun, and wait a moment for what has. May be called while other threads submit."""
+        """Cancel calls that have not started and wait up to 1 s for the others. Other threads may still submit."""
         with self._lock:
             self._closed = True
             with contextlib.suppress(queue.Empty):

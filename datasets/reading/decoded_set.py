@@ -1,4 +1,4 @@
-"""A small set decoded once: all its images in one array, filled as they are first met."""
+"""A small set decoded once: all images in one array, filled when they are first needed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ class DecodedSet:
         self.labels = np.zeros(index.images, dtype=np.int64)
         self.filled = np.zeros(index.images, dtype=bool)
         self.bad: dict[int, Quarantined] = {}  # by row
-        self._first = np.concatenate([[0], np.cumsum(index.counts)])
+        self._first = np.concatenate([[0], np.cumsum(index.counts)])  # row of each shard's first image
 
     def rows(self, located: Located) -> NDArray[np.int64]:
-        """The rows of images that an order has located."""
-        return self._first[located.shard] + located.index
+        """The rows of located images."""
+        rows: NDArray[np.int64] = self._first[located.shard] + located.index
+        return rows
 
     def holds(self, ranges: list[Range]) -> bool:
-        """Whether every image of the ranges is there."""
+        """Whether every image of the ranges has been decoded."""
         starts = [int(self._first[part.shard]) for part in ranges]
         return all(self.filled[s + part.start : s + part.stop].all() for s, part in zip(starts, ranges, strict=True))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
-from datasets.reading.decode import Format
+from datasets.images.decode import Format
 from datasets.shards.index_files import SCHEMA, Meta, Shard, member_file, numbers, read_index, read_table
 from datasets.shards.shard_list import ShardList
 
@@ -163,7 +163,8 @@ class Index:
     def name(self, number: int) -> str:
         """The name of shard `number`, relative to its folder."""
         part, row = self.place(number)
-        return part.table.column("name")[row].as_py()
+        name: str = part.table.column("name")[row].as_py()
+        return name
 
     def where(self, number: int) -> str:
         """The URL of shard `number`."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
-from datasets.reading.decode import Format
+from datasets.images.decode import Format
 
 VERSION = 1
 SCHEMA = pa.schema(
@@ -115,7 +115,8 @@ def encode_table(table: pa.Table) -> bytes:
     stream = pa.BufferOutputStream()
     with pa.ipc.new_file(stream, table.schema) as writer:
         writer.write_table(table)
-    return stream.getvalue().to_pybytes()
+    data: bytes = stream.getvalue().to_pybytes()
+    return data
 
 
 def read_table(storage: Storage, path: str) -> pa.Table:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
-from datasets.reading.decode import IMAGE_FORMATS, LABEL, decode_label, image_size
+from datasets.images.decode import IMAGE_FORMATS, LABEL, decode_label, image_size
 
 _BLOCK = 512
 _READ = 8 << 20  # bytes a request

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from cluster.storage.storage import absolute
-from datasets.order.order import check_batch
+from datasets.images.transform import output_format
+from datasets.order.dealing import check_batch
 from datasets.order.streams import streams_of
-from datasets.reading.transform import output_format
 from datasets.shards.index import Index
 from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError

@@ -100,7 +100,8 @@ def _on_ray(call: Callable[[T], R], items: Sequence[T], gpu: bool) -> Iterator[R
 
     if not ray.is_initialized():
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}}, log_to_driver=False)
-    gpus, places = share(ray.cluster_resources(), gpu)
+    resources: Callable[[], dict[str, float]] = ray.cluster_resources  # untyped in Ray
+    gpus, places = share(resources(), gpu)
     remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_call)
     shared = ray.put(call)  # sent once; it may be a partial, of which Ray makes no task
     at_once = 4 * places

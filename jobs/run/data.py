@@ -6,7 +6,7 @@ import torch
 
 from cluster.storage.storage import Storage
 from datasets.loading.batches import Batches
-from datasets.loading.loader import evaluation_batches, training_batches
+from datasets.loading.build import evaluation_batches, training_batches
 from jobs.config.resolved import ResolvedRun
 from jobs.run.ledger import Ledger, check_left_out
 from trainer.distributed.ranks import rank, world_size

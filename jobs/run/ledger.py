@@ -9,7 +9,7 @@ import torch.distributed as dist
 from cluster.storage.storage import Storage
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import Batches
+from datasets.loading.batches import Batches
 from datasets.quarantine import Quarantined, check_share, epoch_rows
 from datasets.shards.index import Index
 from trainer.checkpoints.journal import read_metrics

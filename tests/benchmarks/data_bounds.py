@@ -15,8 +15,8 @@ import psutil
 import torch
 
 from datasets.config import DataConfig, in_words
-from datasets.loading.loader import training_batches
-from datasets.reading.reader import memory_needed
+from datasets.loading.build import training_batches
+from datasets.order.streams import memory_needed
 from datasets.shards.index import Index
 
 BATCH, STREAMS, WINDOW, EPOCHS = 128, 16, 64, 10

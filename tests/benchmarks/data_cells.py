@@ -37,7 +37,7 @@ def pillow(data: bytes) -> np.ndarray:
 
 def ours(format: str, workers: int, folder: str) -> Iterator[int]:
     from datasets.config import DataConfig
-    from datasets.loading.loader import training_batches
+    from datasets.loading.build import training_batches
     from datasets.shards.index import Index
 
     config = DataConfig(shards=f"{folder}/{format}", workers=workers, cache=0)
@@ -46,7 +46,7 @@ def ours(format: str, workers: int, folder: str) -> Iterator[int]:
 
 
 def _decode_for_ever(format: str, folder: str, count: Any, stop: Any) -> None:
-    from datasets.reading.decode import Format, decode_image
+    from datasets.images.decode import Format, decode_image
 
     torch.set_num_threads(1)
     shape = SHAPES[format]

@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from cluster.storage.storage import Storage
-from datasets.loading.loader import training_batches
+from datasets.loading.build import training_batches
 from datasets.packing.pack import pack
 from datasets.packing.sources.digits import Digits
 from datasets.shards.index import Index

@@ -45,14 +45,14 @@ def make(folder: str) -> None:
 
 
 def measure(folder: str) -> None:
-    from datasets.order.order import Order
+    from datasets.order.shuffled import ShuffledOrder
     from datasets.shards.index import Index
 
     before = peak_memory()
     began, cpu = time.perf_counter(), time.process_time()
     index = Index.open("/nowhere", folder)
-    order = Order(index.counts, 1, STREAMS, WINDOW)
-    order.locate(np.arange(BATCH))
+    order = ShuffledOrder(index.counts, 1, STREAMS, WINDOW)
+    order.locate(order.places(np.arange(BATCH)))
     opened, cpu = time.perf_counter() - began, time.process_time() - cpu
     held = peak_memory()
     fingerprint = time.perf_counter()
@@ -62,7 +62,7 @@ def measure(folder: str) -> None:
     for step in range(500):
         positions = np.arange(step * BATCH, (step + 1) * BATCH) + 7 * order.images // 10
         began = time.perf_counter()
-        order.locate(positions)
+        order.locate(order.places(positions))
         times.append(time.perf_counter() - began)
     print(f"{SHARDS:,} shards, {order.images:,} images")
     print(f"opened, first batch located: {opened:.2f} s ({cpu:.2f} s of CPU); fingerprint: {fingerprint:.2f} s")

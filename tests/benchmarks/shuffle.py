@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from datasets.order.order import Order
+from datasets.order.shuffled import ShuffledOrder
 
 SHARDS, IMAGES, BATCH, EPOCHS = 1024, 1000, 256, 3
 
 
 def quality(streams: int, window: int, seed: int) -> tuple[float, float]:
     """(spread, memory) of the batches of some epochs."""
-    order = Order(np.full(SHARDS, IMAGES), seed, streams, window)
+    order = ShuffledOrder(np.full(SHARDS, IMAGES), seed, streams, window)
     steps = EPOCHS * order.images // BATCH
-    located = order.locate(np.arange(steps * BATCH))
+    located = order.locate(order.places(np.arange(steps * BATCH)))
     x = (located.shard * IMAGES + located.index + 0.5) / order.images
     means = x.reshape(steps, BATCH).mean(axis=1)
     return float(means.var() / (1 / 12 / BATCH)), float(np.corrcoef(means[:-1], means[1:])[0, 1])

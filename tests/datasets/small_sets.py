@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.order.order import ImageOrder, Integers, Located
 from datasets.packing.pack import encode, write_tar
 from datasets.packing.sources.source import Example
 from datasets.shards.index import Index
@@ -41,6 +42,11 @@ def write_set(folder: Path, counts: Sequence[int], channels: int = 1, labels: bo
         write_tar(folder / f"{shard:04d}.tar", iter(examples))
     index_shards(str(folder), str(folder / "index"))
     return Index.open(str(folder))
+
+
+def locate(order: ImageOrder, positions: Integers) -> Located:
+    """The samples at positions of an order."""
+    return order.locate(order.places(np.asarray(positions)))
 
 
 def write_members(path: Path, members: Sequence[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> None:

@@ -9,7 +9,7 @@ import pytest
 from cluster.storage.storage import Storage
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import training_batches
+from datasets.loading.build import training_batches
 from datasets.shards.index import Index
 from tests.datasets.small_sets import write_set
 from tests.testbed.faults import Fault, FaultProxy

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.packing.pack import encode
+from datasets.reading.verify import verify_shard
 from datasets.shards.index import Index
 from datasets.shards.indexing import index_shards, member_table
 from datasets.shards.scan import scan_tar
-from datasets.shards.verifying import verify_shard
 from tests.datasets.small_sets import image_of, png
 
 EXAMPLES = 150

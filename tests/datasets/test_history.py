@@ -11,11 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets.config import DataConfig
-from datasets.loading.loader import training_batches
-from datasets.loading.reader_task import Work
-from datasets.order.order import deal
-from datasets.order.schedule import Training
-from datasets.reading.reader import ReaderOptions
+from datasets.loading.build import training_batches
+from datasets.order.training_steps import TrainingSteps
+from datasets.reading.step_reader import BatchArrays, ReadPlan, StepReader
 from datasets.shards.index import Index
 from tests.datasets.small_sets import HEIGHT, WIDTH, number_of, write_set
 
@@ -37,17 +35,21 @@ def runs(draw: st.DrawFn) -> dict:
     }
 
 
-def step_of(index: Index, schedule: Training, workers: int, step: int) -> list[tuple[int, int]]:
-    """(position, number of the image) of a rank's share of a step, read as its loader workers would."""
-    seen = []
-    for work in Work(index, schedule, ReaderOptions(), None, (HEIGHT, WIDTH, 1)).split(min(workers, schedule.streams)):
-        positions = work.schedule.positions(step)
-        images = np.empty((len(positions), HEIGHT, WIDTH, 1), dtype=np.uint8)
-        reader = work.reader()
-        reader.read(positions, images, np.empty(len(positions), dtype=np.int64))
+def read(index: Index, steps: TrainingSteps, workers: int, count: int) -> list[list[tuple[int, int]]]:
+    """(position, number of the image) of a rank's share of `count` steps, read as its loader processes would."""
+    size = steps.size
+    images = np.empty((size, HEIGHT, WIDTH, 1), dtype=np.uint8)
+    batch = BatchArrays(images, *np.full((2, size), -1, dtype=np.int64), np.zeros(size, dtype=np.float32))
+    readers = [StepReader(plan) for plan in ReadPlan(index, steps).split(min(workers, steps.max_readers))]
+    shares = []
+    for _ in range(count):
+        batch.weights[:] = 0
+        for reader in readers:
+            reader.read(batch)
+        shares.append([(int(batch.positions[row]), number_of(images[row])) for row in np.flatnonzero(batch.weights)])
+    for reader in readers:
         reader.close()
-        seen += zip(positions.tolist(), map(number_of, images), strict=True)
-    return seen
+    return shares
 
 
 @given(runs())
@@ -55,16 +57,12 @@ def step_of(index: Index, schedule: Training, workers: int, step: int) -> list[t
 def test_every_image_is_seen_exactly_once_an_epoch_in_the_same_batches_whatever_the_history(run):
     with tempfile.TemporaryDirectory() as folder:
         index = write_set(Path(folder) / "set", run["counts"])
-        batches, step = [], 0
+        order = run["seed"], run["batch"], run["streams"], run["window"]
+        batches: list[list[tuple[int, int]]] = []
         for steps, ranks, workers in run["history"]:
-            for _ in range(steps):
-                batch = []
-                for rank in range(ranks):
-                    mine = deal(run["streams"], ranks, rank)
-                    schedule = Training(run["seed"], run["batch"], run["streams"], run["window"], mine, step)
-                    batch += step_of(index, schedule, workers, step)
-                batches.append(sorted(batch))
-                step += 1
+            first = len(batches)
+            shares = [read(index, TrainingSteps(*order, ranks, rank, first), workers, steps) for rank in range(ranks)]
+            batches += [sorted(pair for share in step for pair in share) for step in zip(*shares, strict=True)]
         config = DataConfig(shards=folder + "/set", streams=run["streams"], window=run["window"], workers=0)
         with training_batches(config, index, seed=run["seed"], batch=run["batch"]) as straight:
             for batch in batches:

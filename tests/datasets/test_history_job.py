@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from cluster.storage.storage import Storage
-from datasets.order.order import Order
+from datasets.order.shuffled import ShuffledOrder
 from datasets.shards.index import Index
 from tests.datasets.consumed import Ranks, consumed, newest
-from tests.datasets.small_sets import write_set
+from tests.datasets.small_sets import locate, write_set
 from tests.testbed.faults import Fault, FaultProxy
 
 COUNTS = [40, 25, 60, 10, 0, 55, 33, 47, 30, 20, 13, 27]  # 360 images: uneven shards, one empty
@@ -46,7 +46,7 @@ def write_config(path: Path, shards: str, run: str) -> None:
 
 def steps_of_the_order(index: Index, steps: int) -> list[list[int]]:
     """The numbers of the images of each step, sorted in a step."""
-    located = Order(index.counts, SEED, STREAMS, WINDOW).locate(np.arange(steps * BATCH))
+    located = locate(ShuffledOrder(index.counts, SEED, STREAMS, WINDOW), np.arange(steps * BATCH))
     numbers = (np.cumsum(index.counts) - index.counts)[located.shard] + located.index
     return np.sort(numbers.reshape(steps, BATCH), axis=1).tolist()
 

@@ -8,10 +8,10 @@ import pytest
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import evaluation_batches, training_batches
+from datasets.loading.build import evaluation_batches, training_batches
 from datasets.quarantine import EpochRow, Quarantined, epoch_rows
+from datasets.reading.verify import verify_shard
 from datasets.shards.index import Index
-from datasets.shards.verifying import verify_shard
 from tests.datasets.small_sets import number_of, write_set
 
 
@@ -88,9 +88,7 @@ def test_a_shard_that_is_gone_is_quarantined_as_a_whole(tmp_path):
     config = DataConfig(shards=index.url, streams=4, workers=0, on_bad="quarantine", bad_share=0.5)
     with training_batches(config, index, seed=1, batch=20) as batches:
         assert int(next(batches).weights.sum()) == 10
-        assert {entry.reason.partition(": ")[2] for entry in batches.quarantined} == {
-            "the shard is not there any longer"
-        }
+        assert {entry.reason.partition(": ")[2] for entry in batches.quarantined} == {"the shard no longer exists"}
 
 
 def test_every_damage_is_found_by_verifying(damaged):

@@ -15,7 +15,7 @@ from tests.testbed.processes import REPOSITORY
 SCRIPT = """
 import sys, torch
 from datasets.config import DataConfig
-from datasets.loading.loader import training_batches
+from datasets.loading.build import training_batches
 from datasets.shards.index import Index
 last = torch.cuda.device_count() - 1
 torch.cuda.set_device(last)

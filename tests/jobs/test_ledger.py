@@ -10,7 +10,7 @@ import torch.distributed as dist
 from cluster.storage.storage import Storage
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import training_batches
+from datasets.loading.build import training_batches
 from datasets.shards.index import Index
 from jobs.run.ledger import Ledger
 from tests.datasets.small_sets import write_set

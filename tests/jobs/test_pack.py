@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datasets.config import DataConfig
-from datasets.loading.loader import training_batches
+from datasets.loading.build import training_batches
 from datasets.shards.index import Index
 from jobs.pack import main
 from tests.testbed.jobs import call_job, run_job

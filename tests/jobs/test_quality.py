@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cluster.storage.storage import Storage
-from datasets.loading.loader import evaluation_batches
+from datasets.loading.build import evaluation_batches
 from jobs import quality
 from jobs.config.loading import load_config
 from jobs.errors import ConfigError

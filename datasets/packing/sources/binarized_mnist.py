@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datasets.errors import DataError
 from datasets.packing.sources.source import SPLITS, Example, InMemory, fetch, shuffled
@@ -41,9 +43,9 @@ class BinarizedMnist(InMemory):
         return Example(np.unpackbits(packed).reshape(_SIDE, _SIDE, 1), None)
 
 
-def _load(data: bytes, name: str) -> np.ndarray:
+def _load(data: bytes, name: str) -> NDArray[Any]:
     try:
-        packed = np.load(io.BytesIO(data), allow_pickle=False)
+        packed: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise DataError(f"{name}: not an .npy file ({error})") from error
     if packed.dtype != np.uint8 or packed.shape[1:] != (_SIDE * _SIDE // 8,):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.errors import DataError
+from datasets.images.decode import IMAGE_FORMATS
 from datasets.packing.sources.source import SPLITS, Example, shuffled
-from datasets.reading.decode import IMAGE_FORMATS
 from datasets.shards.index_files import Meta
 
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "test")}

@@ -13,8 +13,8 @@ import numpy as np
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
-from datasets.order.hashing import key_of, permute
-from datasets.reading.decode import Pixels
+from datasets.hashing import key_of, permute
+from datasets.images.decode import Pixels
 from datasets.shards.index_files import Meta
 
 SPLITS = ("train", "validation")
@@ -95,7 +95,8 @@ def _read(folder: str, name: str) -> bytes | None:
     if folder.startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(f"{folder.rstrip('/')}/{name}", timeout=60) as response:
-                return response.read()
+                data: bytes = response.read()
+                return data
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None

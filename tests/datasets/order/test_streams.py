@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datasets.config import DataConfig
-from datasets.loading.loader import training_batches
+from datasets.loading.build import training_batches
 from datasets.order.streams import streams_of
 from datasets.shards.index import Index
 from jobs.config.resolved import resolve

@@ -9,7 +9,7 @@ import pytest
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import evaluation_batches
+from datasets.loading.build import evaluation_batches
 from datasets.packing.pack import PackOptions, ShardJob, pack, write_shard
 from datasets.packing.sources.folder import ImageFolder
 from datasets.shards.index import Index

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.loading.loader import evaluation_batches
+from datasets.loading.build import evaluation_batches
 from datasets.packing.pack import PackOptions, pack
 from datasets.packing.sources.binarized_mnist import BinarizedMnist
 from datasets.packing.sources.cifar10 import Cifar10

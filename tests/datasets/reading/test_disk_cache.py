@@ -15,7 +15,7 @@ import pytest
 
 from cluster.storage.storage import Storage
 from datasets.config import DataConfig
-from datasets.loading.loader import training_batches
+from datasets.loading.build import training_batches
 from datasets.reading.disk_cache import BLOCK, DiskCache
 from datasets.shards.index import Index
 from tests.datasets.small_sets import write_set

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.order.order import Range
-from datasets.reading.members import MemberReader
+from datasets.reading.shard_reader import ShardReader
 from datasets.shards.index import Index
 from datasets.shards.index_files import encode_table, numbers, read_table
 from datasets.shards.indexing import index_shards
@@ -47,7 +47,7 @@ def test_reading_by_offsets_gives_the_samples_that_webdataset_gives(tmp_path, fo
     write_members(tmp_path / "s" / "0.tar", members, format)
     index_shards(str(tmp_path / "s"), str(tmp_path / "s" / "index"))
     index = Index.open(str(tmp_path / "s"))
-    reader = MemberReader(index)
+    reader = ShardReader(index)
     held = reader.read(Range(0, 0, int(index.counts[0])))
     table = index.members(0)
     theirs = list(webdataset.WebDataset(str(tmp_path / "s" / "0.tar"), shardshuffle=False))
@@ -229,7 +229,7 @@ def test_an_index_may_lie_elsewhere(tmp_path):
     index_shards(str(tmp_path / "set"), str(tmp_path / "elsewhere"))
     assert not (tmp_path / "set" / "index").exists()
     index = Index.open(str(tmp_path / "set"), str(tmp_path / "elsewhere"))
-    held = MemberReader(index).read(Range(0, 0, 1))
+    held = ShardReader(index).read(Range(0, 0, 1))
     assert held.image(0)[0] == png()
 
 
@@ -237,20 +237,20 @@ def test_a_shard_that_shrank_since_it_was_indexed_is_told_for_the_samples_it_los
     index = write_set(tmp_path / "set", [9])
     shard = tmp_path / "set" / "0000.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
-    reader = MemberReader(index)
+    reader = ShardReader(index)
     held = reader.read(Range(0, 0, 9))
     assert held.image(0)[0] == png(0)
     with pytest.raises(DataError, match="png does not match its checksum: the shard has 3000 bytes, 20480 when"):
         reader.decode(held, 3, index.format)
     shard.unlink()
     held = reader.read(Range(0, 0, 9))
-    with pytest.raises(DataError, match="the shard is not there any longer"):
+    with pytest.raises(DataError, match="the shard no longer exists"):
         reader.decode(held, 0, index.format)
 
 
 def test_indexed_images_are_those_that_were_packed(tmp_path):
     index = write_set(tmp_path / "set", [5])
-    reader = MemberReader(index)
+    reader = ShardReader(index)
     held = reader.read(Range(0, 2, 5))
     assert [bytes(held.image(row)[0]) for row in range(3)] == [png(number) for number in (2, 3, 4)]
     assert image_of(2).shape == (4, 6, 1)
@@ -302,9 +302,9 @@ def test_what_a_loader_process_imports_is_little(tmp_path):
     script = """if True:
         import sys, datasets.loading.loader_process
         from datasets.shards.index import Index
-        from datasets.reading.members import MemberReader
+        from datasets.reading.shard_reader import ShardReader
         from datasets.order.order import Range
-        MemberReader(Index.open(sys.argv[1])).read(Range(0, 0, 3))
+        ShardReader(Index.open(sys.argv[1])).read(Range(0, 0, 3))
         print(*{"torch", "pydantic", "pandas"} & sys.modules.keys())
     """
     ran = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)

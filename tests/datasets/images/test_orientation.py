@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from datasets.config import DataConfig, TransformConfig
-from datasets.loading.loader import evaluation_batches
-from datasets.reading.decode import Format, decode_image, image_size
+from datasets.images.decode import Format, decode_image, image_size
+from datasets.loading.build import evaluation_batches
 from datasets.shards.index import Index
 from datasets.shards.indexing import index_shards
 from tests.datasets.small_sets import write_members

@@ -1,4 +1,4 @@
-"""Cropping, resizing and flipping, with randomness that belongs to the position and not to the process."""
+"""Crop, resize and flip; the random parts are a function of (seed, position), whatever process runs them."""
 
 from __future__ import annotations
 
@@ -8,41 +8,48 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import DataError
-from datasets.order.hashing import derive, key_of
-from datasets.reading.decode import Format, Pixels
+from datasets.hashing import derive, key_of
+from datasets.images.decode import Format, Pixels
 from datasets.shards.index import Index
 
-if TYPE_CHECKING:  # a loader process without a transform does without pydantic
+if TYPE_CHECKING:  # loader processes without a transform need not import pydantic
     from datasets.config import DataConfig, TransformConfig
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 
 
 def output_format(config: DataConfig, index: Index) -> Format:
-    """What the images of a run are: those of the index, in the size that `data.transform` makes. Raises `DataError`."""
+    """The format of a run's images: the index's, with the size of `data.transform`. Raises `DataError`."""
     if config.transform is not None:
         height, width = config.transform.size
         return index.format._replace(height=height, width=width)
     if not index.height:
         where = index.odd_shard()
         raise DataError(
-            f"{where}: images differ in size, here or from others; give data.transform.size: [height, width]"
+            f"{where}: images differ in size, here or between shards; set data.transform.size: [height, width]"
         )
     return index.format
 
 
 class Transform:
-    """Applies a `TransformConfig`. Not random (no flip, crop in the centre) where `seed` is None: in evaluation."""
+    """Applies a `TransformConfig`. Deterministic (centre crop, no flip) if `seed` is None, as in evaluation."""
 
     def __init__(self, config: TransformConfig, format: Format, seed: int | None):
         if format.levels < 256 and config.size != (format.height, format.width):
-            raise DataError(f"images of {format.levels} levels cannot be resized: data.transform.size has to be theirs")
+            raise DataError(
+                f"images of {format.levels} levels cannot be resized: set data.transform.size to their size"
+            )
         self._config = config
         self._height, self._width = config.size
         self._key = None if seed is None else key_of(seed, "transform")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the result, pixels."""
+        return self._config.size
+
     def __call__(self, image: Pixels, position: int) -> Pixels:
-        """uint8 [height, width, C] of the run's size from uint8 [H, W, C] of any, for the image at a position."""
+        """uint8 [height, width, C] from uint8 [H, W, C], for the image at a position."""
         draws = self._draws(position)
         box = self._box(image.shape[1], image.shape[0], draws)
         if box != (0, 0, self._width, self._height) or image.shape[:2] != self._config.size:
@@ -52,11 +59,12 @@ class Transform:
         return image
 
     def _draws(self, position: int) -> list[float] | None:
-        """Four uniform numbers in [0, 1) that belong to the position; None where nothing is random."""
+        """Four uniform numbers in [0, 1) for a position; None if nothing is random."""
         if self._key is None:
             return None
-        words = derive(derive(self._key, position), np.arange(4))
-        return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
+        bits = derive(derive(self._key, position), np.arange(4))
+        draws: list[float] = ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
+        return draws
 
     def _box(self, width: int, height: int, draws: list[float] | None) -> Box:
         if self._config.crop == "none":
@@ -70,7 +78,7 @@ class Transform:
         across, down = unit * self._width, unit * self._height
         x, y = left * (width - across), upper * (height - down)
         if unit == 1:
-            x, y = round(x), round(y)  # nothing is resampled
+            x, y = round(x), round(y)  # whole pixels: a crop without resampling
         return x, y, x + across, y + down
 
     def _resized(self, image: Pixels, box: Box) -> Pixels:

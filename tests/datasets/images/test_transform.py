@@ -10,12 +10,12 @@ from PIL import Image
 
 from datasets.config import DataConfig, TransformConfig
 from datasets.errors import DataError
-from datasets.loading.loader import evaluation_batches, training_batches
-from datasets.reading.decode import Format, decode_image, image_size
-from datasets.reading.transform import Transform, output_format
+from datasets.images.decode import Format, decode_image, image_size
+from datasets.images.transform import Transform, output_format
+from datasets.loading.build import evaluation_batches, training_batches
 from datasets.shards.index import Index
 from datasets.shards.indexing import index_shards
-from tests.datasets.reading.test_decode import encoded
+from tests.datasets.images.test_decode import encoded
 from tests.datasets.small_sets import image_of, write_members, write_set
 
 ANY = Format(3, 0, 0)
@@ -86,7 +86,7 @@ def test_images_of_many_sizes_become_one(tmp_path):
     index_shards(str(tmp_path), str(tmp_path / "index"))
     index = Index.open(str(tmp_path))
     config = DataConfig(shards=str(tmp_path), workers=0)
-    with pytest.raises(DataError, match=r"images differ in size, here or from others; give data\.transform\.size"):
+    with pytest.raises(DataError, match=r"images differ in size, here or between shards; set data\.transform\.size"):
         evaluation_batches(config, index, batch=3)
     config = config.model_copy(update={"transform": TransformConfig(size=(8, 8))})
     assert output_format(config, index).shape == (8, 8, 3)

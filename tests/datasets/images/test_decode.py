@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.errors import DataError
-from datasets.reading.decode import MAX_PIXELS, Format, decode_image, decode_label, image_size
+from datasets.images.decode import MAX_PIXELS, Format, decode_image, decode_label, image_size
 
 GREY, COLOUR = Format(1, 5, 7), Format(3, 5, 7)
 

@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.errors import DataError
-from datasets.order.hashing import key_of, permute
-from datasets.order.order import Order, Window, check_batch, deal, largest_share, step_positions
+from datasets.hashing import key_of, permute
+from datasets.order.dealing import check_batch, deal, largest_share
+from datasets.order.order import Window
+from datasets.order.shuffled import ShuffledOrder
+from datasets.order.training_steps import TrainingSteps
+from tests.datasets.small_sets import locate
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=20).filter(lambda counts: sum(counts) > 0)
 
@@ -20,8 +24,8 @@ COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=20).filter(lambda cou
 @given(COUNTS, st.integers(-(2**70), 2**70), st.integers(1, 20), st.integers(1, 50))
 @settings(max_examples=60, deadline=None)
 def test_every_image_comes_once_in_each_of_three_epochs(counts, seed, streams, window):
-    order = Order(np.array(counts), seed, streams, window)
-    epoch, shard, index = order.locate(np.arange(3 * order.images))
+    order = ShuffledOrder(np.array(counts), seed, streams, window)
+    epoch, shard, index = locate(order, np.arange(3 * order.images))
     everything = sorted((s, i) for s, count in enumerate(counts) for i in range(count))
     for e in range(3):
         here = epoch == e
@@ -31,9 +35,9 @@ def test_every_image_comes_once_in_each_of_three_epochs(counts, seed, streams, w
 @given(COUNTS, st.integers(1, 20), st.integers(1, 50), st.integers(0, 2))
 @settings(max_examples=60, deadline=None)
 def test_windows_hold_what_positions_find_and_follow_each_other(counts, streams, window, epochs):
-    order = Order(np.array(counts), 3, streams, window)
+    order = ShuffledOrder(np.array(counts), 3, streams, window)
     positions = np.arange(epochs * order.images, (epochs + 2) * order.images)
-    places, located = order.places(positions), order.locate(positions)
+    places, located = order.places(positions), locate(order, positions)
     current: dict[int, Window] = {}
     for row in range(len(positions)):
         at = Window(*(int(column[row]) for column in places[:4]))
@@ -46,31 +50,31 @@ def test_windows_hold_what_positions_find_and_follow_each_other(counts, streams,
 
 
 def test_positions_can_be_asked_for_in_any_order_and_number():
-    order = Order(np.array([7, 0, 30, 5]), 1, 4, 8)
+    order = ShuffledOrder(np.array([7, 0, 30, 5]), 1, 4, 8)
     positions = np.random.default_rng(0).permutation(3 * order.images)
-    whole = order.locate(positions)
+    whole = locate(order, positions)
     for row in range(0, len(positions), 5):
-        assert [int(column[row]) for column in whole] == [int(c[0]) for c in order.locate(positions[row : row + 1])]
-    assert all(len(column) == 0 for column in order.locate(positions[:0]))
+        assert [int(column[row]) for column in whole] == [int(c[0]) for c in locate(order, positions[row : row + 1])]
+    assert all(len(column) == 0 for column in locate(order, positions[:0]))
 
 
 def test_the_order_is_the_one_that_runs_have_been_trained_with():
-    order = Order(np.array([100, 3, 57, 400, 0, 41]), 20231, 6, 32)
-    located = order.locate(np.arange(2000))
+    order = ShuffledOrder(np.array([100, 3, 57, 400, 0, 41]), 20231, 6, 32)
+    located = locate(order, np.arange(2000))
     digest = hashlib.sha256(b"".join(column.astype("<i8").tobytes() for column in located)).hexdigest()
     assert digest == "c6b41c58068e6992392db1e176e2156b8dc2e9956d1d0eb544a3497d33be0ec8"
 
 
 def test_ten_thousand_million_images_lie_where_they_should():
-    order = Order(np.full(100_000, 100_000), 5, 64, 256)
-    epoch, shard, index = order.locate(np.array([0, 10**10 - 1, 10**10, 3 * 10**10 + 12345]))
+    order = ShuffledOrder(np.full(100_000, 100_000), 5, 64, 256)
+    epoch, shard, index = locate(order, np.array([0, 10**10 - 1, 10**10, 3 * 10**10 + 12345]))
     assert epoch.tolist() == [0, 0, 1, 3]
     assert ((shard >= 0) & (shard < 100_000) & (index >= 0) & (index < 100_000)).all()
 
 
 def test_seeds_and_epochs_give_different_orders():
     counts = np.full(20, 50)
-    first, again, other = (Order(counts, seed, 4, 25).locate(np.arange(2000)) for seed in (1, 1, 2))
+    first, again, other = (locate(ShuffledOrder(counts, seed, 4, 25), np.arange(2000)) for seed in (1, 1, 2))
     assert (first.shard == again.shard).all()
     assert (first.index == again.index).all()
     assert (first.shard[:1000] == other.shard[:1000]).mean() < 0.3
@@ -125,32 +129,32 @@ def test_a_batch_that_the_streams_do_not_divide_is_refused_with_what_would_do():
 
 def test_a_set_without_images_is_refused():
     with pytest.raises(DataError, match="no images"):
-        Order(np.array([0, 0]), 1, 1, 1)
+        ShuffledOrder(np.array([0, 0]), 1, 1, 1)
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 100), st.data())
 def test_the_shares_of_the_ranks_make_up_the_batch(streams, times, step, data):
     ranks, batch = data.draw(st.integers(1, streams)), streams * times
-    shares = [step_positions(step, batch, streams, deal(streams, ranks, rank)) for rank in range(ranks)]
+    shares = [TrainingSteps(0, batch, streams, 1, ranks, rank).share(step).positions for rank in range(ranks)]
     assert sorted(np.concatenate(shares).tolist()) == list(range(step * batch, (step + 1) * batch))
     assert all((np.diff(share) > 0).all() for share in shares)
     assert max(map(len, shares)) == largest_share(batch, streams, ranks)
 
 
 def test_a_shard_is_read_by_one_stream_or_two_at_a_cut_in_windows_of_neighbours():
-    order = Order(np.full(32, 100), 4, 8, 50)
-    place = order.locate(np.arange(order.images))
+    order = ShuffledOrder(np.full(32, 100), 4, 8, 50)
+    place = locate(order, np.arange(order.images))
     stream = np.arange(order.images) % 8
     readers = [set(stream[place.shard == shard].tolist()) for shard in range(32)]
     assert all(len(reader) == 1 for reader in readers)  # 400 images, four whole shards, a span
-    uneven = Order(np.full(30, 100), 4, 8, 50)
-    place = uneven.locate(np.arange(uneven.images))
+    uneven = ShuffledOrder(np.full(30, 100), 4, 8, 50)
+    place = locate(uneven, np.arange(uneven.images))
     readers = [set((np.flatnonzero(place.shard == shard) % 8).tolist()) for shard in range(30)]
     assert max(map(len, readers)) == 2
 
 
 def test_windows_of_different_streams_begin_at_different_steps():
-    order = Order(np.full(16, 1000), 4, 8, 200)
+    order = ShuffledOrder(np.full(16, 1000), 4, 8, 200)
     begins = [
         {step for step in range(1, 1500) if numbers[step] != numbers[step - 1]}
         for numbers in (order.places(np.arange(1500) * 8 + stream).number for stream in range(8))

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from datasets.config import DataConfig, MixedSet
 from datasets.errors import DataError
-from datasets.loading.loader import training_batches
-from datasets.order.mixture import Mixture
-from datasets.order.order import Order, Window
+from datasets.loading.build import training_batches
+from datasets.order.mixed import MixedOrder
+from datasets.order.order import Window
+from datasets.order.shuffled import ShuffledOrder
 from datasets.shards.index import Index
-from tests.datasets.small_sets import number_of, write_set
+from tests.datasets.small_sets import locate, number_of, write_set
 
 SETS = st.lists(
     st.tuples(st.lists(st.integers(0, 15), min_size=1, max_size=5).filter(any), st.integers(1, 4)),
@@ -24,10 +25,10 @@ SETS = st.lists(
 )
 
 
-def mix(sets: list[tuple[list[int], int]], seed: int, streams: int, window: int) -> Mixture:
+def mix(sets: list[tuple[list[int], int]], seed: int, streams: int, window: int) -> MixedOrder:
     counts = [count for part, _ in sets for count in part]
     bounds = np.cumsum([0, *(len(part) for part, _ in sets)])
-    return Mixture(np.array(counts), bounds, [weight for _, weight in sets], seed, streams, window)
+    return MixedOrder(np.array(counts), bounds, [weight for _, weight in sets], seed, streams, window)
 
 
 @given(SETS, st.integers(0, 1000), st.integers(1, 6), st.integers(1, 20))
@@ -38,7 +39,7 @@ def test_each_set_is_seen_once_an_epoch_and_as_often_as_it_weighs(sets, seed, st
     cycles = 1 + 2 * max(-(-sum(part) // (streams * weight)) for part, weight in sets)
     positions = np.arange(cycles * total * streams)
     source, inner = mixture.inner(positions)
-    located, places = mixture.locate(positions), mixture.places(positions)
+    located, places = locate(mixture, positions), mixture.places(positions)
     for i, (part, weight) in enumerate(sets):
         here = source == i
         assert here.sum() == cycles * weight * streams
@@ -57,15 +58,15 @@ def test_each_set_is_seen_once_an_epoch_and_as_often_as_it_weighs(sets, seed, st
 
 
 def test_a_mixture_of_one_is_the_order_of_that_set():
-    one, order = mix([([7, 9, 30], 1)], 5, 4, 8), Order(np.array([7, 9, 30]), 5, 4, 8)
-    for ours, theirs in zip(one.locate(np.arange(200)), order.locate(np.arange(200)), strict=True):
+    one, order = mix([([7, 9, 30], 1)], 5, 4, 8), ShuffledOrder(np.array([7, 9, 30]), 5, 4, 8)
+    for ours, theirs in zip(locate(one, np.arange(200)), locate(order, np.arange(200)), strict=True):
         assert np.array_equal(ours, theirs)
 
 
 def test_two_copies_of_a_set_are_not_in_the_same_order():
     mixture = mix([([50], 1), ([50], 1)], 5, 2, 50)
     source, _ = mixture.inner(np.arange(200))
-    index = mixture.locate(np.arange(200)).index
+    index = locate(mixture, np.arange(200)).index
     assert (index[source == 0] != index[source == 1]).mean() > 0.8
 
 
@@ -84,7 +85,7 @@ def test_batches_come_from_both_sets_by_weight(sets, workers):
     assert index.images == 78
     with training_batches(config, index, seed=3, batch=16) as batches:
         taken = [next(batches) for _ in range(40)]
-    source, _ = Mixture(index.counts, index.set_bounds, (1, 3), 3, 4, 8).inner(np.arange(640))
+    source, _ = MixedOrder(index.counts, index.set_bounds, (1, 3), 3, 4, 8).inner(np.arange(640))
     numbers = np.array([number_of(image.numpy()) for batch in taken for image in batch.images])
     assert [sum(source[16 * k : 16 * k + 16] == 0) for k in range(40)] == [4] * 40
     assert Counter(numbers[source == 0][: 9 * 17].tolist()) == Counter(dict.fromkeys(range(17), 9))
