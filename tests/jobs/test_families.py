@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics
 from tests.testbed.ranks import together

@@ -13,7 +13,7 @@ import torch
 
 import trainer.training.loop
 from cluster.storage.storage import Storage
-from jobs.config.schema import load_config
+from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, evaluation_rows, metrics, newest_tensors
@@ -21,7 +21,7 @@ from tests.testbed.jobs import Job
 from tests.testbed.ranks import together
 from tests.testbed.steps import StopAfter, train
 from trainer.checkpoints.lineage import Commit, Lineage
-from trainer.checkpoints.reading import read_state
+from trainer.checkpoints.reading import SavedState
 from trainer.distributed.interruption import interruption_point
 from trainer.distributed.requests import Requests
 from trainer.models.vae import Vae
@@ -82,7 +82,8 @@ def test_a_stop_interrupts_evaluation_and_pictures_and_they_are_made_on_resume(c
     assert requests.steps_after == 0
     assert newest(broken.run).images == EVALUATED
     assert evaluation_rows(broken.run) == []
-    progress = read_state(Lineage(Storage(broken.run)), newest(broken.run), ("progress",))["progress"]
+    folder = Lineage(Storage(broken.run)).folder(newest(broken.run))
+    progress = SavedState(folder, ("progress",)).sections["progress"]
     assert progress["evaluation_owed"]
     assert train_rank(broken).finished
     assert metrics(broken.run) == metrics(straight.run)
