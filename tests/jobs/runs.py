@@ -20,6 +20,7 @@ CLOCKED = (
     "mfu",
     "restarts",
     "evaluation/seconds",
+    "elapsed",
 )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from trainer.training.data import Row
@@ -40,13 +42,15 @@ class Events:
 
     def __init__(self, listeners: Sequence[Listener], warn: Callable[[str], None] = print):
         self.listeners, self.warn = list(listeners), warn
+        self.began = time.monotonic()
         self.common: Row = {}
         """Figures that every row has."""
         self.rows: list[Row] = []
         """Rows since the last commit."""
 
     def row(self, row: Row, pictures: Pictures | None = None) -> None:
-        row = self.common | row
+        now = datetime.now(UTC)
+        row = {"time": now.isoformat(timespec="seconds"), "elapsed": time.monotonic() - self.began} | self.common | row
         self.rows.append(row)
         for listener in self.listeners:
             listener.on_row(row, pictures or {})

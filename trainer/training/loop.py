@@ -18,14 +18,14 @@ from trainer.distributed.requests import Agreement, Requests
 from trainer.distributed.sharding import gathered
 from trainer.distributed.watchdog import Watchdog
 from trainer.noise import Noise
-from trainer.tracking.display import Display, say_on_rank_zero
+from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.pictures import draw
 from trainer.tracking.plots import bars
-from trainer.tracking.profiling import Profiler
 from trainer.training.config import TrainerConfig
 from trainer.training.data import Batch, Data, Row, keep_first, split
 from trainer.training.evaluation import Evaluation, condition, evaluate
 from trainer.training.events import Events
+from trainer.training.instruments import Instruments
 from trainer.training.metrics import Clock
 from trainer.training.state import TrainState
 
@@ -54,17 +54,15 @@ def fit(
 
     Raises DivergedError, StorageError, and what data and listeners raise.
     """
-    agreement, watchdog = Agreement(accelerator.device, requests), Watchdog(config.hang_timeout)
-    profiler = Profiler(checkpointer.run, config.profile, say_on_rank_zero)
+    agreement = Agreement(accelerator.device, requests)
     evaluation: Evaluation | None = None
     log_due = snapshot_due = commit_due = False
     with (
-        Display(config.images, state.images) as display,
+        Instruments(config, checkpointer.run, state.images) as instruments,
         data.training(state.images) as batches,
         checkpointer,
-        watchdog,
-        profiler,
     ):
+        watchdog = instruments.watchdog
         clock = Clock(state.images, state.utilisation)
         while True:
             # ---- once in a while; after a resume first what the process before still owed
@@ -76,7 +74,7 @@ def fit(
                 row |= state.metrics.row(state.model) | clock.row(state.images, batches.waited)
                 row |= {"train/lr": state.learning_rate, "train/skipped": state.guard.check()}
                 events.row(row | data.figures(state.images))
-                display.update(state.images, row)
+                instruments.display.update(state.images, row)
             if snapshot_due and state.posthoc:
                 with clock.pause(), watchdog.paused():
                     take_snapshots(checkpointer, state.images, state.posthoc)
@@ -105,8 +103,7 @@ def fit(
                 state.metrics.add(elbo, part.weights)
             before = state.images
             state.end_step(config.batch)
-            watchdog.beat()
-            profiler.step(state.images)
+            instruments.step(state.images)
             agreement.poll(checkpointer.written)
             span = before, state.images, config.images
             log_due = due(config.log_every, *span)
