@@ -54,6 +54,10 @@ class RunData(Listener):
             device=self.device,
         )
 
+    @property
+    def validation_set(self) -> str | None:
+        return self.held_out.fingerprint if self.held_out is not None else None
+
     def figures(self, images: int) -> Row:
         return self.ledger.row(images)
 

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from cluster.storage.storage import Storage
 from trainer.checkpoints.background import BackgroundWrites
 from trainer.checkpoints.commit import Commit, FileDigest
-from trainer.checkpoints.journal import Row, write_rows
+from trainer.checkpoints.journal import Row, read_metrics, write_rows
 from trainer.checkpoints.lineage import Attempt, Lineage
 from trainer.checkpoints.reading import SavedState, newest_intact
-from trainer.checkpoints.retention import CheckpointConfig, delete_old
+from trainer.checkpoints.retention import Bounds, CheckpointConfig, delete_old
 from trainer.checkpoints.staging import HostCopy, State
 from trainer.checkpoints.writing import CheckpointThread
 from trainer.distributed.node import Node, this_node
@@ -59,7 +59,7 @@ class Checkpoints:
         self.started = 0
         self.newest: int | None = None
         """Images of the newest commit of this attempt's history, one being written included; None: there is none."""
-        self.scores: dict[Commit, float | None] = {}  # of the commits, as far as retention has read them
+        self._bounds: Bounds | None = None  # read at the first commit of an attempt
         self._check: Callable[[dict[str, Any]], None] = lambda sections: None
         self._damaged: dict[Commit, str] = {}  # commits that could not be restored
         self._writing: CheckpointThread | None = None
@@ -101,6 +101,7 @@ class Checkpoints:
         if self.saved is not None:
             self.saved.node = self.node
         self.newest, self._committed_rows = (self.attempt.start.images if self.attempt.start else None), []
+        self._bounds = None
         return self.saved
 
     def _newest(self, history: list[Commit]) -> SavedState | None:
@@ -278,13 +279,15 @@ class Checkpoints:
         self.before_commit()
         for place, some in rows:
             write_rows(self.run, place, some)
-        scores = [row["validation/nats"] for _, some in rows for row in some if "validation/nats" in row]
-        self.lineage.complete(commit, files, {"validation/nats": scores[-1]} if scores else {})
-        self.scores[commit] = scores[-1] if scores else None
+        self.lineage.complete(commit, files)
         if keep_all:
             return
         try:
-            delete_old(self.lineage, commit.attempt, self.config, self.scores)
+            if self._bounds is None:
+                self._bounds = Bounds(read_metrics(self.run))
+            else:
+                self._bounds.add(row for _, some in rows for row in some)
+            delete_old(self.lineage, commit.attempt, self.config, self._bounds)
         except (OSError, TrainingError) as error:
             self.warn(f"old checkpoints were not all removed: {error}")
 

@@ -15,7 +15,8 @@ from cluster.storage.storage import Storage
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 
-Row = dict[str, Any]  # "images": the count that the row stands at; everything else by name
+Row = dict[str, Any]
+"""Figures by name; "images" is the image count that they belong to."""
 
 
 def write_rows(run: Storage, commit: Commit, rows: list[Row]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import NonNegativeInt, PositiveInt
 
 from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.journal import Row
 from trainer.checkpoints.lineage import Lineage
 from trainer.config import Config
-from trainer.errors import TrainingError
 
 
 class CheckpointConfig(Config):
@@ -22,10 +24,33 @@ class CheckpointConfig(Config):
     """Keep the first checkpoint at or after each multiple of this many images for good; 0: none."""
 
 
-def delete_old(lineage: Lineage, attempt: int, config: CheckpointConfig, scores: dict[Commit, float | None]) -> None:
+class Bounds:
+    """The bounds of a run on its held-out set, by image count; those on another set than the last one do not count."""
+
+    def __init__(self, rows: Iterable[Row] = ()):
+        """`rows` of metrics, of the newest lineage."""
+        self._nats: dict[int, float] = {}
+        self._set: str | None = None
+        self.add(rows)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """More rows, later ones."""
+        for row in rows:
+            if "validation/nats" not in row:
+                continue
+            name = row.get("validation/set", self._set)
+            if name != self._set:
+                self._set, self._nats = name, {}
+            self._nats[row["images"]] = row["validation/nats"]
+
+    def of(self, commit: Commit) -> float | None:
+        """The negative bound, nats an image, of the averaged weights of a commit; None if it was not evaluated."""
+        return self._nats.get(commit.images)
+
+
+def delete_old(lineage: Lineage, attempt: int, config: CheckpointConfig, bounds: Bounds) -> None:
     """Delete what need not be kept, on behalf of attempt number `attempt`, none of whose checkpoints is being written.
 
-    `scores`: the bound on the held-out set in nats of the commits known so far; missing ones are read and added.
     Nothing is deleted if a newer attempt has begun: it may be reading.
     """
     history = list(lineage.history())
@@ -33,19 +58,16 @@ def delete_old(lineage: Lineage, attempt: int, config: CheckpointConfig, scores:
     newest = lineage.newest_attempt()
     if newest != attempt:
         return
-    for commit in history:
-        if commit not in scores:
-            scores[commit] = _score(lineage, commit)
-    kept = kept_of(history, config, scores) | {lineage.attempts()[newest].start}
+    kept = kept_of(history, config, bounds) | {lineage.attempts()[newest].start}
     for commit in sorted(commits - kept) + sorted(orphans):
         if commit.attempt <= attempt:
             lineage.folder(commit).delete()
 
 
-def kept_of(history: list[Commit], config: CheckpointConfig, scores: dict[Commit, float | None]) -> set[Commit | None]:
+def kept_of(history: list[Commit], config: CheckpointConfig, bounds: Bounds) -> set[Commit | None]:
     """The commits to keep of a history (newest first)."""
     kept: set[Commit | None] = set(history[: max(config.keep, 2)])
-    scored = sorted((score, commit) for commit in history if (score := scores.get(commit)) is not None)
+    scored = sorted((nats, commit) for commit in history if (nats := bounds.of(commit)) is not None)
     kept |= {commit for _, commit in scored[: config.keep_best]}
     if config.keep_every:
         first: dict[int, Commit] = {}
@@ -53,11 +75,3 @@ def kept_of(history: list[Commit], config: CheckpointConfig, scores: dict[Commit
             first[commit.images // config.keep_every] = commit
         kept |= {commit for number, commit in first.items() if number > 0}
     return kept
-
-
-def _score(lineage: Lineage, commit: Commit) -> float | None:
-    try:
-        score: float | None = lineage.folder(commit).manifest().facts.get("validation/nats")
-    except TrainingError:  # damaged: reported when it is loaded
-        return None
-    return score

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-Row = dict[str, Any]
-"""Figures by name; "images" is the image count that they belong to."""
+from trainer.checkpoints.journal import Row
 
 
 class Batch(Protocol):
@@ -48,6 +47,10 @@ class Data(Protocol):
 
     def validation(self) -> Batches | None:
         """This rank's part of the held-out set, each image once; None where the run has no such set."""
+
+    @property
+    def validation_set(self) -> str | None:
+        """A fingerprint of the held-out set: bounds on different sets must not be compared."""
 
     def figures(self, images: int) -> Row:
         """What to add to the row of metrics at `images`: epochs, quarantined images. All ranks together."""

@@ -154,7 +154,8 @@ def report(
     state.evaluation_owed = False
     if evaluation is not None:
         events.evaluation(evaluation)
-        row |= evaluation.row("validation") | {"validation/precision": evaluation.precision}
+        row |= evaluation.row("validation")
+        row |= {"validation/precision": evaluation.precision, "validation/set": data.validation_set}
         say_on_rank_zero(f"{state.images:,} images: validation {evaluation}, averaged weights")
         if unused := evaluation.collapsed:
             say_on_rank_zero(f"posterior collapse: no rate in {', '.join(unused)}")

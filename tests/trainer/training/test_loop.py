@@ -46,6 +46,8 @@ class Images:
     def __init__(self, last: int):
         self.levels = torch.tensor([1, 2, 3, last], dtype=torch.uint8)
 
+    validation_set = None
+
     def training(self, images):
         return Stream(self.batch(n) for n in itertools.count(images // BATCH))
 
