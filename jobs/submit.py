@@ -195,7 +195,7 @@ def _tell(client: JobSubmissionClient, job: str, config: RunConfig) -> None:
 
 def _wandb_address(config: RunConfig) -> str:
     """Where the run's figures will be seen, as far as it can be known here."""
-    from trainer.tracking.trackers import run_id
+    from trainer.tracking.wandb_run import run_id
 
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").replace("//api.wandb.ai", "//wandb.ai")
     entity = config.tracking.entity or os.environ.get("WANDB_ENTITY")

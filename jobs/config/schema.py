@@ -11,7 +11,7 @@ from trainer.checkpoints.weights import width_of
 from trainer.config import Config, MayChange
 from trainer.errors import TrainingError
 from trainer.models import ModelConfig
-from trainer.tracking.trackers import TrackingConfig
+from trainer.tracking.wandb_run import TrackingConfig
 from trainer.training.config import TrainerConfig
 from trainer.training.optimizer import OptimConfig
 

@@ -13,7 +13,7 @@ from jobs.errors import ConfigError
 from trainer.checkpoints.export import Loaded
 from trainer.checkpoints.weights import in_words
 from trainer.tracking.display import say_on_rank_zero
-from trainer.tracking.trackers import WandbTracker
+from trainer.tracking.trackers import send_report
 
 
 def index_of(config: RunConfig, split: str) -> Index:
@@ -41,10 +41,9 @@ def weights_text(loaded: Loaded) -> str:
 
 
 def keep(run_folder: Storage, config: RunConfig, name: str, report: dict[str, Any]) -> None:
-    """Write a report to the run folder, and its figures to the summary of the W&B run, under a name."""
+    """Write a report to the run folder, and its figures to a W&B run of their own."""
     run_folder.write(f"evaluations/{name}.json", json.dumps(report, indent=1).encode())
     say_on_rank_zero(f"written to {join(run_folder.url, 'evaluations', name)}.json")
     if config.tracking.mode != "off":
-        tracker = WandbTracker(run_folder, config.tracking, config.model_dump(mode="json"), say_on_rank_zero)
-        tracker.summarise({f"{key}/{name}": value for key, value in report["figures"].items()})
-        tracker.finish()
+        facts = {key: value for key, value in report.items() if key != "figures"}
+        send_report(run_folder, config.tracking, name, facts, report["figures"], say_on_rank_zero)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import wandb
 
-import trainer.tracking.trackers
+import trainer.tracking.wandb_run
 from cluster.storage.storage import Storage
 from jobs.config.loading import load_config
 from jobs.run.training import train_rank
@@ -20,8 +20,8 @@ def impatient(wandb_server, monkeypatch):
     """W&B is given up after a few seconds; what it keeps in this process ends with the test."""
     for name, value in wandb_server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(trainer.tracking.trackers, "INIT_SECONDS", 4.0)
-    monkeypatch.setattr(trainer.tracking.trackers, "FINISH_SECONDS", 6.0)
+    monkeypatch.setattr(trainer.tracking.wandb_run, "INIT_SECONDS", 4.0)
+    monkeypatch.setattr(trainer.tracking.wandb_run, "FINISH_SECONDS", 6.0)
     yield
     wandb.teardown()
 

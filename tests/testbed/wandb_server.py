@@ -27,6 +27,8 @@ class Run:
 
     name: str  # its id in the URL
     project: str
+    group: str | None = None
+    job_type: str | None = None
     config: str = "{}"  # JSON
     summary: str = "{}"  # JSON
     lines: dict[str, dict[int, str]] = field(default_factory=dict)  # of the streamed files: line number -> line
@@ -135,6 +137,7 @@ class WandbServer:
         inserted = name not in self.runs
         run = self._run(name, project)
         run.config = asked.get("config") or run.config
+        run.group, run.job_type = asked.get("groupName") or run.group, asked.get("jobType") or run.job_type
         home = {"id": "UHJvamVjdA==", "name": project, "entity": {"id": "RW50aXR5", "name": ENTITY}}
         bucket = {"id": f"run:{name}", "name": name, "displayName": asked.get("displayName") or name, "project": home}
         rest = {"description": None, "config": run.config, "sweepName": None, "historyLineCount": run.count(HISTORY)}

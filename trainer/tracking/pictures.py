@@ -50,10 +50,13 @@ def draw(model: Model, examples: Batch | None, count: int, seed: int) -> dict[st
         shown, labels = examples.images[real][: count // 2], examples.labels[real][: count // 2]
     device = next(model.parameters()).device
     noise = Noise(seed, "sample", torch.arange(count, device=device))
+    training = model.training
     model.eval()
-    with full_precision(device):
-        pictures = model.pictures(shown, condition(model, labels), noise)
-    model.train()
+    try:
+        with full_precision(device):
+            pictures = model.pictures(shown, condition(model, labels), noise)
+    finally:
+        model.train(training)
     return {name: grid(picture.images, model.spec, picture.columns) for name, picture in pictures.items()}
 
 

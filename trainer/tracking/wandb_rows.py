@@ -1,27 +1,47 @@
-"""Up to which image count W&B has a run's rows: the truth, whatever died when."""
+"""How far W&B has a run's rows: by its server or by the files of its client, whatever process died when."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
-import struct
+import subprocess
+import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-_BLOCK, _HEADER = 32 * 1024, struct.Struct("<IHB")  # of the client's log, which is one in LevelDB's format
-_WHOLE, _LAST = 1, 4
-_START = 7  # bytes of the log's own header
+_LEET_SECONDS = 120.0
 
 _TAIL = """query RunResumeStatus($project: String, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyTail } } }"""
 
 
-def images_on_server(entity: str, project: str, run_id: str, timeout: float = 10.0) -> int | None:
-    """The image count of the last row that the server has, -1 for none; None if it does not tell."""
+class Place(NamedTuple):
+    """Where a row stands in the order in which a run makes its rows."""
+
+    rollbacks: int  # a rollback repeats image counts
+    images: int
+    is_evaluation: bool  # a row of its own, after the row of training at the same count
+
+
+BEFORE_ALL = Place(0, -1, False)
+
+
+def place(row: Mapping[str, Any]) -> Place:
+    """The place of a row of metrics, or of the same row at W&B; BEFORE_ALL for a row of something else."""
+    if "images" not in row:
+        return BEFORE_ALL
+    return Place(int(row.get("rollbacks", 0)), int(row["images"]), "evaluation/seconds" in row)
+
+
+def last_place_on_server(entity: str, project: str, run_id: str, timeout: float = 10.0) -> Place | None:
+    """The place of the last row that the server has; None if the server does not answer."""
     import wandb
 
+    # By the query with which the client itself resumes a run. wandb.Api has no last row: `summary` may lag behind the
+    # history after a kill, and `scan_history` downloads the history.
     url = wandb.setup().settings.base_url
     key = os.environ.get("WANDB_API_KEY") or wandb.Api(timeout=round(timeout)).api_key
     asked = {"query": _TAIL, "variables": {"entity": entity, "project": project, "name": run_id}}
@@ -32,44 +52,21 @@ def images_on_server(entity: str, project: str, run_id: str, timeout: float = 10
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             bucket = json.load(answer)["data"]["model"]["bucket"]
         tail = json.loads((bucket or {}).get("historyTail") or "[]")
-        return max((int(json.loads(line).get("images", -1)) for line in tail), default=-1)
+        return max((place(json.loads(line)) for line in tail), default=BEFORE_ALL)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def images_in_files(folder: Path) -> int:
-    """The largest image count in the logs that the client has written below a folder, -1 if there is none."""
-    from wandb.proto import wandb_internal_pb2
-
-    newest = -1
-    for path in folder.glob("*run-*/run-*.wandb"):
-        for data in _records(path.read_bytes()):
-            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-            try:
-                record.ParseFromString(data)
-            except Exception:  # the class is the protobuf library's own, which one depends on how it was built
-                break
-            for item in record.history.item:
-                if (item.key or "/".join(item.nested_key)) == "images":
-                    newest = max(newest, int(float(item.value_json)))
-    return newest
+def logs(names: list[str], run_id: str) -> list[str]:
+    """Of the paths below a `wandb` folder, the logs of the processes that logged to a run, the newest first."""
+    own = [name for name in names if name.endswith(f"-{run_id}/run-{run_id}.wandb")]
+    return sorted(own, key=lambda name: name.rpartition("run-")[0].rpartition("run-")[2], reverse=True)
 
 
-def _records(log: bytes) -> Iterator[bytes]:
-    """The records of a log, as far as it was written."""
-    position, record = _START, b""
-    while position + _HEADER.size <= len(log):
-        left = _BLOCK - position % _BLOCK
-        if left < _HEADER.size:
-            position += left
-            continue
-        _, length, kind = _HEADER.unpack_from(log, position)
-        position += _HEADER.size
-        part = log[position : position + length]
-        if kind == 0 or len(part) < length:
-            return
-        record += part
-        position += length
-        if kind in (_WHOLE, _LAST):
-            yield record
-            record = b""
+def last_place_in_log(path: Path) -> Place:
+    """The place of the last row in a log of W&B's client, complete or not; BEFORE_ALL if there is none."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    env = {**os.environ, "WANDB_ERROR_REPORTING": "false"}
+    found = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LEET_SECONDS, check=False)
+    records = (json.loads(line) for line in found.stdout.splitlines() if '"type":"history"' in line.replace(" ", ""))
+    return max((place(record["history"]["item"]) for record in records), default=BEFORE_ALL)

@@ -15,7 +15,9 @@ from PIL import Image
 from cluster.storage.storage import Storage
 from trainer.images import ImageSpec
 from trainer.tracking.pictures import grid
-from trainer.tracking.trackers import PictureFolder, TrackingConfig, WandbTracker
+from trainer.tracking.trackers import PictureFolder, WandbTracker, lacks_rows, send_report
+from trainer.tracking.wandb_rows import BEFORE_ALL, last_place_in_log, logs, place
+from trainer.tracking.wandb_run import GROWTH, TrackingConfig, WandbRun
 from trainer.training.events import Listener
 
 
@@ -123,3 +125,179 @@ def test_the_tracker_of_other_ranks_takes_everything_and_does_nothing(tmp_path, 
     tracker.before_commit()
     tracker.finish()
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- rollbacks, and rows at the same image count
+
+
+def log(url, mode, rows):
+    """A process that logs these rows, given as (rollbacks, images) and with True at the end for an evaluation."""
+    lines = []
+    tracker = WandbTracker(Storage(url), TrackingConfig(mode=mode), {}, lines.append)
+    for rollbacks, images, *evaluation in rows:
+        row = {"images": images, "rollbacks": rollbacks}
+        tracker.on_row(
+            row | ({"evaluation/seconds": 1.0, "validation/bpd": 3.0} if evaluation else {"train/bpd": 4.0}), {}
+        )
+    tracker.finish()
+    return lines
+
+
+def places(rows):
+    return [(row["rollbacks"], row["images"], *([True] if "evaluation/seconds" in row else [])) for row in rows]
+
+
+@pytest.fixture(params=["offline", "online"])
+def mode(request, wandb_server, monkeypatch):
+    if request.param == "online":
+        for name, value in wandb_server.environment.items():
+            monkeypatch.setenv(name, value)
+    return request.param
+
+
+def test_every_row_is_sent_once_over_rollbacks_restarts_and_evaluations(mode, tmp_path, wandb_server):
+    run = tmp_path / "run"
+    first = [(0, 10), (0, 20), (0, 20, True), (0, 30), (0, 40), (1, 20), (1, 20, True), (1, 30)]  # back from 40
+    log(str(run), mode, first)
+    again = [(1, 20), (1, 20, True), (1, 30), (1, 30, True), (1, 40)]  # restarted from 10; the evaluation was missing
+    log(str(run), mode, again)
+    log(str(run), mode, [(1, 40), (1, 40, True)])
+    if mode == "online":
+        rows = wandb_server.rows((run / "wandb-id").read_text())
+    else:
+        rows = [item["item"] for item in records(run / "wandb")["history"]]
+    assert places(rows) == [*first, (1, 30, True), (1, 40), (1, 40, True)]
+
+
+def test_rows_of_runs_that_did_not_count_rollbacks_have_a_place():
+    assert place({"images": 30}) > place({"images": 20, "rollbacks": 0, "evaluation/seconds": 2.0})
+    assert place({"images": 20, "rollbacks": 1}) > place({"images": 30})
+    assert place({"_step": 3}) == BEFORE_ALL < place({"images": 0})
+
+
+def test_the_logs_of_a_run_are_those_with_its_id_the_newest_first():
+    names = [
+        "wandb/offline-run-20260101_000000-abc/run-abc.wandb",
+        "wandb/run-20260301_000000-abc/run-abc.wandb",
+        "wandb/offline-run-20260201_000000-abc/run-abc.wandb",
+        "wandb/offline-run-20260401_000000-abc-validation-elbo/run-abc-validation-elbo.wandb",
+        "wandb/offline-run-20260201_000000-abc/files/output.log",
+    ]
+    assert logs(names, "abc") == [names[1], names[2], names[0]]
+
+
+def test_a_log_that_was_cut_off_gives_the_rows_before(tmp_path):
+    log(str(tmp_path), "offline", [(0, count) for count in range(10, 1000, 10)])
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert last_place_in_log(path).images == 990
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2000])
+    assert 10 < last_place_in_log(path).images < 990
+    path.write_bytes(whole[:3])
+    assert last_place_in_log(path) == BEFORE_ALL
+
+
+# ---- failures of W&B
+
+
+def test_a_failure_leaves_no_gap_and_is_marked(tmp_path, wandb_server, monkeypatch):
+    for name, value in wandb_server.environment.items():
+        monkeypatch.setenv(name, value)
+    lines = []
+    tracker = WandbTracker(Storage(str(tmp_path)), TrackingConfig(mode="online"), {}, lines.append)
+    tracker.on_row({"images": 10, "rollbacks": 0}, {})
+    tracker.on_row({"images": 20, "rollbacks": 0}, {"samples": b"no PNG"})  # an error in the midst of logging
+    tracker.on_row({"images": 30, "rollbacks": 0}, {})
+    tracker.finish()
+    assert [row["images"] for row in wandb_server.rows(tracker.wandb.id)] == [10]
+    assert lacks_rows(Storage(str(tmp_path)))
+    assert [line for line in lines if line.startswith("W&B fails (") and "training continues" in line]
+
+
+def test_an_error_at_the_end_is_reported_and_not_raised(tmp_path, monkeypatch):
+    lines = []
+    tracker = WandbTracker(Storage(str(tmp_path)), TrackingConfig(mode="offline"), {}, lines.append)
+
+    def fail():
+        raise RuntimeError("broken\npipe")
+
+    monkeypatch.setattr(tracker.wandb.wandb, "finish", fail)
+    tracker.finish()
+    assert "W&B fails (broken pipe); training continues, and missing rows are sent again on resume" in lines
+
+
+# ---- the files of an offline run in an object store
+
+
+class Counting(Storage):
+    """A folder that is used like a store, and counts the bytes that are written to it."""
+
+    def __init__(self, url):
+        super().__init__(url)
+        self.written = defaultdict(list)
+
+    def local_path(self, path=""):
+        return None
+
+    def write(self, path, content):
+        super().write(path, content)
+        self.written[path].append(len(content) if isinstance(content, bytes) else content.stat().st_size)
+
+
+def test_only_files_that_have_changed_are_stored_again(tmp_path):
+    run = Counting(str(tmp_path / "run"))
+    tracked = WandbRun(run, TrackingConfig(mode="offline"), print, "abc")
+    folder = tracked.folder / "wandb" / "offline-run"
+    folder.mkdir()
+    commits, line = 60, b"x" * 1000
+    for commit in range(commits):
+        (folder / f"{commit}.png").write_bytes(line)
+        with (folder / "log").open("ab") as growing:
+            growing.write(line)
+        tracked.store_files()
+    tracked.finish()
+    sizes = run.written.pop("wandb/offline-run/log")
+    assert sizes[-1] == commits * len(line)  # complete at the end
+    assert sum(sizes[:-1]) <= sizes[-2] / (1 - 1 / GROWTH)  # a geometric series, not a quadratic sum
+    assert [run.written[f"wandb/offline-run/{commit}.png"] for commit in range(commits)] == [[1000]] * commits
+
+
+# ---- reports
+
+
+def test_a_report_has_a_run_of_its_own_and_leaves_a_live_run_alone(tmp_path, wandb_server, monkeypatch):
+    for name, value in wandb_server.environment.items():
+        monkeypatch.setenv(name, value)
+    run, tracking = Storage(str(tmp_path / "mnist")), TrackingConfig(mode="online")
+    live = subprocess.Popen(
+        [sys.executable, "-c", LIVE, run.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert live.stdout.readline() == "logged\n"
+    training = wandb_server.runs[run.read("wandb-id").decode()]
+    facts = {"split": "validation", "precision": "fp32", "images_seen": 20}
+    for bpd in (3.0, 3.5):
+        send_report(run, tracking, "validation-elbo-1-ema", facts, {"evaluation/bpd": bpd}, print)
+    assert training.exit_code is None
+    live.communicate("\n", timeout=60)
+    assert live.returncode == 0
+    assert training.exit_code == 0
+    assert [row["images"] for row in wandb_server.rows(training.name)] == [10, 20]
+
+    report = wandb_server.runs[f"{training.name}-validation-elbo-1-ema"]
+    assert (report.group, report.job_type, training.group) == ("mnist", "evaluation", "mnist")
+    assert json.loads(report.summary)["evaluation/bpd"] == 3.5
+    assert json.loads(report.config)["precision"]["value"] == "fp32"
+
+
+LIVE = """
+import sys
+from cluster.storage.storage import Storage
+from trainer.tracking.trackers import WandbTracker
+from trainer.tracking.wandb_run import TrackingConfig
+tracker = WandbTracker(Storage(sys.argv[1]), TrackingConfig(mode="online"), {}, lambda line: None)
+tracker.on_row({"images": 10}, {})
+print("logged", flush=True)
+sys.stdin.readline()
+tracker.on_row({"images": 20}, {})
+tracker.finish()
+"""

@@ -1,0 +1,144 @@
+"""A run of W&B that never stops ours: whatever W&B does, training continues."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from cluster.storage.storage import Storage
+from trainer.config import Config
+
+INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # time limits of W&B at the start and at the end
+GROWTH = 1.1  # a file that grows is stored again when it is this many times as large: O(size) bytes in all
+
+
+class TrackingConfig(Config):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online if there is a key (WANDB_API_KEY or a login), else offline. off: no W&B; rows and pictures are in
+    the run folder in any case."""
+    project: str = "lowerbound"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user. null: the account's default."""
+
+
+def run_id(run: Storage) -> str:
+    """The id of the run folder's W&B run, made by the first process that asks."""
+    run.create("wandb-id", uuid.uuid4().hex[:12].encode())
+    return run.read("wandb-id").decode()
+
+
+class WandbRun:
+    """Online, else offline, else disabled. The files of an offline run are in <run>/wandb."""
+
+    def __init__(
+        self, run: Storage, tracking: TrackingConfig, say: Callable[[str], None], id: str, **arguments: Any
+    ) -> None:
+        """`arguments` are those of wandb.init: name, group, config ..."""
+        self.run, self.say, self.id, self.failed = run, say, id, False
+        self.scratch = None if run.local_path() else TemporaryDirectory(prefix="lowerbound-wandb-")
+        self.folder = Path(self.scratch.name) if self.scratch else run.local_path() or Path()
+        (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
+        self.stored: dict[Path, tuple[int, int]] = {}  # size and modification time of the files in the run folder
+        self.online = self.wanted_online = tracking.mode == "online" or (tracking.mode == "auto" and _has_key())
+        self.wandb = self._start({"id": id, "project": tracking.project, "entity": tracking.entity} | arguments)
+        self._try(lambda: self.wandb.define_metric("images"))
+        self._try(lambda: self.wandb.define_metric("*", step_metric="images"))
+
+    def log(self, row: Mapping[str, Any], pictures: Mapping[str, bytes]) -> bool:
+        """Log the numbers of a row, and PNG files by name; False if W&B fails."""
+        return self._try(lambda: self._log(row, pictures))
+
+    def store_files(self, everything: bool = False) -> None:
+        """Copy the client's files from this machine's scratch disk to the run folder, those that have changed.
+
+        A log that has grown by less than a tenth waits, unless `everything` is asked for. Raises StorageError.
+        """
+        if self.scratch is None or self.online:  # an online run is at W&B, and its rows are in the run's metrics
+            return
+        for path in sorted((self.folder / "wandb").rglob("*")):
+            if path.is_symlink() or not path.is_file():
+                continue
+            size, changed = path.stat().st_size, path.stat().st_mtime_ns
+            before = self.stored.get(path)
+            waits = before is not None and not everything and before[0] < size < GROWTH * before[0]
+            if before != (size, changed) and not waits:
+                self.run.write(str(path.relative_to(self.folder)), path)
+                self.stored[path] = (size, changed)
+
+    def finish(self) -> None:
+        """End the run at W&B and store its files. Raises StorageError."""
+        try:
+            self._try(self.wandb.finish)
+            self.store_files(everything=True)
+        finally:
+            if self.scratch:
+                self.scratch.cleanup()
+        if not self.online:
+            where = self.run.local_path("wandb") or f"a copy of {self.run.url}/wandb"
+            self.say(f"W&B is offline: `wandb leet {where}` shows it, `wandb sync {where}/offline-run-*` uploads it")
+
+    def _start(self, arguments: dict[str, Any]) -> Any:
+        import wandb
+
+        settings = wandb.Settings(
+            x_transaction_log_flush_interval=1.0,  # a killed process loses a second of rows
+            silent=True,
+            console="off",
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+        )
+
+        def start(mode: Literal["online", "offline", "disabled"]) -> Any:
+            return wandb.init(dir=str(self.folder), resume="allow", mode=mode, settings=settings, **arguments)
+
+        for mode in ("online", "offline") if self.online else ("offline",):
+            try:
+                return start(mode)
+            except Exception as error:  # its class depends on where W&B failed
+                self._warn(error)
+            self.online = False
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # its service would report the id as in use
+        return start("disabled")
+
+    def _log(self, row: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
+        import wandb
+        from PIL import Image
+
+        loaded = {name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()}
+        self.wandb.log({name: value for name, value in row.items() if isinstance(value, int | float)} | loaded)
+
+    def _try(self, call: Callable[[], object]) -> bool:
+        try:
+            call()
+        except Exception as error:  # of a library whose failures must not become ours
+            self._warn(error)
+            return False
+        return True
+
+    def _warn(self, error: Exception) -> None:
+        """Report the first failure."""
+        if not self.failed:
+            reason = " ".join(str(error).split())
+            self.say(f"W&B fails ({reason}); training continues, and missing rows are sent again on resume")
+        self.failed = True
+
+
+def _has_key() -> bool:
+    """Whether this machine is logged in to W&B."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"] == "online"
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+
+    return bool(wandb.login(prompt=False))
