@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -18,7 +19,6 @@ from jobs.run.data import RunData
 from trainer.checkpoints.checkpointer import Checkpoints
 from trainer.checkpoints.export import FINAL, describe, write_model
 from trainer.checkpoints.journal import read_metrics
-from trainer.checkpoints.staging import State
 from trainer.checkpoints.warm_start import warm_start
 from trainer.checkpoints.weights import in_words
 from trainer.distributed.device import make_accelerator
@@ -91,17 +91,16 @@ class TrainingRun:
         if config.trainer.compile:
             model.compile()
         say_on_rank_zero(f"{_count(model):,} parameters on {self.accelerator.device.type} x {world_size()}")
-        saved = checkpointer.begin(self._check)
-        if saved is None and config.init_from:
+        resumes = checkpointer.claim(self._check) is not None
+        if not resumes and config.init_from:
             warm_start(model, config.init_from, config.init_weights)
             say_on_rank_zero(f"initial weights ({in_words(config.init_weights)}) from {config.init_from}")
         state = TrainState.create(model, config.trainer, config.optim, self.accelerator, config.seed, self.fingerprint)
         state.noise_salt, state.lr_factor = checkpointer.noise_salt, checkpointer.lr_factor
-        if saved is not None:
-            state.restore(saved)
+        if resumes:
+            checkpointer.restore(state.restore)
             state.evaluation_owed &= not self._is_evaluated(state.images)
             say_on_rank_zero(f"resuming after {state.images:,} images")
-        del saved
         on_rank_zero(self._write_configuration)
         self._start_trackers()
         self.events.rows = []  # a failed attempt leaves some
@@ -113,7 +112,7 @@ class TrainingRun:
             on_rank_zero(lambda: write_model(self.run.folder(FINAL), self.description | facts, tensors))
         return outcome
 
-    def _check(self, saved: State) -> None:
+    def _check(self, saved: dict[str, Any]) -> None:
         """Raises TrainingError if the run was started with other settings, or on other data."""
         for line in check_resume(self.resolved, saved["fingerprint"], saved["progress"]["images"]):
             say_on_rank_zero(line)

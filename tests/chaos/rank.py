@@ -76,13 +76,13 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
     from jobs.run import data
     from trainer.checkpoints.checkpointer import Checkpoints
 
-    begin, batches, attempt = Checkpoints.begin, data.training_batches, [0]
+    claim, batches, attempt = Checkpoints.claim, data.training_batches, [0]
 
-    @functools.wraps(begin)
-    def begin_and_note(self: Any, check: Any) -> Any:
-        state = begin(self, check)
+    @functools.wraps(claim)
+    def claim_and_note(self: Any, check: Any) -> Any:
+        saved = claim(self, check)
         attempt[0] = self.attempt.number
-        return state
+        return saved
 
     def traced(*arguments: Any, start: int, **options: Any) -> Any:
         global _seen
@@ -104,7 +104,7 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
         loaded.__class__ = Traced
         return loaded
 
-    Checkpoints.begin = begin_and_note  # type: ignore[method-assign]
+    Checkpoints.claim = claim_and_note  # type: ignore[method-assign]
     data.training_batches = traced  # type: ignore[assignment]
 
 

@@ -103,12 +103,12 @@ def _note(folder: Path, rank: int) -> None:
     from jobs.run import data
     from trainer.checkpoints.checkpointer import Checkpoints
 
-    begin, batches, attempt = Checkpoints.begin, data.training_batches, [0]
+    claim, batches, attempt = Checkpoints.claim, data.training_batches, [0]
 
-    def begin_and_note(self: Any, *arguments: Any) -> Any:
-        state = begin(self, *arguments)
+    def claim_and_note(self: Any, *arguments: Any) -> Any:
+        saved = claim(self, *arguments)
         attempt[0] = self.attempt.number
-        return state
+        return saved
 
     def noted(*arguments: Any, start: int, batch: int, **options: Any) -> Any:
         loaded = batches(*arguments, start=start, batch=batch, **options)
@@ -126,5 +126,5 @@ def _note(folder: Path, rank: int) -> None:
         loaded.__class__ = Noted
         return loaded
 
-    Checkpoints.begin = begin_and_note  # type: ignore[method-assign]
+    Checkpoints.claim = claim_and_note  # type: ignore[method-assign]
     data.training_batches = noted  # type: ignore[assignment]

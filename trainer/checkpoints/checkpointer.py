@@ -138,21 +138,6 @@ class Checkpoints:
                     self.lineage.claim(begun.start, begun.facts)
                 raise
 
-    def begin(self, check: Callable[[dict[str, Any]], None]) -> State | None:
-        """`claim`, and the whole state in host memory on every rank."""
-        if self.claim(check) is None:
-            return None
-        state: State = {}
-
-        def read(saved: SavedState) -> None:
-            tensors = {section: saved.empty(section) for section in saved.layout}
-            saved.fill(tensors)
-            state.clear()
-            state.update(saved.sections | tensors)
-
-        self.restore(read)
-        return state
-
     @property
     def restarts(self) -> int:
         """Number of attempts at the run before this one."""

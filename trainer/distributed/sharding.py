@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
 from trainer.distributed.ranks import world_size
@@ -103,28 +102,6 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if is_sharded(value) else value
 
 
-def placed_like(like: Tensor, whole: Tensor) -> Tensor:
-    """A copy of a whole tensor with the device, the strides and the sharding of `like`.
-
-    Optimisers pair the elements of a parameter and its moments in memory order: CUDA's fused AdamW raises if their
-    strides differ, the CPU's pairs the wrong elements. A tensor of another shape than `like` stays as it is.
-    """
-    if is_sharded(like):
-        from torch.distributed.tensor import distribute_tensor
-
-        whole = whole.to(like.device)
-        return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).clone()
-    if whole.shape != like.shape:
-        return whole.to(like.device, copy=True)
-    return torch.empty_like(like, dtype=whole.dtype, requires_grad=False).copy_(whole)
-
-
 def gathered_tensor(value: Tensor) -> Tensor:
     """The whole of a tensor. All ranks together."""
     return value.full_tensor() if is_sharded(value) else value
-
-
-def load_model_state(model: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Take over the whole tensors of a checkpoint. Raises RuntimeError if they are another model's."""
-    own = model.state_dict()
-    model.load_state_dict({name: placed_like(own.get(name, value), value) for name, value in saved.items()})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from trainer.distributed.sharding import local, placed_like
+from trainer.distributed.sharding import local
 
 RAMP = 0.05  # early on the half-life is this share of the images seen (EDM2, Karras et al. 2024), so that the
 #              average forgets the initial weights
@@ -28,14 +28,8 @@ class Average:
         torch._foreach_lerp_([local(value) for value in self.average.values()], values, share)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by the parameters' names."""
+        """The averages by the parameters' names; filled in place by a restart."""
         return self.average
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over the averages of a checkpoint."""
-        for name, value in self.average.items():
-            value.copy_(placed_like(value, state[name]))
 
 
 class Ema(Average):

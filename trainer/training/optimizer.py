@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 import torch
@@ -10,7 +11,6 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from trainer.config import Config, MayChange
-from trainer.distributed.sharding import placed_like
 
 
 class OptimConfig(Config):
@@ -78,12 +78,20 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
     }
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Take over a copy of what `optimizer_state` gave."""
+def allocated_optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module, names: Collection[str]
+) -> dict[str, Tensor]:
+    """Tensors of the optimizer under these names, which are those of an `optimizer_state`, to be filled in place.
+
+    Moments get the strides and the sharding of their parameters. The fused kernels pair their elements in memory order:
+    CUDA's raises if strides differ, the CPU's pairs the wrong elements.
+    """
+    optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        mine = {key: state[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in state}
-        if mine:
+        if f"{name}.step" in names:
             optimizer.state[parameter] = {
-                key: value.to(parameter.device, copy=True) if key == "step" else placed_like(parameter, value)
-                for key, value in mine.items()
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.empty_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.empty_like(parameter, requires_grad=False),
             }
+    return optimizer_state(optimizer, model)

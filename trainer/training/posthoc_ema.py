@@ -71,15 +71,8 @@ class PosthocEma:
         return stored
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages as "<width>/<parameter>", and "start" unless that is 0."""
-        state = {f"{a.width}/{name}": value for a in self.averages for name, value in a.state_dict().items()}
-        return state | ({"start": torch.tensor(self.start)} if self.start else {})
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore a checkpoint's averages."""
-        self.start = int(state.get("start", 0))
-        for average in self.averages:
-            average.load_state_dict({name: state[f"{average.width}/{name}"] for name in average.average})
+        """The averages as "<width>/<parameter>"; filled in place by a restart."""
+        return {f"{a.width}/{name}": value for a in self.averages for name, value in a.state_dict().items()}
 
 
 def exponent(width: float) -> float:

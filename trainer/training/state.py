@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.staging import State
 from trainer.distributed.device import to_device
-from trainer.distributed.sharding import Parallel, gathered_tensor, load_model_state
+from trainer.distributed.sharding import Parallel, gathered_tensor
 from trainer.models.base import Model
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.flops import utilisation
 from trainer.training.ema import Ema
 from trainer.training.guard import Guard
 from trainer.training.metrics import Metrics
-from trainer.training.optimizer import OptimConfig, adamw, learning_rate, load_optimizer_state, optimizer_state
+from trainer.training.optimizer import OptimConfig, adamw, allocated_optimizer_state, learning_rate, optimizer_state
 from trainer.training.posthoc_ema import PosthocEma
 
 if TYPE_CHECKING:
@@ -133,23 +134,28 @@ class TrainState:
                 "healthy": self.guard.healthy,
                 "guard": self.guard.state.tolist(),
                 "sums": self.metrics.state_dict(),
+                "posthoc_start": self.posthoc.start if self.posthoc else 0,
                 "noise_salt": self.noise_salt,
                 "lr_factor": self.lr_factor,
             },
             "fingerprint": self.fingerprint,
         }
 
-    def restore(self, saved: State) -> None:
-        """Continue from what `sections` gave. Raises RuntimeError if it is another model's."""
-        load_model_state(self.model, saved["model"])
-        self.ema.load_state_dict(saved["ema"])
-        if self.posthoc and "posthoc" in saved:
-            self.posthoc.load_state_dict(saved["posthoc"])
+    def restore(self, saved: SavedState) -> None:
+        """Continue from a commit of what `sections` gave. All ranks together.
+
+        Raises DamagedError if a checksum fails, TrainingError if it is another model's.
+        """
+        moments = allocated_optimizer_state(self.optimizer, self.model, saved.names("optimizer"))
+        into = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": moments}
+        progress = saved.sections["progress"]
+        if self.posthoc and saved.names("posthoc"):
+            into["posthoc"] = self.posthoc.state_dict()
+            self.posthoc.start = progress.get("posthoc_start", 0)
         elif self.posthoc:
-            self.posthoc.start = saved["progress"]["images"]
+            self.posthoc.start = progress["images"]
             say_on_rank_zero(f"optim.posthoc: averaging starts after {self.posthoc.start:,} images")
-        load_optimizer_state(self.optimizer, self.model, saved["optimizer"])
-        progress = saved["progress"]
+        saved.fill(into, strict=True)
         self.images = progress["images"]
         self.seen.fill_(self.images)
         self.evaluation_owed = progress.get("evaluation_owed", False)

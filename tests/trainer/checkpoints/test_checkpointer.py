@@ -36,8 +36,13 @@ class Process:
         self.checkpoints = Checkpoints(url, CheckpointConfig(keep=keep), self.warnings.append)
 
     def begin(self):
-        self.loaded = self.checkpoints.begin(self.checked.append)
+        self.loaded = None
+        self.checkpoints.claim(self.checked.append)
+        self.checkpoints.restore(self.take)
         return self
+
+    def take(self, saved):
+        self.loaded = saved.sections | {section: saved.tensors(section) for section in saved.layout}
 
     def save(self, *images):
         for count in images:
@@ -214,7 +219,7 @@ def test_another_run_is_refused_before_anything_is_written(local):
         raise TrainingError("another model")
 
     with pytest.raises(TrainingError, match="another model"):
-        Checkpoints(local, CheckpointConfig(), print).begin(refuse)
+        Checkpoints(local, CheckpointConfig(), print).claim(refuse)
     assert [entry.path for entry in Storage(local).list()] == before
 
 

@@ -33,7 +33,7 @@ def commit(url, *images):
     run = Storage(url)
     run.write("model.json", json.dumps(describe(CONFIG, SPEC)).encode())
     checkpoints = Checkpoints(url, CheckpointConfig(keep=9), print)
-    checkpoints.begin(lambda state: None)
+    checkpoints.claim(lambda sections: None)
     model = build("vae-mlp")
     for count in images:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from trainer.distributed.device import full_precision, make_accelerator, report_precision, to_device
-from trainer.distributed.sharding import Parallel, placed_like
+from trainer.distributed.sharding import Parallel
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.models.base import Model
@@ -104,18 +104,3 @@ def test_automatic_channels_last_is_for_plain_convolutions_on_a_gpu(monkeypatch,
     chosen = []
     to_device(model, torch.device("cuda"), "auto", sharding)
     assert ({"memory_format": torch.channels_last} in chosen) == (not normalised and sharding == "ddp")
-
-
-def test_a_tensor_of_a_checkpoint_takes_the_strides_of_its_place():
-    like = nn.Parameter(torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last))
-    whole = torch.randn(4, 3, 5, 5, dtype=torch.float64)
-    placed = placed_like(like, whole)
-    assert placed.stride() == like.stride()
-    assert torch.equal(placed, whole)
-    assert placed.dtype == torch.float64
-    assert not placed.requires_grad
-    assert placed.data_ptr() != whole.data_ptr()
-
-
-def test_a_tensor_of_another_shape_is_not_stretched():
-    assert placed_like(torch.zeros(3), torch.ones(1)).shape == (1,)

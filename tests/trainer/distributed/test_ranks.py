@@ -160,12 +160,13 @@ def pace(seconds, steps):
 def checkpoints(url):
     """Two ranks save, resume and are superseded together."""
     process = Checkpoints(url, CheckpointConfig(), lambda line: None)
-    assert process.begin(lambda state: None) is None
+    assert process.claim(lambda sections: None) is None
     state = {"model": {"w": torch.full((2,), 3.0)}, "progress": {"images": 100}}
     process.save(100, state, [{"images": 100}])
     process.save(200, state | {"progress": {"images": 200}}, [{"images": 200}])
     again = Checkpoints(url, CheckpointConfig(), lambda line: None)
-    loaded = again.begin(lambda state: None)
+    loaded = again.claim(lambda sections: None)
+    weights = loaded.tensors("model")["w"]
     failure = None
     try:
         process.save(300, state, [])
@@ -173,7 +174,7 @@ def checkpoints(url):
         failure = str(error)
     dist.barrier()
     attempts = {number: attempt.start for number, attempt in Lineage(Storage(url)).attempts().items()}
-    return loaded["progress"], loaded["model"]["w"].tolist(), again.attempt.number, failure, attempts
+    return loaded.sections["progress"], weights.tolist(), again.attempt.number, failure, attempts
 
 
 @pytest.fixture(scope="module")
