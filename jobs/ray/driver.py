@@ -22,7 +22,7 @@ from jobs.ray.control import POLL_SECONDS, ControlActor, ControlPoller
 from jobs.ray.metrics import RayMetricsTracker
 from jobs.ray.storage import as_ray_sees
 from jobs.run.training import train_rank
-from trainer.checkpoints.lineage import Commit
+from trainer.checkpoints.commit import Commit
 from trainer.distributed.device import MARGIN
 from trainer.distributed.ranks import rank, world_size
 from trainer.distributed.requests import Requests

@@ -16,7 +16,7 @@ from jobs.config.resolved import resolve
 from jobs.config.resume import check_resume, check_same_run, fingerprint
 from jobs.config.schema import RunConfig
 from jobs.run.data import RunData
-from trainer.checkpoints.checkpointer import Checkpoints
+from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.export import FINAL, describe, write_model
 from trainer.checkpoints.journal import read_metrics
 from trainer.checkpoints.warm_start import warm_start
@@ -62,7 +62,7 @@ class TrainingRun:
         self.data = RunData(resolved, self.run, self.accelerator.device)
         self.requests = requests
         self.events = Events([*listeners, self.data], say_on_rank_zero)
-        self.checkpointer = Checkpoints(
+        self.checkpointer = Checkpointer(
             config.run, config.trainer.checkpoints, say_on_rank_zero, self.events.before_commit, self.events.commit
         )
 

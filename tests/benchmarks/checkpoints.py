@@ -28,7 +28,8 @@ import yaml
 from cluster.storage.storage import Storage
 from jobs.config.loading import load_config
 from jobs.run.training import train_rank
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
 from trainer.distributed.requests import Requests
 from trainer.training.events import Listener
 

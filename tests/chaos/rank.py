@@ -74,9 +74,9 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
     A line is the images trained before, the time (seconds since 1970) and the batch's positions.
     """
     from jobs.run import data
-    from trainer.checkpoints.checkpointer import Checkpoints
+    from trainer.checkpoints.checkpointer import Checkpointer
 
-    claim, batches, attempt = Checkpoints.claim, data.training_batches, [0]
+    claim, batches, attempt = Checkpointer.claim, data.training_batches, [0]
 
     @functools.wraps(claim)
     def claim_and_note(self: Any, check: Any) -> Any:
@@ -104,7 +104,7 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
         loaded.__class__ = Traced
         return loaded
 
-    Checkpoints.claim = claim_and_note  # type: ignore[method-assign]
+    Checkpointer.claim = claim_and_note  # type: ignore[method-assign]
     data.training_batches = traced  # type: ignore[assignment]
 
 
@@ -130,7 +130,7 @@ def prepare(death: Death, mark: Path | None = None) -> None:
         return
 
     from cluster.storage.storage import Storage
-    from trainer.checkpoints.lineage import Commit
+    from trainer.checkpoints.commit import Commit
 
     write = Storage.write
 

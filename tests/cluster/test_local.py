@@ -16,7 +16,8 @@ from cluster.local import namespaces
 from cluster.storage.storage import Storage
 from tests.testbed.jobs import Job, run_job
 from tests.testbed.processes import REPOSITORY, wait_until
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
 
 HOSTS = 3
 PATIENCE = 300.0  # seconds for what a busy machine takes long to do

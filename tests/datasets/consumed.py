@@ -101,9 +101,9 @@ def _live(config: Path, overrides: list[str], folder: Path, rank: int, environme
 def _note(folder: Path, rank: int) -> None:
     """Write down the numbers that the images of every batch spell, by attempt, in files that outlive the process."""
     from jobs.run import data
-    from trainer.checkpoints.checkpointer import Checkpoints
+    from trainer.checkpoints.checkpointer import Checkpointer
 
-    claim, batches, attempt = Checkpoints.claim, data.training_batches, [0]
+    claim, batches, attempt = Checkpointer.claim, data.training_batches, [0]
 
     def claim_and_note(self: Any, *arguments: Any) -> Any:
         saved = claim(self, *arguments)
@@ -126,5 +126,5 @@ def _note(folder: Path, rank: int) -> None:
         loaded.__class__ = Noted
         return loaded
 
-    Checkpoints.claim = claim_and_note  # type: ignore[method-assign]
+    Checkpointer.claim = claim_and_note  # type: ignore[method-assign]
     data.training_batches = noted  # type: ignore[assignment]

@@ -20,7 +20,8 @@ from tests.jobs.runs import assert_bitwise_equal, evaluation_rows, metrics, newe
 from tests.testbed.jobs import Job
 from tests.testbed.ranks import together
 from tests.testbed.steps import StopAfter, train
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.reading import SavedState
 from trainer.distributed.interruption import interruption_point
 from trainer.distributed.requests import Requests
@@ -82,8 +83,7 @@ def test_a_stop_interrupts_evaluation_and_pictures_and_they_are_made_on_resume(c
     assert requests.steps_after == 0
     assert newest(broken.run).images == EVALUATED
     assert evaluation_rows(broken.run) == []
-    folder = Lineage(Storage(broken.run)).folder(newest(broken.run))
-    progress = SavedState(folder, ("progress",)).sections["progress"]
+    progress = SavedState(Lineage(Storage(broken.run)).folder(newest(broken.run)), ("progress",)).sections["progress"]
     assert progress["evaluation_owed"]
     assert train_rank(broken).finished
     assert metrics(broken.run) == metrics(straight.run)

@@ -16,8 +16,9 @@ from tests.jobs.conftest import BATCH
 from tests.jobs.runs import newest_tensors, training_rows
 from tests.testbed.jobs import fork_job
 from tests.testbed.steps import StopAfter
-from trainer.checkpoints.checkpointer import Checkpoints
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.checkpointer import Checkpointer
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
 from trainer.errors import DivergedError
 from trainer.training.optimizer import learning_rate
 
@@ -30,14 +31,14 @@ def prompt_commits(monkeypatch):
 
     Where one takes longer, the next one waits for it and comes some steps later than asked for.
     """
-    start = Checkpoints.start
+    start = Checkpointer.start
 
     def started(self, *state):
         commit = start(self, *state)
         self._writing.join()
         return commit
 
-    monkeypatch.setattr(Checkpoints, "start", started)
+    monkeypatch.setattr(Checkpointer, "start", started)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ PATIENCE = 3600.0  # seconds that a rank waits for another one's part of a check
 DRAIN = 60.0  # seconds that a process which fails waits for a checkpoint that is being written
 
 
-class Checkpoints:
+class Checkpointer:
     """The commits of one attempt at a run, which begins with `claim()`.
 
     As a context manager it waits up to DRAIN seconds for a checkpoint being written when the block fails.
@@ -246,7 +246,7 @@ class Checkpoints:
         else:
             raise writing.outcome
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> Checkpointer:
         return self
 
     def __exit__(self, *failure: object) -> None:

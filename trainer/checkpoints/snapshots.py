@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cluster.storage.storage import Storage
-from trainer.checkpoints.checkpointer import Checkpoints
+from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.tensors import pack, unpack
@@ -36,18 +36,18 @@ class Reconstruction(NamedTuple):
     tensors: dict[str, Tensor]  # float32, of the trained parameters
 
 
-def take_snapshots(checkpoints: Checkpoints, images: int, posthoc: PosthocEma) -> None:
+def take_snapshots(checkpointer: Checkpointer, images: int, posthoc: PosthocEma) -> None:
     """Copy the averages after `images` images to host memory and store them in the background, by rank 0, before the
     next commit is made. All ranks together.
 
     If the store fails, only this snapshot is lost.
     """
-    assert checkpoints.attempt is not None
-    place, averages = Commit(images, checkpoints.attempt.number), posthoc.halves()
+    assert checkpointer.attempt is not None
+    place, averages = Commit(images, checkpointer.attempt.number), posthoc.halves()
     start = posthoc.start
     if rank() == 0:
-        checkpoints.background.submit(
-            "a snapshot of the averages", lambda: write_snapshots(checkpoints.run, place, averages, start)
+        checkpointer.background.submit(
+            "a snapshot of the averages", lambda: write_snapshots(checkpointer.run, place, averages, start)
         )
 
 

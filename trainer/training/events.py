@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trainer.training.data import Row
 
 if TYPE_CHECKING:
-    from trainer.checkpoints.lineage import Commit
+    from trainer.checkpoints.commit import Commit
     from trainer.training.evaluation import Evaluation
 
 Pictures = dict[str, bytes]

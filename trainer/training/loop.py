@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from trainer.checkpoints.checkpointer import Checkpoints
+from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.snapshots import take_snapshots
 from trainer.distributed.ranks import world_size
 from trainer.distributed.requests import Agreement, Requests
@@ -45,7 +45,7 @@ def fit(
     state: TrainState,
     config: TrainerConfig,
     data: Data,
-    checkpointer: Checkpoints,
+    checkpointer: Checkpointer,
     events: Events,
     requests: Requests,
     accelerator: Accelerator,
@@ -120,7 +120,7 @@ def fit(
     return Outcome(state.images, state.images >= config.images, evaluation)
 
 
-def start_commit(state: TrainState, data: Data, checkpointer: Checkpoints, events: Events) -> None:
+def start_commit(state: TrainState, data: Data, checkpointer: Checkpointer, events: Events) -> None:
     """Copy the state to host memory and write it in the background, with the rows since the last commit."""
     rows = events.take_rows(data.unreported(state.images), state.images)
     checkpointer.start(state.images, state.sections(), rows)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster.storage.storage import Storage
-from trainer.checkpoints.checkpointer import Checkpoints
+from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.retention import CheckpointConfig
 from trainer.distributed.ranks import rank, shutdown, world_size
@@ -81,9 +81,9 @@ class Reads:
         return data
 
 
-def checkpoints(url: str, warnings: list[str] | None = None) -> Checkpoints:
+def checkpoints(url: str, warnings: list[str] | None = None) -> Checkpointer:
     """A checkpointer that keeps everything."""
-    return Checkpoints(url, CheckpointConfig(keep=99), (warnings if warnings is not None else []).append)
+    return Checkpointer(url, CheckpointConfig(keep=99), (warnings if warnings is not None else []).append)
 
 
 def save(url: str, sharding: str, *images: int) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from cluster.storage.storage import Storage
 from tests.trainer.checkpoints.commits import read_commit, write_commit
-from trainer.checkpoints.checkpointer import Checkpoints
+from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.retention import CheckpointConfig
@@ -33,7 +33,7 @@ class Process:
 
     def __init__(self, url, keep=2):
         self.warnings, self.checked = [], []
-        self.checkpoints = Checkpoints(url, CheckpointConfig(keep=keep), self.warnings.append)
+        self.checkpoints = Checkpointer(url, CheckpointConfig(keep=keep), self.warnings.append)
 
     def begin(self):
         self.loaded = None
@@ -219,7 +219,7 @@ def test_another_run_is_refused_before_anything_is_written(local):
         raise TrainingError("another model")
 
     with pytest.raises(TrainingError, match="another model"):
-        Checkpoints(local, CheckpointConfig(), print).claim(refuse)
+        Checkpointer(local, CheckpointConfig(), print).claim(refuse)
     assert [entry.path for entry in Storage(local).list()] == before
 
 

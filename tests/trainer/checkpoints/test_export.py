@@ -10,9 +10,11 @@ from pydantic import TypeAdapter
 from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage
 from tests.trainer.models import ALL_MODELS, batch, build
-from trainer.checkpoints.checkpointer import CheckpointConfig, Checkpoints
+from trainer.checkpoints.checkpointer import Checkpointer
+from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.export import FINAL, describe, load, open_model, write_model
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.lineage import Lineage
+from trainer.checkpoints.retention import CheckpointConfig
 from trainer.errors import TrainingError
 from trainer.models import ModelConfig
 from trainer.models.vae import VaeConfig
@@ -32,7 +34,7 @@ def commit(url, *images):
     """A run with commits; the weights say after how many images, the averages are their negatives."""
     run = Storage(url)
     run.write("model.json", json.dumps(describe(CONFIG, SPEC)).encode())
-    checkpoints = Checkpoints(url, CheckpointConfig(keep=9), print)
+    checkpoints = Checkpointer(url, CheckpointConfig(keep=9), print)
     checkpoints.claim(lambda sections: None)
     model = build("vae-mlp")
     for count in images:

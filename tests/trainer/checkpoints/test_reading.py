@@ -25,7 +25,7 @@ from tests.trainer.checkpoints.rank_states import (
     values,
     whole,
 )
-from trainer.checkpoints.checkpointer import Checkpoints
+from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.commit import Commit, CommitFolder
 from trainer.checkpoints.read_plan import Target, plan
 from trainer.checkpoints.reading import SavedState
@@ -83,7 +83,7 @@ def test_any_region_comes_back_from_any_pieces(data: st.DataObject) -> None:
 
 
 def test_small_neighbours_come_in_one_request_and_large_tensors_in_several(url: str, monkeypatch) -> None:
-    process = Checkpoints(url, CheckpointConfig())
+    process = Checkpointer(url, CheckpointConfig())
     process.claim(lambda sections: None)
     large = torch.randn(3_000, 3_000)
     many = {f"bias.{number}": torch.randn(10) for number in range(100)}

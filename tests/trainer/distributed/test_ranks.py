@@ -14,8 +14,10 @@ import torch.multiprocessing as mp
 import trainer.distributed.requests
 from cluster.storage.errors import UnavailableError
 from cluster.storage.storage import Storage
-from trainer.checkpoints.checkpointer import CheckpointConfig, Checkpoints
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.checkpointer import Checkpointer
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
+from trainer.checkpoints.retention import CheckpointConfig
 from trainer.distributed.ranks import all_reduce_sum, on_rank_zero, rank, shutdown, world_size
 from trainer.distributed.requests import POLL_SECONDS, Agreement, Requests
 from trainer.elbo import Elbo
@@ -159,12 +161,12 @@ def pace(seconds, steps):
 
 def checkpoints(url):
     """Two ranks save, resume and are superseded together."""
-    process = Checkpoints(url, CheckpointConfig(), lambda line: None)
+    process = Checkpointer(url, CheckpointConfig(), lambda line: None)
     assert process.claim(lambda sections: None) is None
     state = {"model": {"w": torch.full((2,), 3.0)}, "progress": {"images": 100}}
     process.save(100, state, [{"images": 100}])
     process.save(200, state | {"progress": {"images": 200}}, [{"images": 200}])
-    again = Checkpoints(url, CheckpointConfig(), lambda line: None)
+    again = Checkpointer(url, CheckpointConfig(), lambda line: None)
     loaded = again.claim(lambda sections: None)
     weights = loaded.tensors("model")["w"]
     failure = None

@@ -10,8 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from trainer.checkpoints.checkpointer import CheckpointConfig, Checkpoints
+from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.journal import read_metrics
+from trainer.checkpoints.retention import CheckpointConfig
 from trainer.distributed.requests import Requests
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
@@ -112,12 +113,12 @@ def train(folder, last=7, listeners=(), micro_batch=None, requests=Requests()): 
     accelerator = Accelerator(cpu=True)
     warnings = []
     events = Events(listeners, warnings.append)
-    checkpointer = Checkpoints(str(folder), CheckpointConfig(), print, events.before_commit, events.commit)
-    saved = checkpointer.begin(lambda state: None)
+    checkpointer = Checkpointer(str(folder), CheckpointConfig(), print, events.before_commit, events.commit)
+    saved = checkpointer.claim(lambda sections: None)
     optim = OptimConfig(lr=0.1, schedule="constant")
     state = TrainState.create(Level(), config, optim, accelerator, seed=0, fingerprint={})
     if saved is not None:
-        state.restore(saved)
+        checkpointer.restore(state.restore)
     with events.listening():
         outcome = fit(state, config, Images(last), checkpointer, events, requests, accelerator)
     return state, outcome, warnings
@@ -174,7 +175,7 @@ def test_a_run_is_resumed_from_its_last_commit(tmp_path):
     resumed, outcome, _ = train(tmp_path / "broken")
     assert outcome.finished
     assert torch.equal(straight.model.w, resumed.model.w)
-    rows = [row["images"] for row in read_metrics(Checkpoints(str(tmp_path / "broken"), CheckpointConfig()).run)]
+    rows = [row["images"] for row in read_metrics(Checkpointer(str(tmp_path / "broken"), CheckpointConfig()).run)]
     assert rows == [n * BATCH for n in range(1, 11)]
 
 

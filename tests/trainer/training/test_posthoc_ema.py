@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cluster.storage.storage import Storage
-from trainer.checkpoints.lineage import Commit, Lineage
+from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.snapshots import reconstruct, stored_snapshots, write_snapshots
 from trainer.errors import TrainingError
 from trainer.training.posthoc_ema import WIDTHS, PosthocEma, PowerEma, Snapshot, combination, exponent
