@@ -1,4 +1,4 @@
-"""The door of every command: what a person can mend is one line, everything else is a bug with its traceback."""
+"""Entry point of every command: user errors print one line; anything else keeps its traceback."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ USER_ERRORS = (ConfigError, DataError, StorageError, TrainingError)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run `main(arguments)` and exit with its status: 0, 1 after a one-line error, 130 after Ctrl-C.
+    """Call `main(arguments)` and exit with its status; 1 after a user error, 130 after Ctrl-C.
 
-    With --debug among the arguments an error shows its traceback.
+    With --debug among the arguments user errors keep their traceback as well.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
         status = main(arguments) or 0
-        if "torch" in sys.modules:  # else there are no ranks, and it takes seconds to import
+        if "torch" in sys.modules:  # otherwise there are no ranks, and importing it takes seconds
             from trainer.distributed.ranks import shutdown
 
             shutdown()
@@ -35,7 +35,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # the reader of our output (head, less) has left
+    except BrokenPipeError:  # the reader of stdout (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status)

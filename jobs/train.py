@@ -1,9 +1,9 @@
-"""Train on a Ray cluster, or on a Ray of this machine's own: the same run as `jobs.train_local`.
+"""Train with Ray Train, on a cluster or on a local Ray: the same run as `jobs.train_local`.
 
     python -m jobs.train CONFIG [key=value ...]
     ray job submit --working-dir . -- python -m jobs.train CONFIG [key=value ...]
 
-Ray places the ranks, restarts them and is told of every commit; checkpoints are the trainer's own.
+Ray places and restarts the ranks and is notified of every commit; the trainer reads and writes the checkpoints.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from jobs.ray.cluster import ray_cluster
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """Train; 0 also after a stop that was asked for and committed."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train by Ray Train.")
+    """Train; exit code 0 also after a requested stop, which commits."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train with Ray Train.")
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, optim.lr=1e-4")
     parsed = parser.parse_args(arguments)
     config = with_absolute_paths(load_config(parsed.config, parsed.overrides))
-    from jobs.run.training import finished  # not before the arguments are known to be right
+    from jobs.run.training import finished  # after the arguments were checked: imports torch
 
-    if finished(config):  # no need of a cluster
+    if finished(config):  # without starting a cluster
         return 0
     most = config.ray.workers if isinstance(config.ray.workers, int) else config.ray.workers[1]
     with ray_cluster(most * config.ray.cpus_per_worker):

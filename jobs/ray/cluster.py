@@ -14,24 +14,24 @@ from jobs.cli import USER_ERRORS
 
 ROOT = Path(__file__).parents[2]
 
-# So that a lost node costs seconds: a silent one is dead after about 8 s (Ray: 64 s) ...
-PROMPT = {
+# A silent node is declared dead after about 8 s; by default after 64 s.
+FAST_FAILURE_DETECTION = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-# ... and ranks that cannot be placed are given up after so many seconds, to try with fewer.
-PATIENCE = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+# Seconds before an elastic run retries with fewer ranks when the requested ones cannot be placed.
+START_TIMEOUT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
 
 
 @contextlib.contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names (a submitted job has it), else one of this process's own, ended after it.
+    """Connect to the cluster at RAY_ADDRESS (set for submitted jobs); without it start a local one for the block.
 
-    One of our own offers `cpus` CPUs, or as many as the machine has if those are more.
+    A local cluster has `cpus` CPUs, or those of the machine if they are more.
     """
-    for name, value in PATIENCE.items():
+    for name, value in START_TIMEOUT.items():
         os.environ.setdefault(name, value)
     if os.environ.get("RAY_ADDRESS"):
         import ray
@@ -44,9 +44,9 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         token = Path(folder) / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
-        # before Ray is imported; its workers would otherwise run at a low priority
+        # Set before Ray is imported. Its workers run at niceness 15 by default.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
-        os.environ |= {name: value for name, value in PROMPT.items() if name not in os.environ}
+        os.environ |= {name: value for name, value in FAST_FAILURE_DETECTION.items() if name not in os.environ}
         import ray
 
         ray.init(
@@ -61,7 +61,7 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         try:
             yield
         except USER_ERRORS:
-            # A thread may still wait for the ranks, and Ray ends a process that asks for them after the shutdown: not
-            # before the error has been said.
+            # A thread may still be waiting for the ranks, and Ray exits a process that waits after the shutdown: delay
+            # the shutdown until the error has been printed.
             atexit.register(after.pop_all().close)
             raise

@@ -1,4 +1,4 @@
-"""Ranks for a short task, by Ray: joined in a process group, run once, not restarted."""
+"""Short tasks on several ranks with Ray: joined in a process group, run once, not restarted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jobs.ray.cluster import ray_cluster
 
 
 def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], workers: int) -> None:
-    """Run `task(settings)` on so many ranks, with a GPU each where the cluster has any; returns when all have ended.
+    """Run `task(settings)` on `workers` ranks, each with a GPU if the cluster has any; returns when all have finished.
 
-    An error that a person can mend is raised here as the rank raised it.
+    Raises a rank's user error as the rank raised it.
     """
     with ray_cluster(workers):
         import ray
@@ -22,8 +22,8 @@ def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], wor
 
         from jobs.ray.storage import as_ray_sees
 
-        filesystem, folder = as_ray_sees("/lowerbound")  # nothing is kept
-        gpus = ray.cluster_resources().get("GPU", 0) > 0  # as jobs.train: more workers than GPUs wait for them
+        filesystem, folder = as_ray_sees("/lowerbound")  # Ray stores nothing
+        gpus = ray.cluster_resources().get("GPU", 0) > 0  # as in jobs.train: ranks beyond the number of GPUs wait
         trainer = TorchTrainer(
             task,
             train_loop_config=settings,

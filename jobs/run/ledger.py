@@ -1,4 +1,4 @@
-"""The ledger of a run: what was expected, seen and quarantined in each epoch, as rows of its metrics."""
+"""The data ledger of a run: images expected, seen and quarantined in each epoch, as part of its rows of metrics."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from trainer.tracking.display import say_on_rank_zero
 
 
 class Ledger:
-    """Adds to a row of metrics what has become of the images since the row before.
+    """Accounts in each row of metrics for the images since the row before.
 
-    "ledger": [{"epoch", "expected", "seen", "quarantined"} ...] for each epoch that has ended (of a single set), and
-    "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...] for each image that could not be used; their
-    counts so far as "data/epoch" and "data/quarantined". Raises `DataError` where there are more than the share allows.
+    "ledger": [{"epoch", "expected", "seen", "quarantined"} ...], one entry for each finished epoch (of a single set);
+    "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...], one entry for each unusable image; and the
+    totals "data/epoch" and "data/quarantined". Raises DataError above `data.bad_share`.
     """
 
     def __init__(self, config: DataConfig, index: Index, run: Storage):
@@ -32,24 +32,24 @@ class Ledger:
         self.allowed = config.bad_share * index.images
         self.images = 0  # of the last row
         self.batches: Batches | None = None
-        self.told = 0  # entries of this rank's batches that are in a row
+        self.reported = 0  # entries of this rank's batches that are in a row
         self.entries: list[Quarantined] = []  # of all ranks, over the life of the run
 
     def follow(self, batches: Batches, images: int) -> None:
-        """Go on from `images` images with these batches; called on every rank."""
-        self.batches, self.images, self.told, self.entries = batches, 0, 0, []
+        """Account for `batches`, which start at `images`. All ranks together."""
+        self.batches, self.images, self.reported, self.entries = batches, 0, 0, []
         if images:
             rows = on_rank_zero(lambda: read_metrics(self.run))
             self.images = max((row["images"] for row in rows if "data/epoch" in row), default=0)
             self.entries = [Quarantined(**entry) for row in rows for entry in row.get("quarantined", [])]
 
     def row(self, images: int) -> dict[str, Any]:
-        """The figures after `images` images; asked on every rank at the same step."""
-        return self._row(images, self._fresh())
+        """The figures of the row at `images`. All ranks together."""
+        return self._row(images, self._unreported())
 
     def unreported(self, images: int) -> dict[str, Any]:
-        """The same if an image has been quarantined since the last row, which a commit must not lose; else nothing."""
-        fresh = self._fresh()
+        """The same if images were quarantined since the last row, which a commit must not lose; else empty."""
+        fresh = self._unreported()
         return self._row(images, fresh) if fresh else {}
 
     def _row(self, images: int, fresh: list[Quarantined]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Ledger:
         if self.may_quarantine:
             if fresh:
                 self.entries += fresh
-                check_share(self.entries, self.allowed)  # on all ranks at once, as they have the same entries
+                check_share(self.entries, self.allowed)  # raises on all ranks: they have the same entries
                 row["quarantined"] = [entry._asdict() for entry in fresh]
             row["data/quarantined"] = len(self.entries)
         if self.images_of_set:
@@ -69,13 +69,13 @@ class Ledger:
         self.images = images
         return row
 
-    def _fresh(self) -> list[Quarantined]:
-        """The entries of all ranks that are in no row yet, by position."""
+    def _unreported(self) -> list[Quarantined]:
+        """The entries of all ranks that are in no row yet, ordered by position."""
         if not self.may_quarantine:
             return []
         assert self.batches is not None
-        mine = self.batches.quarantined[self.told :]
-        self.told += len(mine)
+        mine = self.batches.quarantined[self.reported :]
+        self.reported += len(mine)
         if world_size() == 1:
             return mine
         parts: list[list[Quarantined]] = [[] for _ in range(world_size())]
@@ -84,9 +84,9 @@ class Ledger:
 
 
 def check_left_out(config: DataConfig, index: Index, counted: int) -> None:
-    """Warn of the images of a set that an evaluation by all ranks, which counted so many, had to leave out.
+    """Warn if an evaluation over all ranks counted fewer images than the set has.
 
-    Raises `DataError` where they are more than the share of the configuration allows.
+    Raises DataError if the missing share exceeds `data.bad_share`.
     """
     if left_out := index.images - counted:
         what = f"{index.url}: {left_out:,} of {index.images:,} images are bad and were left out"

@@ -55,7 +55,7 @@ def main() -> None:
     from jobs import cli, train
     from jobs.ray import cluster
 
-    os.environ.update({name: value for name, value in cluster.PATIENCE.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in cluster.START_TIMEOUT.items() if name not in os.environ})
     from jobs.ray import driver
 
     plan = Plan.read(Path(sys.argv[1]))

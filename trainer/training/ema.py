@@ -1,4 +1,4 @@
-"""Moving averages of the weights, cut among the ranks as the weights are."""
+"""Moving averages of the weights, sharded over the ranks as the weights are."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from trainer.distributed.sharding import local
 
-RAMP = 0.05  # early on the half-life is this share of the images seen (EDM2, Karras et al. 2024), so that the
-#              average forgets the initial weights
+RAMP = 0.05  # early in training the half-life is this fraction of the images seen (EDM2, Karras et al. 2024), so that
+#              the average forgets the initial weights
 
 
 class Average:
@@ -22,10 +22,10 @@ class Average:
         self.average = {name: _wide(value.detach().clone()) for name, value in self.parameters.items()}
 
     @torch.no_grad()
-    def lerp(self, share: float) -> None:
-        """Move towards the weights as they are now, by a share of the way."""
+    def lerp(self, weight: float) -> None:
+        """average += weight * (parameters - average)"""
         values = [_wide(local(value.detach())) for value in self.parameters.values()]
-        torch._foreach_lerp_([local(value) for value in self.average.values()], values, share)
+        torch._foreach_lerp_([local(value) for value in self.average.values()], values, weight)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by the parameters' names; filled in place by a restart."""
@@ -33,19 +33,19 @@ class Average:
 
 
 class Ema(Average):
-    """The exponential average, with a half-life in images."""
+    """Exponential moving average with a half-life in images."""
 
     def __init__(self, model: nn.Module, half_life: int):
         super().__init__(model)
         self.half_life = half_life
 
     def update(self, images: int, batch: int) -> None:
-        """Take in the weights after `images` images, `batch` of them new."""
+        """Update with the weights after `images` images, the last `batch` of them in this step."""
         self.lerp(1 - 0.5 ** (batch / min(self.half_life, max(RAMP * images, 1e-9))))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model computes with the average inside the block, and with its own weights again after it."""
+        """Inside the block the model's parameters hold the averages; afterwards their own values again."""
         with torch.no_grad():
             own = {name: value.detach().clone() for name, value in self.parameters.items()}
             try:

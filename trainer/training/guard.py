@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite, or explodes, are not taken: decided on the device, the same on every rank."""
+"""Skips steps whose gradient is not finite or explodes: decided on the device, identically on every rank."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from trainer.config import Config
 from trainer.distributed.sharding import gathered_tensor
 from trainer.errors import DivergedError
 
-MEMORY = 0.02  # weight of the newest gradient norm in the running level
-PATIENCE = 20  # steps before the level is trusted
+LEVEL_WEIGHT = 0.02  # of the newest gradient norm in the running level
+LEVEL_STEPS = 20  # steps before the level is used
 
 
 class GuardConfig(Config):
@@ -30,10 +30,10 @@ class GuardConfig(Config):
 
 
 class Guard:
-    """Watches the norm of the GLOBAL gradient.
+    """Monitors the norm of the GLOBAL gradient.
 
-    `state` is a tensor on the device: the running mean of the log-norm, the steps taken, the skips in a row, the skips
-    in all, and the largest number of skips in a row since somebody looked.
+    `state` is a tensor on the device: running mean of the log-norm, steps taken, consecutive skips, total skips, and
+    the largest number of consecutive skips since the last `check`.
     """
 
     def __init__(self, config: GuardConfig, device: torch.device):
@@ -41,18 +41,18 @@ class Guard:
         self.state = torch.zeros(5, dtype=torch.float32, device=device)
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> Tensor:
-        """Clip the gradients to the norm `clip`, step unless the norm is bad, and return the norm before clipping."""
+        """Clip the gradients to the norm `clip`, step unless the norm is bad; returns the norm before clipping."""
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         norm = gathered_tensor(norm)
         level, taken, row, total, worst = self.state.unbind()
         log_norm = torch.log(norm.float().clamp(min=1e-30))
-        exploded = (log_norm > level + math.log(self.config.factor)) & (taken >= PATIENCE)
+        exploded = (log_norm > level + math.log(self.config.factor)) & (taken >= LEVEL_STEPS)
         bad = (~torch.isfinite(norm)) | exploded
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # the fused kernels' own way to call a step off
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # how the fused kernels skip a step
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.step()
-        memory = torch.clamp(1 / (taken + 1), min=MEMORY)  # at first the plain mean
-        still = bad | (norm == 0)  # a batch without a single usable image says nothing of the level
+        memory = torch.clamp(1 / (taken + 1), min=LEVEL_WEIGHT)  # the plain mean at first
+        still = bad | (norm == 0)  # a batch without usable images carries no information
         level = torch.where(still, level, level + memory * (log_norm - level))
         row = torch.where(bad, row + 1, torch.zeros_like(row))
         skipped = bad.float()
@@ -61,11 +61,11 @@ class Guard:
 
     @property
     def healthy(self) -> bool:
-        """Whether the last step was taken; waits for the device."""
+        """Whether the last step was taken; synchronizes with the device."""
         return self.state[2].item() == 0
 
     def check(self) -> int:
-        """The number of skipped steps so far. Raises DivergedError past the cap; waits for the device."""
+        """Total skipped steps; synchronizes with the device. Raises DivergedError after `max_skips` in a row."""
         level, taken, row, total, worst = self.state.tolist()
         self.state[4] = row
         if worst >= self.config.max_skips:

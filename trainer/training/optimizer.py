@@ -1,4 +1,4 @@
-"""AdamW, its learning rate as a function of the images seen, and its state by the parameters' names."""
+"""AdamW, its learning rate as a function of images seen, and its state by parameter name."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def learning_rate_rise(config: OptimConfig, images: int, budget_before: int, bud
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW, fused: one kernel on GPU, and a step that can be called off on the device (`found_inf`)."""
+    """Fused AdamW: one kernel on GPU, and steps that can be skipped on the device (`found_inf`)."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -70,7 +70,7 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's tensors as "<parameter>.<what>"; what has not been stepped yet has none."""
+    """The optimizer's tensors as "<parameter>.<name>"; parameters that were never stepped have none."""
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()

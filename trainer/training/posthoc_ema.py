@@ -1,9 +1,9 @@
-"""Averages of the weights whose length is chosen after training (Karras et al. 2024, EDM2, arXiv 2312.02696, part 3).
+"""Averages of the weights whose width is chosen after training (Karras et al. 2024, EDM2, arXiv 2312.02696, part 3).
 
 A power-function average weighs the weights at image count tau by tau^gamma; its relative width is the standard
-deviation of that profile as a share of the training's length. While training goes on two such averages are kept and
-snapshots of them are stored (snapshots.py); afterwards the average of any width, at any image count, is the combination
-of snapshots whose profile is nearest to it.
+deviation of that profile as a fraction of the training length. Two such averages are kept during training, and
+snapshots of them stored (checkpoints/snapshots.py); afterwards the average of any width at any image count is the
+linear combination of snapshots whose profile is nearest to it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from trainer.distributed.ranks import rank
 from trainer.distributed.sharding import gathered_tensor
 from trainer.training.ema import Average
 
-WIDTHS = (0.05, 0.1)  # of the two averages that are kept, as in the paper
-WIDEST = 12**-0.5  # of an average of all weights alike
+WIDTHS = (0.05, 0.1)  # of the two averages kept during training, as in the paper
+WIDEST = 12**-0.5  # of the uniform average
 
 
 class Snapshot(NamedTuple):
@@ -40,7 +40,7 @@ class PowerEma(Average):
         self.width, self.gamma = width, exponent(width)
 
     def update(self, images: int, batch: int) -> None:
-        """Take in the weights after `images` images, `batch` of them new (equation 2, continuous in the images)."""
+        """Update with the weights after `images` images, the last `batch` in this step (equation 2, continuous)."""
         self.lerp(1 - (1 - batch / images) ** (self.gamma + 1))
 
 
@@ -58,8 +58,8 @@ class PosthocEma:
             average.update(images - self.start, batch)
 
     def halves(self) -> dict[float, dict[str, Tensor]]:
-        """What a snapshot stores, by the width: the averages of what is trained, whole, on the CPU and in half
-        precision as the authors do. All ranks together; rank 0 gets them, the others nothing.
+        """What a snapshot stores, by width: averages of the trained parameters, unsharded, on the CPU, in half
+        precision as in the paper. All ranks together; empty dictionaries on ranks other than 0.
         """
         stored: dict[float, dict[str, Tensor]] = {average.width: {} for average in self.averages}
         for average in self.averages:
@@ -87,14 +87,14 @@ def exponent(width: float) -> float:
 
 
 def combination(stored: Sequence[Snapshot], wanted: Snapshot) -> NDArray[np.float64]:
-    """[len(stored)] the factors of the snapshots whose sum is nearest to the profile of `wanted` (algorithm 3)."""
+    """[len(stored)] factors of the snapshots in the combination nearest to the profile of `wanted` (algorithm 3)."""
     products = np.array([[_product(a, b) for b in stored] for a in stored])
     factors, *_ = np.linalg.lstsq(products, np.array([_product(a, wanted) for a in stored]), rcond=1e-12)
     return factors
 
 
 def _product(a: Snapshot, b: Snapshot) -> float:
-    """The integral of the product of two profiles, in units of one over images (algorithm 3)."""
+    """Integral of the product of two profiles, in 1/images (algorithm 3)."""
     if a.images > b.images:
         a, b = b, a
     gamma_a, gamma_b = exponent(a.width), exponent(b.width)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainer.errors import TrainingError
-from trainer.training.guard import PATIENCE, Guard, GuardConfig
+from trainer.training.guard import LEVEL_STEPS, Guard, GuardConfig
 from trainer.training.optimizer import OptimConfig, adamw, optimizer_state
 
 CPU = torch.device("cpu")
@@ -56,7 +56,7 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_a_bad_step_leaves_weights_moments_and_step_counts_as_they_are_to_the_bit(bad):
     training = Training()
-    for _ in range(PATIENCE):
+    for _ in range(LEVEL_STEPS):
         training.step()
     before = training.everything()
     assert len(before) == 4 * 4
@@ -67,7 +67,7 @@ def test_a_bad_step_leaves_weights_moments_and_step_counts_as_they_are_to_the_bi
     training.step()  # and the next one is taken
     after = training.everything()
     assert all(not torch.equal(after[name], before[name]) for name in before)
-    assert after["0.weight.step"].item() == PATIENCE + 1
+    assert after["0.weight.step"].item() == LEVEL_STEPS + 1
     assert training.guard.check() == 1
 
 
@@ -98,7 +98,7 @@ def test_a_run_with_a_skipped_step_goes_on_as_the_run_that_never_had_it():
 @pytest.mark.parametrize(("norm", "skipped"), [(19.9, 0), (20.2, 1)])
 def test_an_explosion_is_told_by_its_factor_to_the_running_level(norm, skipped):
     training = Training(factor=20.0)
-    for _ in range(2 * PATIENCE):
+    for _ in range(2 * LEVEL_STEPS):
         training.step(1.0)
     training.step(norm)
     assert training.guard.check() == skipped
@@ -106,7 +106,7 @@ def test_an_explosion_is_told_by_its_factor_to_the_running_level(norm, skipped):
 
 def test_large_steps_are_taken_before_the_level_is_trusted():
     training = Training()
-    for _ in range(PATIENCE - 1):
+    for _ in range(LEVEL_STEPS - 1):
         training.step(1.0)
     training.step(500.0)
     assert training.guard.check() == 0
@@ -130,7 +130,7 @@ def test_the_first_level_is_the_plain_mean_of_the_logarithms():
 
 def test_a_skipped_step_does_not_raise_the_level():
     training = Training()
-    for _ in range(PATIENCE):
+    for _ in range(LEVEL_STEPS):
         training.step(1.0)
     level = training.guard.state[0].clone()
     training.step(1e6)
@@ -151,7 +151,7 @@ def test_larger_gradients_are_scaled_down_and_told_as_they_were():
 @pytest.mark.parametrize("bad", [{"spoil": math.nan}, {"norm": 1e9}])
 def test_persistent_divergence_ends_the_run_with_the_reason(bad):
     training = Training(max_skips=5)
-    for _ in range(PATIENCE):
+    for _ in range(LEVEL_STEPS):
         training.step(3.0)
     for _ in range(4):
         training.step(**bad)
