@@ -1,16 +1,16 @@
-"""The core figures of a run at Ray's Prometheus endpoint, beside Ray's own."""
+"""The figures of a run as Prometheus gauges, at the endpoint where Ray exports its own."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from trainer.training.data import Row
+from trainer.checkpoints.journal import Row
 from trainer.training.events import Listener, Pictures
 
 
 class RayMetricsTracker(Listener):
-    """Every figure of a row as a gauge `lowerbound_NAME`, labelled with the run. For use inside a Ray worker."""
+    """Every number of a row as a gauge `lowerbound_NAME`, labelled with the run. Only inside a Ray worker."""
 
     def __init__(self, run_name: str):
         from ray.util.metrics import Gauge
@@ -27,10 +27,10 @@ class RayMetricsTracker(Listener):
     def _gauge(self, name: str) -> Any:
         if name not in self._gauges:
             known = gauge_name(name)
-            self._gauges[name] = self._make(known, description=f"{name} of a run", tag_keys=("run",))
+            self._gauges[name] = self._make(known, description=f"{name} of a training run", tag_keys=("run",))
         return self._gauges[name]
 
 
 def gauge_name(metric: str) -> str:
-    """The name of a figure as Prometheus allows it: `train/rate/z1` is lowerbound_train_rate_z1."""
+    """The Prometheus name of a figure: lowerbound_train_rate_z1 for `train/rate/z1`."""
     return "lowerbound_" + re.sub(r"[^a-zA-Z0-9_]", "_", metric)

@@ -1,1 +1,1 @@
-"""Samples in units that any process can make."""
+"""Samples of a run, made by many processes."""

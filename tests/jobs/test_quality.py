@@ -72,7 +72,7 @@ def test_processes_change_nothing_and_other_splits_can_be_named(run, digits):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["--features", "nowhere:f"], TrainingError, "features nowhere:f: there is no such function"),
+        (["--features", "nowhere:f"], TrainingError, "features nowhere:f: no such function"),
         (["--count", "0"], ConfigError, "--count 0: at least 1"),
         (["--guidance", "2"], ConfigError, "--guidance: a Vae has no such option"),
         (["--weights", "best"], TrainingError, "weights best: are ema, raw, or posthoc:WIDTH"),

@@ -1,9 +1,8 @@
-"""A W&B server for tests: what wandb 0.31 asks when it logs online, resumes a run or syncs an offline one, and what
-wandb-workspaces asks when it saves a view.
+"""A W&B server for tests. It answers wandb 0.31 (logging online, resuming a run, syncing an offline run) and
+wandb-workspaces (saving a view).
 
-It keeps what it is sent: `rows(run)` are the history rows that the server ends up with, in the order of their line
-numbers, as W&B's own would show them. Anything that a client asks and this server does not know is answered with
-nothing and noted in `unknown`.
+`rows(run)` are the history rows that the server ends up with, by line number, as W&B would show them. Requests that
+this server does not know get an empty answer and are recorded in `unknown`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import gzip
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,7 +23,7 @@ HISTORY, EVENTS, OUTPUT = "wandb-history.jsonl", "wandb-events.jsonl", "output.l
 
 @dataclass
 class Run:
-    """What one run has sent."""
+    """Everything that one run has sent."""
 
     name: str  # its id in the URL
     project: str
@@ -37,12 +37,12 @@ class Run:
 
     @property
     def telemetry(self) -> str:
-        """The key "t" of what wandb adds to the config, as JSON; a client resumes only a run that has one."""
+        """The key "t" that wandb adds to the config, as JSON; a client resumes only a run that has one."""
         added = json.loads(self.config).get("_wandb", {}).get("value", {})
         return json.dumps({"t": added["t"]} if "t" in added else {})
 
     def count(self, file: str) -> int:
-        """Lines of a streamed file, counted as W&B does: up to the last one."""
+        """Number of lines of a streamed file, counted as W&B does: up to the last one."""
         return max(self.lines.get(file, {}), default=-1) + 1
 
     def tail(self, file: str) -> str:
@@ -52,11 +52,11 @@ class Run:
 
 
 class WandbServer:
-    """Listens on a port of its own (`url`), in threads. While `failing` is a status, everything is answered with it."""
+    """Listens at `url`, in threads. While `failing` is a status, every request is answered with it."""
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
-        self.views: list[dict[str, Any]] = []  # as they were sent; "spec" is JSON
+        self.views: list[dict[str, Any]] = []  # as sent; "spec" is JSON
         self.unknown: list[str] = []
         self.failing: int | None = None
         self.refused = 0  # requests answered with `failing`
@@ -74,7 +74,7 @@ class WandbServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables with which a process logs to this server."""
+        """Environment variables for a process that logs to this server."""
         return {
             "WANDB_BASE_URL": self.url,
             "WANDB_API_KEY": "local-" + "0123456789" * 4,
@@ -83,16 +83,16 @@ class WandbServer:
         }
 
     def rows(self, run: str) -> list[dict[str, Any]]:
-        """The history of a run, one dict a row; [] for a run that is not there."""
+        """The history of a run, one dict per row; [] for an unknown run."""
         lines = self.runs[run].lines.get(HISTORY, {}) if run in self.runs else {}
         return [json.loads(lines[number]) for number in sorted(lines)]
 
-    # ---- what a client asks; each returns the JSON of the answer
+    # ---- requests of a client; each method returns the JSON of the answer
 
     def graphql(self, query: str, variables: dict[str, Any], base: str) -> dict[str, Any]:
         operation = re.search(r"(?:query|mutation)\s+(\w+)", query)
         name = operation[1] if operation else query[:60]
-        answers = {
+        answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "Viewer": self._viewer,
             "UpsertBucket": self._upsert,
             "RunResumeStatus": self._resume_status,
@@ -129,8 +129,8 @@ class WandbServer:
         return self.runs.setdefault(name, Run(name, project))
 
     def _viewer(self, _: dict[str, Any]) -> dict[str, Any]:
-        person = {"id": "VXNlcjox", "username": ENTITY, "entity": ENTITY, "email": "tester@example.org", "flags": "{}"}
-        return {"viewer": {**person, "teams": {"edges": []}}}
+        user = {"id": "VXNlcjox", "username": ENTITY, "entity": ENTITY, "email": "tester@example.org", "flags": "{}"}
+        return {"viewer": {**user, "teams": {"edges": []}}}
 
     def _upsert(self, asked: dict[str, Any]) -> dict[str, Any]:
         name, project = asked["name"], asked.get("project") or "uncategorized"
@@ -187,7 +187,7 @@ class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Clients leave when they are done."""
+        """Clients close connections when they are done."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -205,14 +205,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if path == ["graphql"]:
             asked = json.loads(body)
-            base = f"http://{self.headers['Host']}"  # the address that the client sees, a proxy's if there is one
+            base = f"http://{self.headers['Host']}"  # as the client sees it, through a proxy or not
             self._answer(200, self.wandb.graphql(asked["query"], asked.get("variables") or {}, base))
         elif path[0] == "files" and path[-1] == "file_stream":
             self._answer(200, self.wandb.file_stream(path[2], path[3], json.loads(body)))
         elif path[0] == "uploads":
             self._answer(200, self.wandb.upload(path[1], "/".join(path[2:]), body))
         elif path[:2] == ["sdk", "otel"]:
-            self._answer(200, {})  # the client's telemetry about itself
+            self._answer(200, {})  # the client's own telemetry
         else:
             self.wandb.unknown.append(f"{self.command} {self.path}")
             self._answer(404, {})

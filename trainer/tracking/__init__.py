@@ -1,1 +1,1 @@
-"""What a person sees: W&B, pictures, progress, profiles."""
+"""How a run is shown: W&B, pictures, plots, progress, profiles, FLOPs."""

@@ -72,7 +72,8 @@ class _ModelFlops(FlopCounterMode):
         # Checkpointing enables gradients to repeat a forward pass inside the backward pass, which has them disabled.
         if self.in_backward and torch.is_grad_enabled():
             return out
-        return super()._count_flops(func_packet, out, args, kwargs)
+        count: Callable[..., Any] = super()._count_flops
+        return count(func_packet, out, args, kwargs)
 
 
 def _convolution_backward(

@@ -16,8 +16,8 @@ from trainer.noise import Noise
 from trainer.training.data import Batch
 from trainer.training.evaluation import condition
 
-SIDE = 48  # smaller images are enlarged by a whole factor to about this many pixels
-CAPTION = 26  # pixels in height
+SIDE = 48  # pixels; smaller images are enlarged by an integer factor to about this
+CAPTION = 26  # pixels, the height of a name
 
 
 def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
@@ -61,7 +61,7 @@ def draw(model: Model, examples: Batch | None, count: int, seed: int) -> dict[st
 
 
 def captioned_rows(rows: dict[str, Tensor], spec: ImageSpec, columns: int) -> bytes:
-    """A PNG of several grids of `columns` images, one below the other, each under its name."""
+    """A PNG of several grids of `columns` images, stacked, each below its name."""
     grids = {name: Image.open(io.BytesIO(grid(images, spec, columns))).convert("RGB") for name, images in rows.items()}
     width = max(picture.width for picture in grids.values())
     height = sum(picture.height + CAPTION for picture in grids.values())

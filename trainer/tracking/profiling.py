@@ -1,4 +1,4 @@
-"""A profile of some steps, on request: what PyTorch's profiler has seen, in the run folder."""
+"""A profile of some steps by torch.profiler, stored in the run folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import torch.profiler
 
 FOLDER = "profiles"
-WARM_UP = 5  # steps before, in which memory is allocated and kernels are chosen
+WARM_UP = 5  # steps before the profile, which allocate memory and choose kernels
 
 
 class Profiler:
-    """Inside its block the `steps` steps after a warm-up are profiled on rank 0.
+    """Profiles `steps` steps after a warm-up, on rank 0, as a context manager.
 
-    What they did goes to <run>/profiles/<images>.json.gz, a trace for chrome://tracing or ui.perfetto.dev, <images>
-    being the count at its end. A process that ends before writes none.
+    The trace is <run>/profiles/<images>.json.gz, for chrome://tracing or ui.perfetto.dev; <images> is the count at its
+    end. A process that ends before that writes none.
     """
 
     def __init__(self, run: Storage, steps: int, say: Callable[[str], None]):
@@ -33,8 +33,8 @@ class Profiler:
         if steps and rank() == 0:
             from torch.profiler import profile, schedule
 
-            plan = schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
-            self.profile = profile(schedule=plan, record_shapes=True, on_trace_ready=self._keep)
+            when = schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
+            self.profile = profile(schedule=when, record_shapes=True, on_trace_ready=self._store)
 
     def __enter__(self) -> Profiler:
         if self.profile is not None:
@@ -49,12 +49,12 @@ class Profiler:
             self.profile.stop()
 
     def step(self, images: int) -> None:
-        """A step has ended, after `images` images."""
+        """A step has ended after `images` images."""
         self.images = images
         if self.profile is not None:
             self.profile.step()
 
-    def _keep(self, profile: torch.profiler.profile) -> None:
+    def _store(self, profile: torch.profiler.profile) -> None:
         with tempfile.TemporaryDirectory(prefix="lowerbound-profile-") as folder:
             path = Path(folder) / "trace.json.gz"
             profile.export_chrome_trace(str(path))
@@ -63,4 +63,4 @@ class Profiler:
                 self.run.write(name, path)
                 self.say(f"profile: {self.run.url}/{name}")
             except StorageError as error:
-                self.say(f"the profile could not be kept: {error}")
+                self.say(f"the profile was not stored: {error}")

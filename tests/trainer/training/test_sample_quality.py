@@ -49,7 +49,7 @@ def test_features_are_named():
     assert shown.max() <= 255
     assert features("pixels")(shown).shape == (5, 64)
     assert features("trainer.training.sample_quality:pixels") is pixels
-    with pytest.raises(TrainingError, match="features nowhere:f: there is no such function"):
+    with pytest.raises(TrainingError, match="features nowhere:f: no such function"):
         features("nowhere:f")
 
 
