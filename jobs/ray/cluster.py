@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jobs.cli import USER_ERRORS
@@ -65,3 +65,11 @@ def ray_cluster(cpus: int) -> Iterator[None]:
             # the shutdown until the error has been printed.
             atexit.register(after.pop_all().close)
             raise
+
+
+def has_gpus() -> bool:
+    """Whether any node of the connected cluster has a GPU."""
+    import ray
+
+    resources: Callable[[], dict[str, float]] = ray.cluster_resources  # untyped in Ray
+    return resources().get("GPU", 0) > 0

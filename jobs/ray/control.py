@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -51,7 +52,7 @@ class ControlActor:
 class ControlPoller:
     """The driver's requests, polled by a thread, so that the training loop never waits for the actor."""
 
-    def __init__(self, control: ActorHandle):
+    def __init__(self, control: ActorHandle[Any]):
         self.stop = False
         self.saves = 0  # requested and not taken yet
         threading.Thread(target=self._watch, args=(control,), daemon=True).start()
@@ -61,7 +62,7 @@ class ControlPoller:
         wanted, self.saves = self.saves > 0, 0
         return wanted
 
-    def _watch(self, control: ActorHandle) -> None:
+    def _watch(self, control: ActorHandle[Any]) -> None:
         taken: int | None = None
         asked: int
         while not self.stop:

@@ -18,6 +18,7 @@ from cluster.storage.errors import UnavailableError
 from cluster.storage.storage import join
 from jobs.cli import USER_ERRORS
 from jobs.config.schema import RunConfig
+from jobs.ray.cluster import has_gpus
 from jobs.ray.control import POLL_SECONDS, ControlActor, ControlPoller
 from jobs.ray.metrics import RayMetricsTracker
 from jobs.ray.storage import as_ray_sees
@@ -89,7 +90,7 @@ def train(config: RunConfig) -> None:
 
 def _rank(settings: dict[str, Any]) -> None:
     """One rank, in a process that Ray has joined to the process group."""
-    control: ActorHandle = settings["control"]
+    control: ActorHandle[Any] = settings["control"]
     try:
         config = RunConfig.model_validate(settings["config"])
         requests = RayRequests(ControlPoller(control))
@@ -147,7 +148,7 @@ class CommitReport(Listener):
 class Growth:
     """Notices that an elastic run is about to be restarted with more ranks, so that it can commit first."""
 
-    def __init__(self, config: RunConfig, control: ActorHandle):
+    def __init__(self, config: RunConfig, control: ActorHandle[Any]):
         self.most: int = 0 if isinstance(config.ray.workers, int) else config.ray.workers[1]
         self.control, self.needed = control, _resources(config)
         self.looked = time.monotonic()
@@ -179,5 +180,5 @@ def _resources(config: RunConfig) -> dict[str, float]:
     """The resources of a rank."""
     gpus = config.ray.gpus_per_worker
     if gpus is None:
-        gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
+        gpus = int(has_gpus())
     return {"CPU": float(config.ray.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})

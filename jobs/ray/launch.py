@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.cli import USER_ERRORS
-from jobs.ray.cluster import ray_cluster
+from jobs.ray.cluster import has_gpus, ray_cluster
 
 
 def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], workers: int) -> None:
@@ -15,7 +15,6 @@ def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], wor
     Raises a rank's user error as the rank raised it.
     """
     with ray_cluster(workers):
-        import ray
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import WorkerGroupError
@@ -23,11 +22,11 @@ def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], wor
         from jobs.ray.storage import as_ray_sees
 
         filesystem, folder = as_ray_sees("/lowerbound")  # Ray stores nothing
-        gpus = ray.cluster_resources().get("GPU", 0) > 0  # as in jobs.train: ranks beyond the number of GPUs wait
         trainer = TorchTrainer(
             task,
             train_loop_config=settings,
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+            # ranks beyond the number of GPUs wait
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=has_gpus()),
             run_config=RunConfig(name="task", storage_path=folder, storage_filesystem=filesystem),
         )
         try:

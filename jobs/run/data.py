@@ -9,9 +9,9 @@ from datasets.loading.batches import Batches
 from datasets.loading.build import evaluation_batches, training_batches
 from jobs.config.resolved import ResolvedRun
 from jobs.run.ledger import Ledger, check_left_out
+from trainer.checkpoints.journal import Row
 from trainer.distributed.ranks import rank, world_size
 from trainer.tracking.display import say_on_rank_zero
-from trainer.training.data import Row
 from trainer.training.evaluation import Evaluation, batch_size
 from trainer.training.events import Listener
 

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from trainer.checkpoints.checkpointer import CheckpointConfig
+from trainer.checkpoints.retention import CheckpointConfig
 from trainer.config import Config, MayChange
 from trainer.distributed.device import ChannelsLast, Precision
 from trainer.distributed.sharding import Sharding

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from trainer.training.data import Row
+from trainer.checkpoints.journal import Row
 
 if TYPE_CHECKING:
     from trainer.checkpoints.commit import Commit

@@ -62,7 +62,7 @@ class Guard:
     @property
     def healthy(self) -> bool:
         """Whether the last step was taken; synchronizes with the device."""
-        return self.state[2].item() == 0
+        return bool(self.state[2].item() == 0)
 
     def check(self) -> int:
         """Total skipped steps; synchronizes with the device. Raises DivergedError after `max_skips` in a row."""
@@ -76,4 +76,5 @@ class Guard:
                 f"(after {taken:.0f} good steps); lower optim.lr or lengthen optim.warmup",
                 began,
             )
-        return round(total)
+        skipped: float = total
+        return round(skipped)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from trainer.checkpoints.checkpointer import Checkpointer
+from trainer.checkpoints.journal import Row
 from trainer.checkpoints.snapshots import take_snapshots
 from trainer.distributed.ranks import world_size
 from trainer.distributed.requests import Agreement, Requests
@@ -22,7 +23,7 @@ from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.pictures import draw
 from trainer.tracking.plots import bars
 from trainer.training.config import TrainerConfig
-from trainer.training.data import Batch, Data, Row, keep_first, split
+from trainer.training.data import Batch, Data, keep_first, split
 from trainer.training.evaluation import Evaluation, condition, evaluate
 from trainer.training.events import Events
 from trainer.training.instruments import Instruments

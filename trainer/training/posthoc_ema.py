@@ -89,7 +89,8 @@ def exponent(width: float) -> float:
 def combination(stored: Sequence[Snapshot], wanted: Snapshot) -> NDArray[np.float64]:
     """[len(stored)] factors of the snapshots in the combination nearest to the profile of `wanted` (algorithm 3)."""
     products = np.array([[_product(a, b) for b in stored] for a in stored])
-    factors, *_ = np.linalg.lstsq(products, np.array([_product(a, wanted) for a in stored]), rcond=1e-12)
+    target = np.array([_product(a, wanted) for a in stored])
+    factors: NDArray[np.float64] = np.linalg.lstsq(products, target, rcond=1e-12)[0]
     return factors
 
 
@@ -99,4 +100,4 @@ def _product(a: Snapshot, b: Snapshot) -> float:
         a, b = b, a
     gamma_a, gamma_b = exponent(a.width), exponent(b.width)
     scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
-    return scale * (a.images / b.images) ** gamma_b / b.images
+    return float(scale * (a.images / b.images) ** gamma_b / b.images)
