@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 
 .DEFAULT_GOAL := help
 .PHONY: help install data train-local train-ray compare submit cluster-local cluster-local-down
-.PHONY: test lint types format reference bench bench-peers bench-start bench-data bench-checkpoints chaos lock clean
+.PHONY: test lint types format reference bench bench-peers bench-start bench-data bench-checkpoints gpu-check gpu-wheels chaos lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -90,6 +90,13 @@ bench-data: .venv/installed-dev  ## measure the data path: pace against the deco
 
 bench-checkpoints: .venv/installed-dev  ## measure what checkpoints cost the loop, and their memory
 	$(BIN)/python -m tests.benchmarks.checkpoints $(ARGS)
+
+# On a machine with a GPU, torch and accelerate, and perhaps nothing else: with its own Python.
+gpu-check:  ## check and measure on the CUDA GPU of this machine with PYTHON: ARGS="--only fsdp" for some
+	PYTHONPATH=.gpu$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m tests.gpu $(ARGS)
+
+gpu-wheels:  ## put the one package that such a machine may lack (obstore) into .gpu/, to be carried there
+	$(PYTHON) -m pip install --quiet --no-deps --target .gpu --upgrade "$$(grep -m 1 '^obstore==' requirements.lock)"
 
 chaos: .venv/installed-dev  ## kill runs, hosts, stores; print what came of it: ARGS="--only ranks,stores" for some
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -30,11 +30,11 @@ from datasets.packing.sources.source import Example, InMemory
 from datasets.shards.index import Meta
 from jobs.config.loading import load_config
 from jobs.run.training import train_rank
+from tests.benchmarks.diffusion_peers import PEERS, our_model
 from tests.benchmarks.turns import Served, System, compared
 from tests.testbed.processes import REPOSITORY
 from trainer.images import ImageSpec
 
-PEERS = ("diffusers", "denoising-diffusion-pytorch")
 WARM_UP = 2  # steps
 MISSING = (
     "our diffusion step / theirs: not measured; `make bench-peers` installs diffusers and "
@@ -99,12 +99,9 @@ class Noisy(InMemory):
 def configuration(folder: str, peer: str, channels: int, batch: int) -> dict[str, Any]:
     """A run with the network that the peer's is like, and a budget that is not reached."""
     never = 1 << 40
-    network: dict[str, Any] = {"kind": "unet", "channels": channels, "multipliers": [1, 2, 2], "dropout": 0.0}
-    network |= {"blocks": 2, "heads": 4, "attention": {"diffusers": [16], "denoising-diffusion-pytorch": [8]}[peer]}
-    denoiser = {"network": network, "prediction": {"kind": "eps"}, "embedding": 4 * channels}
     return {
         "run": f"{folder}/run",
-        "model": {"kind": "diffusion", "denoiser": denoiser, "weighting": {"kind": "simple"}},
+        "model": our_model(peer, channels),
         "data": {"shards": f"{folder}/images/train", "streams": 8},
         "trainer": {"images": never, "batch": batch, "threads": 1, "precision": "fp32", "log_every": 100 * batch}
         | {"evaluate_every": never, "checkpoint_every": never},

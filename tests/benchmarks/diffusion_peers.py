@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,12 +113,24 @@ def diffusers(channels: int, batch: int) -> tuple[torch.nn.Module, Callable[[int
     return network, steps
 
 
+PEERS: dict[str, Callable[[int, int], tuple[torch.nn.Module, Callable[[int], object]]]] = {
+    "diffusers": diffusers,
+    "denoising-diffusion-pytorch": denoising_diffusion_pytorch,
+}
+
+
+def our_model(peer: str, channels: int) -> dict[str, Any]:
+    """The `model` section of a run of ours with the network and the loss of a peer."""
+    network: dict[str, Any] = {"kind": "unet", "channels": channels, "multipliers": list(MULTIPLIERS), "dropout": 0.0}
+    network |= {"blocks": 2, "heads": 4, "attention": {"diffusers": [16], "denoising-diffusion-pytorch": [8]}[peer]}
+    denoiser = {"network": network, "prediction": {"kind": "eps"}, "embedding": 4 * channels}
+    return {"kind": "diffusion", "denoiser": denoiser, "weighting": {"kind": "simple"}}
+
+
 if __name__ == "__main__":
     served = Served()
     torch.set_num_threads(1)
     if torch.version.cuda is None:
         without_operators_of_torchvision()
-    network, steps = {"denoising-diffusion-pytorch": denoising_diffusion_pytorch, "diffusers": diffusers}[sys.argv[1]](
-        int(sys.argv[2]), int(sys.argv[3])
-    )
+    network, steps = PEERS[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3]))
     served.serve(steps, parameters=sum(parameter.numel() for parameter in network.parameters()))

@@ -30,7 +30,6 @@ print([n for n in range(last + 1) if torch._C._cuda_hasPrimaryContext(n)])
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_thread_that_copies_opens_no_context_on_another_gpu(tmp_path: Path, workers: int) -> None:
     index = write_set(tmp_path, [20, 20], channels=3)

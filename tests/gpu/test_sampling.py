@@ -10,10 +10,7 @@ import torch
 from jobs.ray.tasks import each
 from trainer.distributed.device import full_precision
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def where(item: int) -> tuple[int, int, int]:

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.distributed.ranks import world_size
 from trainer.elbo import Elbo
 from trainer.errors import TrainingError
 from trainer.models.base import Model
@@ -31,7 +31,7 @@ class Parallel:
 
     def __init__(self, model: Model, accelerator: Accelerator, sharding: Sharding):
         self.accelerator = accelerator
-        if sharding == "fsdp" and world_size() > 1:
+        if sharding == "fsdp" and dist.is_initialized():
             from torch.distributed.fsdp import fully_shard
 
             _refuse_scalars(model)
