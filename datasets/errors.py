@@ -1,5 +1,5 @@
-"""What can be wrong with data that its owner can mend."""
+"""Errors in data that its owner can correct."""
 
 
 class DataError(ValueError):
-    """One line that names the shard, key or field, and what would be right."""
+    """One line with the shard, key or field, and what would be right."""

@@ -1,4 +1,4 @@
-"""What has become of the images: how many were expected and seen in each epoch, and which were quarantined."""
+"""Images expected, seen and quarantined in each epoch."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from datasets.errors import DataError
 
 
 class Quarantined(NamedTuple):
-    """An image that was met, could not be used and weighed nothing."""
+    """A corrupt image that got weight zero."""
 
     epoch: int  # of its set
-    position: int  # in the whole job's order
+    position: int  # in the order of the whole job
     shard: str  # URL
     key: str
     reason: str
 
 
 class EpochRow(NamedTuple):
-    """An epoch of the ledger; expected = seen + quarantined once the epoch is over."""
+    """A row of the data ledger; expected = seen + quarantined at the end of the epoch."""
 
     epoch: int
-    expected: int  # images of an epoch
-    seen: int  # that took part in the training
+    expected: int  # images
+    seen: int  # images that were trained on
     quarantined: int
 
 
 def check_share(quarantined: Sequence[Quarantined], allowed: float) -> None:
-    """Raise `DataError` if more images of an epoch are among them than `allowed`."""
+    """Raise `DataError` if more than `allowed` images of an epoch are quarantined."""
     if not quarantined:
         return
     epoch, count = Counter(entry.epoch for entry in quarantined).most_common(1)[0]
     if count > allowed:
         last = quarantined[-1]
         raise DataError(
-            f"{count} images quarantined in epoch {epoch} are more than data.bad_share allows; "
-            f"the last is {last.shard}: sample {last.key!r}: {last.reason}"
+            f"{count} images quarantined in epoch {epoch}, more than data.bad_share allows; "
+            f"the last one: {last.shard}: sample {last.key!r}: {last.reason}"
         )
 
 
 def epoch_rows(images_of_set: int, images_seen: int, quarantined: Iterable[Quarantined]) -> list[EpochRow]:
-    """The epochs begun after `images_seen` images of the job, for a single set.
+    """A row for each epoch begun within the first `images_seen` images of the job, for a single set.
 
-    `quarantined` are the entries of all ranks up to there: what lies beyond is not counted.
+    `quarantined` has the entries of all ranks; those at positions from `images_seen` on are not counted.
     """
     counts = Counter(entry.epoch for entry in quarantined if entry.position < images_seen)
     rows = []

@@ -1,6 +1,6 @@
-"""Make or update the index of shards made by anybody: python -m jobs.index s3://bucket/train/
+"""Make or update the index of WebDataset shards: python -m jobs.index s3://bucket/train/
 
-Submitted to a Ray cluster (`ray job submit`) it scans shards all over the cluster, else on the cores of this machine.
+Shards are scanned by all cores of this machine, or by all of a Ray cluster if submitted to one (`ray job submit`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         meta, shards = done.meta, done.shards
         size = f"{meta.width} x {meta.height}" if meta.width else "of different sizes"
         what = f"{sum(shard.images for shard in shards):,} images, {size}, {meta.channels} channels"
-        scanned = (
-            f"{done.scanned} of them read, the others had not changed" if done.scanned < len(shards) else "all read"
-        )
+        scanned = f"{done.scanned} of them read, the others are unchanged" if done.scanned < len(shards) else "all read"
         if mixed := Index.open(url, location).mixed_colours:
             print(f"warning: {mixed}", file=sys.stderr)
         print(f"indexed {what}, {meta.classes} classes, in {len(shards)} shards ({scanned}): {location}")
@@ -54,10 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "urls", nargs="+", help="folders of .tar shards, or patterns such as s3://bucket/a-{000..099}.tar"
     )
-    parser.add_argument("--out", default="", help="where the index goes (default: <folder>/index)")
-    parser.add_argument("--levels", type=int, help="L, if pixels are stored as levels 0..L-1 (default 256)")
-    parser.add_argument("--class-names", default="", help="names of the classes, separated by commas")
-    parser.add_argument("--processes", type=int, help="of this machine (default: its cores)")
+    parser.add_argument("--out", default="", help="folder of the index (default: <folder>/index)")
+    parser.add_argument("--levels", type=int, help="number of levels L, for pixel values 0..L-1 (default 256)")
+    parser.add_argument("--class-names", default="", help="class names, separated by commas")
+    parser.add_argument("--processes", type=int, help="processes (default: one per core)")
     return parser
 
 

@@ -1,6 +1,7 @@
 """Pack images into WebDataset shards with an index: python -m jobs.pack --source digits --out data/digits
 
-Interrupted, the same command goes on. A folder of files is packed by all cores, or by a Ray cluster it is submitted to.
+An interrupted run is continued by the same command. A folder of files is packed by all cores of this machine, or by all
+of a Ray cluster if submitted to one (`ray job submit`).
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ SOURCES = ("digits", "idx", "binarized", "cifar10", "folder")
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    how = _how(options)
+    pack_options = _pack_options(options)
     source = _source(options)
     total = sum(source.count(split) for split in SPLITS)
     spread: Callable[..., Iterable[Shard]] = partial(each, processes=options.processes) if source.parallel else map
     with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
-        packed = pack(source, absolute(options.out), how, bar.update, spread)
+        packed = pack(source, absolute(options.out), pack_options, bar.update, spread)
     for split in packed:
         verb = "packed" if split.written else "already packed:"
         size = f"{split.images:,} images in {split.shards} shards, {split.bytes / 1e6:.1f} MB"
@@ -49,7 +50,7 @@ def _source(options: argparse.Namespace) -> Source:
     if options.source == "digits":
         return Digits()
     if not options.input:
-        raise ConfigError(f"--source {options.source} needs --from with the folder (path or URL) of its files")
+        raise ConfigError(f"--source {options.source}: give the folder (path or URL) of its files by --from")
     if options.source == "folder":
         return ImageFolder(options.input, options.held_out)
     if options.source == "idx":
@@ -57,7 +58,7 @@ def _source(options: argparse.Namespace) -> Source:
     return BinarizedMnist(options.input) if options.source == "binarized" else Cifar10(options.input)
 
 
-def _how(options: argparse.Namespace) -> PackOptions:
+def _pack_options(options: argparse.Namespace) -> PackOptions:
     try:
         size = parse_bytes(options.shard_size) if options.shard_size else None
     except (ValueError, ValidationError) as error:
@@ -70,25 +71,33 @@ def _how(options: argparse.Namespace) -> PackOptions:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.pack", description=__doc__.partition(":")[0])
     parser.add_argument(
-        "--source", choices=SOURCES, required=True, help="digits: the embedded scans; idx: (Fashion-)MNIST"
-    )
-    parser.add_argument("--out", required=True, help="folder, path or URL; gets train/ and validation/")
-    parser.add_argument("--from", dest="input", default="", help="folder, path or URL, of the source's files")
-    parser.add_argument("--expect", choices=sorted(KNOWN), help="idx: check the files' md5 against this set's")
-    parser.add_argument("--binarise", action="store_true", help="idx: a pixel becomes 1 from 128 on, else 0")
-    parser.add_argument(
-        "--held-out", type=float, default=0.05, help="folder: the share held out, where it has no splits (default 0.05)"
+        "--source",
+        choices=SOURCES,
+        required=True,
+        help="digits: scikit-learn's; idx: MNIST or Fashion-MNIST; binarized: binarized MNIST; folder: image files",
     )
     parser.add_argument(
-        "--shard-images", type=int, help="images a shard (default: an eighth of the set, at most 10,000)"
+        "--out", required=True, help="output folder (path or URL), in which train/ and validation/ are written"
     )
-    parser.add_argument("--shard-size", help="or bytes a shard, about: 256MiB")
+    parser.add_argument("--from", dest="input", default="", help="folder (path or URL) of the source's files")
+    parser.add_argument("--expect", choices=sorted(KNOWN), help="idx: compare the files' MD5 with this set's")
+    parser.add_argument("--binarise", action="store_true", help="idx: set pixel values from 128 on to 1, others to 0")
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="resize to cover this and cut to the centre"
+        "--held-out",
+        type=float,
+        default=0.05,
+        help="folder: fraction held out, if it has no split folders (default 0.05)",
     )
-    parser.add_argument("--encoding", choices=("png", "jpg", "webp"), help="encode anew (default: files as they are)")
-    parser.add_argument("--quality", type=int, default=90, help="of jpg and webp")
-    parser.add_argument("--processes", type=int, help="of this machine, for folders (default: its cores)")
+    parser.add_argument(
+        "--shard-images", type=int, help="images per shard (default: an eighth of the set, at most 10,000)"
+    )
+    parser.add_argument("--shard-size", help="approximate bytes per shard, instead: 256MiB")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="resize to cover this size, then crop the centre"
+    )
+    parser.add_argument("--encoding", choices=("png", "jpg", "webp"), help="re-encode (default: keep the files' bytes)")
+    parser.add_argument("--quality", type=int, default=90, help="quality of jpg and webp (default 90)")
+    parser.add_argument("--processes", type=int, help="folder: processes (default: one per core)")
     return parser
 
 

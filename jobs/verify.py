@@ -1,6 +1,6 @@
 """Check shards against their index, every image decoded: python -m jobs.verify s3://bucket/train/
 
-Exit status 0 if all is well, 1 if anything is not; a line for each bad image, at most a hundred a shard.
+Exit status 0 if everything matches, else 1. Prints a line for each bad image, at most 100 per shard.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from datasets.shards.shard_list import ShardList
 from jobs.cli import run
 from jobs.ray.tasks import each
 
-_MOST = 100  # lines a shard
+_MOST = 100  # lines per shard
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.verify", description=__doc__.partition(":")[0])
     parser.add_argument("url", help="folder or pattern of .tar shards")
-    parser.add_argument("--index", default="", help="where the index lies (default: <folder>/index)")
-    parser.add_argument("--processes", type=int, help="of this machine (default: its cores)")
+    parser.add_argument("--index", default="", help="folder of the index (default: <folder>/index)")
+    parser.add_argument("--processes", type=int, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     index = Index.open(absolute(options.url), options.index and absolute(options.index))
     images = bad = 0
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     unknown = sorted(list_shards(ShardList.parse(absolute(options.url))).keys() - _names(index))
     for name in unknown:
         print(f"{name}: not in the index; run python -m jobs.index {options.url}")
-    found = f"{bad} of them bad" if bad else "all well"
+    found = f"{bad} of them bad" if bad else "all good"
     print(
         f"verified {images:,} images in {len(index)} shards: {found}"
         + f", {len(unknown)} shards not indexed" * bool(unknown)

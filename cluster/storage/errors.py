@@ -1,4 +1,4 @@
-"""What goes wrong with a store, in one line that names the URL."""
+"""Errors of object stores, as one line that names the URL."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterator
 
 
 class StorageError(OSError):
-    """The store refused or failed; the message is one line for a person and names the URL."""
+    """The store refused or failed; the message is one line that names the URL."""
 
 
 class MissingError(StorageError, FileNotFoundError):
-    """There is no such object."""
+    """No such object."""
 
 
 class UnavailableError(StorageError):
-    """The store could not be reached or did not answer to the end; it may later."""
+    """The store could not be reached, or the answer was incomplete; a later try may succeed."""
 
 
 @contextlib.contextmanager
-def told(where: str) -> Iterator[None]:
-    """Turn the client's errors into one line that names the URL."""
+def storage_errors(where: str) -> Iterator[None]:
+    """Turn the client's errors into a `StorageError`, one line that names the URL."""
     from obstore import exceptions
 
     try:
@@ -33,11 +33,11 @@ def told(where: str) -> Iterator[None]:
         raise kind(f"{where}: {reason}") from error
 
 
-ENDS_EARLY = "the object ends before the bytes asked for"
-# The client has classes for some of these errors only, and not when listing: for the others its text tells.
+ENDS_EARLY = "the object ends before the requested bytes"
+# The client has exception classes only for some errors, and none when listing: the others are told by their text.
 _MISSING = re.compile(r"status code: 404")
 _DENIED = re.compile(r"status code: 40[13]|Permission denied")
-# Without credentials the client asks the service that a cloud has for its own machines; its 404 is not the object's.
+# Without credentials the client asks the metadata service of cloud machines, whose 404 is not the object's.
 _NO_CREDENTIALS = re.compile(r"/latest/(api/token|meta-data)|computeMetadata|metadata/identity")
 _SHORT = re.compile(r"status code: 416|Requested range was invalid")
 _AWAY = re.compile(r"status code: (408|429|50[0234])|HTTP error|timed out")
@@ -51,11 +51,11 @@ def _explain(where: str, error: Exception) -> tuple[type[StorageError], str]:
     if _NO_CREDENTIALS.search(text):
         return StorageError, "no credentials in the environment (S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
     if isinstance(error, exceptions.NotFoundError | FileNotFoundError) or _MISSING.search(text):
-        return MissingError, f"there is no such {'bucket' if 'NoSuchBucket' in text else 'object'}"
+        return MissingError, f"no such {'bucket' if 'NoSuchBucket' in text else 'object'}"
     denials = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
     if isinstance(error, denials) or _DENIED.search(text):
-        mend = "the permissions of the folder" if local else "the credentials in the environment"
-        return StorageError, f"access denied; check {mend}"
+        remedy = "the permissions of the folder" if local else "the credentials in the environment"
+        return StorageError, f"access denied; check {remedy}"
     if _SHORT.search(text):
         return StorageError, ENDS_EARLY
     if _AWAY.search(text) and not local:
@@ -65,7 +65,7 @@ def _explain(where: str, error: Exception) -> tuple[type[StorageError], str]:
 
 
 def _reason(text: str) -> str:
-    """The end of the client's message in one line: what the store said, or what went wrong on the way."""
+    """The end of the client's message in one line: the store's answer, or the network error."""
     if code := re.search(r"<Code>(.*?)</Code>", text):
         message = re.search(r"<Message>(.*?)</Message>", text)
         return f"{code[1]}: {message[1]}" if message else code[1]

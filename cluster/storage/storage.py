@@ -1,11 +1,11 @@
-"""One folder at a URL, the same on a local disk and in an object store.
+"""A folder at a URL, with the same interface for a local disk and an object store.
 
-Shards, indexes, runs and checkpoints are all reached through `Storage`: a plain path, file://, s3://, gs://, az:// or
-(read only, no listing) http(s)://. The client is obstore; credentials and endpoints come from the environment, as the
-providers' own tools read them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_...).
+Shards, indexes, runs and checkpoints are all accessed through `Storage`: a plain path, file://, s3://, gs://, az:// or
+(read-only, no listing) http(s)://. The client is obstore; credentials and endpoints come from the environment variables
+of the providers' own tools (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_...).
 
-A store that is away for a while is asked again, with a warning each time, for LOWERBOUND_PATIENCE seconds (180 if the
-environment does not say). The client's own retries alone end after about two seconds, whatever their time limit.
+Requests to a store that is unavailable are retried, with a warning each time, for LOWERBOUND_PATIENCE seconds (an
+environment variable; default 180). The client's own retries end after about two seconds, whatever their time limit.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
-from cluster.storage.errors import ENDS_EARLY, MissingError, StorageError, UnavailableError, told
+from cluster.storage.errors import ENDS_EARLY, MissingError, StorageError, UnavailableError, storage_errors
 
-if TYPE_CHECKING:  # importing obstore is put off until a folder is opened
+if TYPE_CHECKING:  # obstore is imported when a folder is first opened
     from obstore.store import ObjectStore
 
 RETRIES: dict[str, Any] = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
-# `timeout` covers a whole body and would cut long downloads; `read_timeout` notices a connection that has gone quiet.
-PART, PARTS = 16 << 20, 4  # bytes of a part of a large object (a store takes 10,000), and parts on their way at once
+PART, PARTS = 16 << 20, 4  # bytes of a part of a multipart upload (stores accept 10,000 parts), concurrent parts
+# `timeout` covers a whole body and would cut long downloads; `read_timeout` detects a stalled connection.
 CLIENT: dict[str, Any] = {"timeout": "30m", "connect_timeout": "10s", "read_timeout": "30s"}
 
 T = TypeVar("T")
@@ -35,20 +35,20 @@ logger = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """An object of a folder."""
+    """An object in a folder."""
 
     path: str  # relative to the folder
     size: int  # bytes
-    etag: str  # the store's fingerprint of the content; "" where it has none
+    etag: str  # the store's hash of the content; "" if it has none
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL is a path on this machine's disks."""
+    """Whether a URL is a path on a disk of this machine."""
     return "://" not in url or url.startswith("file://")
 
 
 def absolute(url: str) -> str:
-    """The URL with a relative local path made absolute, so that it means the same in every process of a job.
+    """The URL, with a relative local path made absolute: it then means the same in every process of a job.
 
     Raises `StorageError` for a URL without a bucket or host.
     """
@@ -58,7 +58,7 @@ def absolute(url: str) -> str:
         return str(Path(url).absolute())
     scheme, _, rest = url.partition("://")
     if not rest.strip("/"):
-        raise StorageError(f"{url}: names no bucket or host; write {scheme}://bucket or {scheme}://bucket/folder")
+        raise StorageError(f"{url}: no bucket or host; write {scheme}://bucket or {scheme}://bucket/folder")
     return f"{scheme}://{rest.rstrip('/')}"
 
 
@@ -68,10 +68,10 @@ def join(url: str, *parts: str) -> str:
 
 
 class Storage:
-    """The folder at `url`; every path given to a method is relative to it.
+    """The folder at `url`; paths given to methods are relative to it.
 
-    A local folder is made by the first write, never by reading. Raises `StorageError` (an `OSError`) in one line,
-    `MissingError` where an object is not there. Can be pickled: a copy opens its own connection.
+    A local folder is created by the first write, never by reading. Methods raise `StorageError` (an `OSError`), one
+    line; `MissingError` for a missing object. Can be pickled: a copy opens its own connection.
     """
 
     def __init__(self, url: str):
@@ -85,47 +85,47 @@ class Storage:
         return Storage, (self.url,)
 
     def folder(self, path: str) -> Storage:
-        """The folder below this one."""
+        """A folder below this one."""
         return Storage(join(self.url, path))
 
     def local_path(self, path: str = "") -> Path | None:
-        """Where `path` lies on this machine's disk; None in an object store."""
+        """`path` as a path on this machine; None for an object store."""
         return Path(self.url) / path if is_local(self.url) else None
 
     # ---- reading
 
     def read(self, path: str) -> bytes:
-        """All bytes of an object."""
+        """The bytes of an object."""
         import obstore
 
         def get() -> bytes:
             answer = obstore.get(self._store(), path)
             data = answer.bytes().to_bytes()
             if len(data) != answer.meta["size"]:
-                raise UnavailableError(f"{join(self.url, path)}: {len(data)} of {answer.meta['size']} bytes came")
+                raise UnavailableError(f"{join(self.url, path)}: received {len(data)} of {answer.meta['size']} bytes")
             return data
 
         return self._ask(path, get)
 
     def read_range(self, path: str, start: int, stop: int) -> memoryview:
-        """The bytes [start, stop) of an object; fewer only if it ends before `stop`, an error if before `start`."""
+        """The bytes [start, stop) of an object; fewer if it ends before `stop`, an error if before `start`."""
         import obstore
 
         if start == stop:
             return memoryview(b"")
         file = self.local_path(path)
-        if file is not None and ".." not in Path(path).parts:  # that the client refuses, in one line
+        if file is not None and ".." not in Path(path).parts:  # the client refuses ".." with an error
             data = self._ask(path, lambda: memoryview(_read_range(file, start, stop)))
         else:
             data = self._ask(path, lambda: memoryview(obstore.get_range(self._store(), path, start=start, end=stop)))
         if len(data) != stop - start:
             entry = self.stat(path)
             if entry is None or entry.size != start + len(data):
-                raise UnavailableError(f"{join(self.url, path)}: {len(data)} bytes of [{start}, {stop}) came")
+                raise UnavailableError(f"{join(self.url, path)}: received {len(data)} bytes of [{start}, {stop})")
         return data
 
     def stat(self, path: str) -> Entry | None:
-        """Size and etag of an object, or None if there is none (or no bucket: the answer does not tell)."""
+        """Size and ETag of an object; None if it is missing (or its bucket is: the answer is the same)."""
         import obstore
 
         try:
@@ -135,11 +135,11 @@ class Storage:
         return Entry(path, meta["size"], meta.get("e_tag") or "")
 
     def exists(self, path: str) -> bool:
-        """Whether there is an object at `path`."""
+        """Whether an object exists at `path`."""
         return self.stat(path) is not None
 
     def list(self, folder: str = "") -> Iterator[Entry]:
-        """Every object below `folder`, however deep, in the order of the names."""
+        """All objects below `folder`, recursively, sorted by path."""
         import obstore
 
         if is_local(self.url) and not (Path(self.url) / folder).is_dir():
@@ -154,10 +154,10 @@ class Storage:
     # ---- writing
 
     def write(self, path: str, data: bytes | memoryview | Path | Callable[[], Iterator[bytes | memoryview]]) -> None:
-        """Put an object in one piece (a reader sees the old one or the new one).
+        """Write an object atomically: a reader sees the old one or the new one.
 
-        `data` is bytes, a local file, or a function that begins the object's pieces anew for each try; the last two go
-        up in parts, so that the object is never in memory as a whole.
+        `data` is bytes, a local file, or a function that returns an iterator over the bytes and is called again for
+        each try; the last two are uploaded in parts, so that the object is never in memory as a whole.
         """
         import obstore
 
@@ -170,10 +170,10 @@ class Storage:
         self._ask(path, put)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put an object only if there is none (If-None-Match: *). False if there is one already: somebody was first.
+        """Write an object only if it does not exist (If-None-Match: *). Returns False if it exists.
 
-        Where the answer to a first try was lost, an object of exactly these bytes counts as ours: let them name who
-        wrote them.
+        If the answer to an earlier try was lost, an existing object with exactly these bytes counts as ours: the bytes
+        must identify their writer.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError
@@ -183,7 +183,7 @@ class Storage:
         def put() -> bool:
             nonlocal unsure
             try:
-                # One request, not parts: only that is atomic under If-None-Match.
+                # A single request: multipart uploads are not atomic under If-None-Match.
                 obstore.put(self._store(make=True), path, data, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 return unsure and self.read(path) == data
@@ -195,7 +195,7 @@ class Storage:
         return self._ask(path, put)
 
     def delete(self, path: str) -> None:
-        """Remove an object; nothing happens if there is none."""
+        """Remove an object, if it exists."""
         import obstore
 
         with contextlib.suppress(MissingError):
@@ -210,18 +210,18 @@ class Storage:
         return self._opened
 
     def _ask(self, path: str, request: Callable[[], T]) -> T:
-        """Carry out a request, again and again while the store is away; its errors in one line that names the URL."""
+        """Make a request and retry it while the store is unavailable. Errors are one line that names the URL."""
         pause, give_up = 0.25, 0.0
         while True:
             try:
-                with told(join(self.url, path) if path else self.url):
+                with storage_errors(join(self.url, path) if path else self.url):
                     return request()
             except UnavailableError as error:
                 now = time.monotonic()
                 give_up = give_up or now + float(os.environ.get("LOWERBOUND_PATIENCE", "180"))
                 if now + pause > give_up:
                     raise
-                logger.warning("%s; asking again, for %.0f s more", error, give_up - now)
+                logger.warning("%s; retrying for %.0f s more", error, give_up - now)
                 time.sleep(pause)
                 pause = min(2 * pause, 15.0)
 
@@ -233,14 +233,14 @@ def _open_local(folder: Path, make: bool) -> ObjectStore:
     from obstore.store import LocalStore
 
     if folder.exists() and not folder.is_dir():
-        raise StorageError(f"{folder}: this is a file, not a folder")
+        raise StorageError(f"{folder}: a file, not a folder")
     if not make and not folder.exists():
-        raise MissingError(f"{folder}: there is no such folder")
+        raise MissingError(f"{folder}: no such folder")
     return LocalStore(folder, mkdir=make, automatic_cleanup=True)
 
 
 def _read_range(file: Path, start: int, stop: int) -> bytes:
-    """Without the client's threads, which cost more than to read from the page cache."""
+    """Read directly: the client's threads cost more than reading from the page cache."""
     with open(file, "rb") as opened:
         opened.seek(start)
         data = opened.read(stop - start)
@@ -250,7 +250,7 @@ def _read_range(file: Path, start: int, stop: int) -> bytes:
 
 
 def speaks_plain_http(url: str) -> bool:
-    """Whether the store behind a URL is reached without TLS: its endpoint in the environment says so."""
+    """Whether a URL is reached without TLS, according to its scheme or the endpoint in the environment."""
     return url.startswith("http://") or any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
 
 
@@ -259,19 +259,19 @@ def _open_remote(url: str) -> ObjectStore:
 
     scheme, _, rest = url.partition("://")
     client = CLIENT | ({"allow_http": True} if speaks_plain_http(url) else {})
-    if scheme not in ("http", "https"):  # a name in a store is no URL yet: "50% #1" means itself
+    if scheme not in ("http", "https"):  # object names are not URL-encoded yet: "50% #1" is a valid name
         bucket, _, folder = rest.partition("/")
         url = f"{scheme}://{bucket}/{quote(folder)}"
     options: dict[str, Any] = {"client_options": client, "retry_config": RETRIES}
     return from_url(url, **options)
 
 
-_process: int | None = None  # the one whose threads serve the client
+_process: int | None = None  # the process that has the client's threads
 
 
 def _refuse_after_fork() -> None:
-    """The client's threads do not live on in a fork of a process that has used it: a request would wait for ever."""
+    """The client's threads do not survive a fork: a request in the child would hang."""
     global _process
     _process = _process or os.getpid()
     if _process != os.getpid():
-        raise RuntimeError("storage was used before this process was forked: start it by spawn or forkserver")
+        raise RuntimeError("storage was used before this process was forked: use the spawn or forkserver start method")

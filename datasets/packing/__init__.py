@@ -1,1 +1,1 @@
-"""From images to shards."""
+"""Pack images into shards."""

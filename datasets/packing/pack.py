@@ -1,4 +1,4 @@
-"""From a source to shards and their index: <out>/train/ and <out>/validation/, each a data set of its own."""
+"""Pack a source into shards with an index: <out>/train/ and <out>/validation/, each a data set of its own."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from datasets.shards.index import Index
 from datasets.shards.index_files import Meta, Shard, write_index
 from datasets.shards.indexing import describe, index_shard
 
-SHARDS_AT_LEAST = 8  # so that a small set, too, is shuffled over shards
-IMAGES_AT_MOST = 10_000
-_PROBED = 64  # images whose encoded size tells how many go into a shard of so many bytes
+MIN_SHARDS = 8  # a small set, too, is shuffled over shards
+MAX_IMAGES = 10_000  # of a shard
+_PROBED = 64  # images whose mean encoded size decides the images of a shard of `shard_bytes`
 
 
 class PackOptions(NamedTuple):
     """How images are written."""
 
-    shard_images: int | None = None  # images a shard; None: an eighth of the set, at most 10,000
-    shard_bytes: int | None = None  # or as many as come near to this
-    size: tuple[int, int] | None = None  # (height, width): resized to cover it and cut to the centre
-    encoding: str | None = None  # png, jpg or webp; None: files as they are, arrays as png
+    shard_images: int | None = None  # images per shard; None: an eighth of the set, at most 10,000
+    shard_bytes: int | None = None  # or bytes per shard, approximately
+    size: tuple[int, int] | None = None  # (height, width): resize to cover it and crop the centre
+    encoding: str | None = None  # png, jpg or webp; None: files unchanged, arrays as png
     quality: int = 90  # of jpg and webp
 
 
 class Packed(NamedTuple):
-    """What was written, or found already there, for a split."""
+    """The shards of a split."""
 
     split: str
     url: str
     shards: int
     images: int
     bytes: int
-    written: bool  # False: it was there
+    written: bool  # False: they were complete already
 
 
 class ShardJob(NamedTuple):
-    """A shard to be written: images [start, stop) of a split."""
+    """A shard to write: images [start, stop) of a split."""
 
     source: Source
     split: str
@@ -63,27 +63,37 @@ class ShardJob(NamedTuple):
     options: PackOptions
 
 
+Each = Callable[[Callable[[ShardJob], Shard], list[ShardJob]], Iterable[Shard]]
+
+
 def pack(
     source: Source,
     out: str,
     options: PackOptions = PackOptions(),  # noqa: B008  (immutable)
     progress: Callable[[int], object] = lambda images: None,
-    each: Callable[[Callable[[ShardJob], Shard], list[ShardJob]], Iterable[Shard]] = map,
+    each: Each = map,
 ) -> list[Packed]:
     """Write the splits of a source as WebDataset shards (image, cls, txt) with their indexes.
 
-    The bytes of the tars depend on nothing but the images. A split that is finished, which its index says, is left
-    alone; of one that was interrupted the shards that are whole are kept. `progress` is told of images written.
-    `each` maps the jobs, in other processes perhaps. Raises `DataError` if another set is there.
+    The bytes of the tars are a function of the images. A complete split (it has an index) is left alone; of an
+    interrupted one the complete shards are kept. `progress` is called with numbers of images written. `each` maps
+    `write_shard` over the jobs, possibly in other processes. Raises `DataError` if `out` has another set.
     """
     splits = [split for split in SPLITS if source.count(split)]
     return [_pack_split(source, split, Storage(out).folder(split), options, progress, each) for split in splits]
 
 
-def _pack_split(source, split, folder, options, progress, each) -> Packed:  # type: ignore[no-untyped-def]
-    if there := _finished(folder, source, split):
-        progress(there.images)
-        return there
+def _pack_split(
+    source: Source,
+    split: str,
+    folder: Storage,
+    options: PackOptions,
+    progress: Callable[[int], object],
+    each: Each,
+) -> Packed:
+    if finished := _finished(folder, source, split):
+        progress(finished.images)
+        return finished
     images, size = source.count(split), _images_of_shard(source, split, options)
     starts = range(0, images, size)
     jobs = [
@@ -99,7 +109,7 @@ def _pack_split(source, split, folder, options, progress, each) -> Packed:  # ty
     meta = source.meta or describe(shards, 256, source.class_names, folder.url)._replace(source=source.name)
     write_index(folder.folder("index"), meta, shards)
     for job in jobs:
-        folder.delete(_row_file(job.name))
+        folder.delete(_record_file(job.name))
     return Packed(split, folder.url, len(shards), images, sum(shard.bytes for shard in shards), written=True)
 
 
@@ -111,7 +121,7 @@ def _finished(folder: Storage, source: Source, split: str) -> Packed | None:
         return None
     index = Index.open(folder.url)
     if not _same(index.meta, source) or index.images != source.count(split):
-        raise DataError(f"{folder.url}: holds another set ({index.meta.source}, {index.images:,} images)")
+        raise DataError(f"{folder.url}: contains another set ({index.meta.source}, {index.images:,} images)")
     sizes = sum(index.shard(number).bytes for number in range(len(index)))
     return Packed(split, folder.url, len(index), index.images, sizes, written=False)
 
@@ -124,64 +134,64 @@ def _images_of_shard(source: Source, split: str, options: PackOptions) -> int:
     images = source.count(split)
     if options.shard_bytes:
         probed = [_encoded(source.example(split, i), options) for i in range(min(_PROBED, images))]
-        mean = sum(512 + len(data) + 1024 for data, _ in probed) / len(probed)  # headers, padding and the label
+        mean = sum(512 + len(data) + 1024 for data, _ in probed) / len(probed)  # header, padding and label
         return max(1, int(options.shard_bytes / mean))
-    return options.shard_images or max(1, min(IMAGES_AT_MOST, -(-images // SHARDS_AT_LEAST)))
+    return options.shard_images or max(1, min(MAX_IMAGES, -(-images // MIN_SHARDS)))
 
 
 # ---- one shard
 
 
 def write_shard(job: ShardJob) -> Shard:
-    """Write a shard, the table of its members, and a note that it is whole."""
+    """Write a shard, its member table, and a record that it is complete."""
     folder = Storage(job.folder)
-    with _workplace(folder) as place:
+    with _scratch(folder) as scratch:
         write_tar(
-            place / job.name,
+            scratch / job.name,
             ((f"{i:08d}", job.source.example(job.split, i)) for i in range(job.start, job.stop)),
             job.options,
         )
-        shard = index_shard(Storage(str(place)), job.name, folder.folder("index"))
+        shard = index_shard(Storage(str(scratch)), job.name, folder.folder("index"))
         local = folder.local_path(job.name)
         if local is None:
-            folder.write(job.name, place / job.name)
+            folder.write(job.name, scratch / job.name)
         else:
-            os.replace(place / job.name, local)
+            os.replace(scratch / job.name, local)
     entry = folder.stat(job.name)
     shard = shard._replace(etag=entry.etag if entry else "")
-    folder.write(_row_file(job.name), json.dumps([_plan(job), shard]).encode())
+    folder.write(_record_file(job.name), json.dumps([_contents(job), shard]).encode())
     return shard
 
 
 def _kept(folder: Storage, jobs: list[ShardJob]) -> Iterator[Shard]:
-    """The shards of an interrupted packing that are whole."""
+    """The complete shards of an interrupted run."""
     for job in jobs:
         try:
-            plan, row = json.loads(folder.read(_row_file(job.name)))
+            contents, row = json.loads(folder.read(_record_file(job.name)))
             shard, entry = Shard(*row), folder.stat(job.name)
-        except (MissingError, ValueError, TypeError):  # the row of another version
+        except (MissingError, ValueError, TypeError):  # the record of another version
             continue
-        if plan == _plan(job) and entry is not None and (entry.size, entry.etag) == (shard.bytes, shard.etag):
+        if contents == _contents(job) and entry is not None and (entry.size, entry.etag) == (shard.bytes, shard.etag):
             yield shard
 
 
-def _plan(job: ShardJob) -> str:
-    """What a shard should hold, to tell one that was packed in another way."""
+def _contents(job: ShardJob) -> str:
+    """What a shard should contain: a shard that was packed with other options is not kept."""
     return f"{job.source.name} {job.split} {job.start} {job.stop} {tuple(job.options)}"
 
 
-def _row_file(name: str) -> str:
+def _record_file(name: str) -> str:
     return f"index/packing/{name}.json"
 
 
 @contextlib.contextmanager
-def _workplace(folder: Storage) -> Iterator[Path]:
-    """A folder for a shard in the making: beside its place on a local disk, so that it can be moved there."""
+def _scratch(folder: Storage) -> Iterator[Path]:
+    """A temporary folder: next to a local destination, so that the shard can be renamed into place."""
     local = folder.local_path()
     if local is not None:
         local.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".packing-", dir=local) as place:
-        yield Path(place)
+    with tempfile.TemporaryDirectory(prefix=".packing-", dir=local) as scratch:
+        yield Path(scratch)
 
 
 def write_tar(
@@ -189,7 +199,7 @@ def write_tar(
     examples: Iterable[tuple[str, Example]],
     options: PackOptions = PackOptions(),  # noqa: B008  (immutable)
 ) -> None:
-    """Write keyed examples as a tar by webdataset's own writer."""
+    """Write keyed examples as a tar, with webdataset's own writer."""
     from webdataset import TarWriter
 
     with path.open("wb") as stream, TarWriter(stream, user="", group="", mtime=0, encoder=False) as tar:
@@ -207,7 +217,7 @@ def write_tar(
 
 
 def _encoded(example: Example, options: PackOptions) -> tuple[bytes, str]:
-    """The bytes of an image as they are written, and their extension."""
+    """The encoded image and its extension."""
     image = example.image
     if isinstance(image, bytes):
         if options.size is None and options.encoding in (None, example.extension):
@@ -221,15 +231,15 @@ def _encoded(example: Example, options: PackOptions) -> tuple[bytes, str]:
 
 
 def encode_png(image: Pixels) -> bytes:
-    """An image, uint8 [H, W, C] with one channel or three, as PNG: levels are pixel values as they are."""
+    """Encode an image, uint8 [H, W, C] with one or three channels, as PNG; levels are stored as pixel values."""
     return encode(image, "png")
 
 
 def encode(image: Pixels, extension: str, quality: int = 90) -> bytes:
-    """An image, uint8 [H, W, C] with one channel or three, as PNG (its levels as they are), JPEG or WebP."""
+    """Encode an image, uint8 [H, W, C] with one or three channels, as PNG (levels as pixel values), JPEG or WebP."""
     formats = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
     if extension not in formats:
-        raise DataError(f"images cannot be written as {extension!r}; known are {', '.join(formats)}")
+        raise DataError(f"images cannot be written as {extension!r}; supported: {', '.join(formats)}")
     stream = io.BytesIO()
     picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
     picture.save(stream, formats[extension], **({} if extension == "png" else {"quality": quality}))

@@ -1,12 +1,13 @@
-"""Blocks of remote shards kept on a local disk, for all processes of a machine.
+"""A cache of blocks of remote shards on a local disk, shared by all processes of a machine.
 
-    <folder>/<hh>/<hash>-<n>    block n of the shard of that hash (URL, ETag, size, checksum), and its CRC-32 at the end
-    <folder>/lock, used, new    held by who writes; the bytes that are taken, never fewer than there are; a block being
-                                written
+    <folder>/<hh>/<hash>-<n>    block n of the shard with that hash (URL, ETag, size, checksum), followed by its CRC-32
+    <folder>/lock               locked while writing
+    <folder>/used               an upper bound on the bytes in use
+    <folder>/new                a block being written
 
-Readers take no lock: a block is there as a whole or not at all, and one that is evicted while it is read stays readable
-until it is closed. Whoever writes holds the lock, so that a process killed at any moment leaves at most `new` behind,
-which the next one overwrites. What a disk refuses to take is not kept, and the run goes on.
+Readers take no lock: a block is complete or missing, and a block that is evicted while open stays readable. Writers
+hold the lock, so a process killed at any moment leaves at most `new` behind, which the next writer overwrites. If the
+disk is full or read-only, the cache stops writing and the run continues.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from pathlib import Path
 from zlib import crc32
 
 BLOCK = 1 << 20  # bytes
-_CRC = 4  # bytes after a block
-_ROOM = 16  # an eviction makes room for so many blocks, so that not every block evicts one
+_CRC = 4  # bytes, after each block
+_ROOM = 16  # blocks that an eviction makes room for: evictions are rare
 
 logger = logging.getLogger(__name__)
 
 
 class DiskCache:
-    """At most `size` bytes below `folder`; the blocks that were not used for longest go first.
+    """At most `size` bytes below `folder`; the least recently used blocks are evicted first.
 
-    Safe to use from several threads and processes. A set that does not fit gains little: by the time that a block is
-    asked for again, in the next epoch, others have taken its place.
+    Safe to use from several threads and processes. A set that does not fit gains little: a block is evicted before it
+    is requested again, in the next epoch.
     """
 
     def __init__(self, folder: str, size: int):
@@ -41,13 +42,13 @@ class DiskCache:
 
     @staticmethod
     def name(*identity: object) -> str:
-        """The name of an object that is told apart by these."""
+        """A name for the object with these properties."""
         return blake2b("\n".join(map(str, identity)).encode(), digest_size=16).hexdigest()
 
     def read(self, name: str, start: int, stop: int, end: int, fetch: Callable[[int, int], memoryview]) -> memoryview:
-        """The bytes [start, stop) of an object of `end` bytes; `fetch(start, stop)` gets those that are not here.
+        """The bytes [start, stop) of an object of `end` bytes; `fetch(start, stop)` gets those that are not cached.
 
-        Fewer come where `fetch` gives fewer.
+        Fewer are returned if `fetch` returns fewer.
         """
         first, last = start // BLOCK, -(-stop // BLOCK)
         found = {number: block for number in range(first, last) if (block := self._block(name, number)) is not None}
@@ -63,10 +64,10 @@ class DiskCache:
         return memoryview(whole)[start - first * BLOCK : stop - first * BLOCK]
 
     def forget(self, name: str, start: int, stop: int) -> None:
-        """Drop what is kept of the bytes [start, stop): they are not what they should be."""
+        """Drop the blocks of the bytes [start, stop), which are corrupt."""
         for number in range(start // BLOCK, -(-stop // BLOCK)):
             with contextlib.suppress(OSError):
-                self._path(name, number).unlink()  # `used` now says too much, which the next eviction mends
+                self._path(name, number).unlink()  # `used` is now too large until the next eviction
 
     def _path(self, name: str, number: int) -> Path:
         return self._folder / name[:2] / f"{name}-{number}"
@@ -91,14 +92,14 @@ class DiskCache:
             return
         path = self._path(name, number)
         try:
-            with self._alone():
-                if path.exists():  # another process was faster
+            with self._locked():
+                if path.exists():  # written by another process
                     return
                 taken = len(block) + _CRC
                 used = self._used()
                 if used + taken > self._size:
                     used = self._evict(max(self._size - max(taken, min(_ROOM * BLOCK, self._size // 4)), 0))
-                (self._folder / "used").write_text(str(used + taken))  # first: it may say too much, not too little
+                (self._folder / "used").write_text(str(used + taken))  # first: it is an upper bound
                 new = self._folder / "new"
                 with new.open("wb") as file:
                     file.write(block)
@@ -107,12 +108,14 @@ class DiskCache:
                 new.replace(path)
         except OSError as error:
             self._writes = False
-            logger.warning("%s: the cache on disk takes no more (%s); going on without", self._folder, error.strerror)
+            logger.warning(
+                "%s: cannot write to the disk cache (%s); continuing without it", self._folder, error.strerror
+            )
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "lock").open("ab") as lock:  # closing it, or the end of the process, lets go
+        with (self._folder / "lock").open("ab") as lock:  # released when it is closed or the process ends
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -123,7 +126,7 @@ class DiskCache:
             return self._evict(self._size)
 
     def _evict(self, most: int) -> int:
-        """Unlink the blocks used longest ago until `most` bytes are left at most; the bytes that are left."""
+        """Delete the least recently used blocks until at most `most` bytes are left; return the bytes left."""
         blocks = []
         for path in self._folder.glob("??/*"):
             with contextlib.suppress(OSError):
@@ -138,9 +141,9 @@ class DiskCache:
         return used
 
 
-def _gaps(first: int, last: int, there: Container[int]) -> list[tuple[int, int]]:
-    """The runs [low, high) of numbers in [first, last) that are not `there`."""
-    missing = [number for number in range(first, last) if number not in there]
+def _gaps(first: int, last: int, cached: Container[int]) -> list[tuple[int, int]]:
+    """The runs [low, high) of numbers in [first, last) that are not `cached`."""
+    missing = [number for number in range(first, last) if number not in cached]
     starts = [number for number in missing if number - 1 not in missing]
     stops = [number + 1 for number in missing if number + 1 not in missing]
     return list(zip(starts, stops, strict=True))

@@ -168,7 +168,7 @@ class ShardReader:
 
     def _why_changed(self, number: int) -> str:
         """Why the bytes of a shard differ from those that were indexed, and the remedy."""
-        folder, _ = self.index.place(number)
+        folder, _ = self.index.folder_of(number)
         shard = self.index.shard(number)
         now = folder.storage.stat(shard.name)
         if now is None:
@@ -189,14 +189,14 @@ class ShardReader:
 
     def _disk_entry(self, number: int) -> tuple[DiskCache, str, int] | None:
         """The disk cache, the shard's name in it and its size in bytes; None without a cache or for a local shard."""
-        folder, _ = self.index.place(number)
+        folder, _ = self.index.folder_of(number)
         if self._disk is None or folder.storage.local_path() is not None:
             return None
         shard = self.index.shard(number)
         return self._disk, DiskCache.name(self.index.where(number), shard.etag, shard.bytes, shard.crc32), shard.bytes
 
     def _fetch(self, number: int, begin: int, end: int) -> memoryview:
-        folder, _ = self.index.place(number)
+        folder, _ = self.index.folder_of(number)
         name = self.index.name(number)
         try:
             data = folder.storage.read_range(name, begin, end)

@@ -25,7 +25,7 @@ def verify_shard(index: Index, number: int) -> Verified:
     """Read and decode every sample of shard `number`."""
     where, images = index.where(number), int(index.counts[number])
     bad: list[tuple[str, str]] = []
-    folder, _ = index.place(number)
+    folder, _ = index.folder_of(number)
     try:
         shard = index.shard(number)
         entry = folder.storage.stat(shard.name)

@@ -1,7 +1,7 @@
-"""The index of shards: made once, so that nothing has to be scanned or trusted afterwards.
+"""The index of shards. It is made once; afterwards no tar has to be parsed, and every byte can be checked.
 
-Opening it is O(shards) and, on a local disk, memory-mapped; the members of a shard are read when the shard is.
-`datasets.shards.index_files` says how it lies on disk.
+Opening it is O(shards) and memory-mapped on a local disk; the member table of a shard is read with the shard.
+`datasets.shards.index_files` has the format.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from datasets.images.decode import Format
 from datasets.shards.index_files import SCHEMA, Meta, Shard, member_file, numbers, read_index, read_table
 from datasets.shards.shard_list import ShardList
 
-if TYPE_CHECKING:  # a loader process does without pydantic: it is up sooner
+if TYPE_CHECKING:  # a loader process starts sooner without pydantic
     from datasets.config import DataConfig
 
-_NAMES_AT_ONCE = 1 << 14  # as Python strings
+_NAMES_AT_ONCE = 1 << 14  # converted to Python strings at a time
 
 
-class Part:
-    """The shards of one folder, or some of them."""
+class ShardFolder:
+    """The shards of one folder, or some of them, with their index."""
 
     def __init__(self, entry: str, location: str = ""):
         self.entry, self.location = entry, location
@@ -43,61 +43,63 @@ class Part:
         if self.list.names:
             table = table.take(self.list.select(table.column("name").to_pylist()))
         if not table.num_rows:
-            raise DataError(f"{url}: the index lists no shards; run python -m jobs.index {url}")
+            raise DataError(f"{url}: the index has no shards; run python -m jobs.index {url}")
         self.table = table.combine_chunks()
 
     def members(self, row: int) -> pa.Table:
-        """The samples of a shard: key, and <extension>.offset, .size and .crc32 (null: it has none)."""
+        """The member table of a shard: key, and <extension>.offset, .size and .crc32 (null: no such member)."""
         name, images = (self.table.column(column)[row].as_py() for column in ("name", "images"))
         try:
             table = read_table(self._members, member_file(name))
         except MissingError as error:
-            raise DataError(f"{self.index_url}: lacks the members of {name}; {self.remedy}") from error
+            raise DataError(f"{self.index_url}: the member table of {name} is missing; {self.remedy}") from error
         if table.num_rows != images:
-            raise DataError(f"{self.index_url}: {table.num_rows} members of {name} instead of {images}; {self.remedy}")
+            raise DataError(f"{self.index_url}: {table.num_rows} samples of {name}, expected {images}; {self.remedy}")
         return table
 
     @property
     def remedy(self) -> str:
-        """What to do about an index that does not hold."""
+        """How to mend an index that does not match its shards."""
         return f"run python -m jobs.index {self.entry}"
 
 
 class Index:
-    """The shards of one set or of several that are mixed, numbered through; opened by `Index.open` or `Index.of`."""
+    """The shards of one set, or of several that are mixed, with consecutive numbers. See `Index.open` and `Index.of`.
 
-    def __init__(self, sets: Sequence[Sequence[Part]]):
-        self._sets = sets
-        self.parts = [part for parts in sets for part in parts]
-        self.meta = _agreed(self.parts)
+    `counts`, int64 [S], are the images of each shard; set i has the shards set_bounds[i] to set_bounds[i + 1].
+    """
+
+    def __init__(self, sets: Sequence[Sequence[ShardFolder]]):
+        self.folders = [folder for folders in sets for folder in folders]
+        self.meta = _common_meta(self.folders)
         self.counts: NDArray[np.int64] = self._column("images")
-        self._starts = _starts([part.table.num_rows for part in self.parts])
-        # the shards of set i are numbered set_bounds[i] to set_bounds[i + 1]
-        self.set_bounds = _starts([sum(part.table.num_rows for part in parts) for parts in sets])
+        self.set_bounds = _starts([sum(folder.table.num_rows for folder in folders) for folders in sets])
+        self._sets = sets
+        self._starts = _starts([folder.table.num_rows for folder in self.folders])
 
     @classmethod
     def open(cls, shards: str | Iterable[str], location: str = "") -> Index:
         """Open the index of a folder, a pattern or a list of these, as one set. Raises `DataError`."""
-        return cls([_parts(shards, location)])
+        return cls([_folders(shards, location)])
 
     @classmethod
     def of(cls, config: DataConfig) -> Index:
-        """Open the index of what a run trains on: one set, or the sets of its mixture."""
+        """Open the index of a run's training data: one set, or the sets of its mixture. Raises `DataError`."""
         if not config.mixture:
             return cls.open(config.shards, config.index)
-        return cls([_parts(mixed.shards, mixed.index) for mixed in config.mixture])
+        return cls([_folders(mixed.shards, mixed.index) for mixed in config.mixture])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, ([[(part.entry, part.location) for part in parts] for parts in self._sets],)
+        return _reopen, ([[(folder.entry, folder.location) for folder in folders] for folders in self._sets],)
 
     @property
     def url(self) -> str:
-        """Where the shards lie, in words."""
-        return ", ".join(dict.fromkeys(part.url for part in self.parts))
+        """The URLs of the folders, for messages."""
+        return ", ".join(dict.fromkeys(folder.url for folder in self.folders))
 
     @property
     def format(self) -> Format:
-        """What every image is."""
+        """Shape, levels and classes of every image."""
         return self.meta.format
 
     @property
@@ -117,71 +119,71 @@ class Index:
 
     @property
     def levels(self) -> int:
-        """L: a pixel has the values 0..L-1."""
+        """L: pixel values are 0..L-1."""
         return self.meta.levels
 
     @property
     def classes(self) -> int:
-        """How many classes the labels tell apart; 0: there are no labels."""
+        """Number of classes; 0: no labels."""
         return self.meta.classes
 
     @cached_property
     def images(self) -> int:
-        """M, how many images there are."""
+        """M, the number of images."""
         return int(self.counts.sum())
 
     @cached_property
     def bytes_per_image(self) -> float:
-        """The encoded bytes of an image in the shard where that is most."""
+        """Mean bytes per image, in the shard where that is largest."""
         full = self.counts > 0
         return float((self._column("bytes")[full] / self.counts[full]).max(initial=0))
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the relative names, counts and checksums of the shards: a copy in another bucket has the same."""
+        """A hash of the relative names, counts and checksums of the shards; the same for a copy in another bucket."""
         digest = hashlib.blake2b(digest_size=16)
-        for part in self.parts:
-            for batch in part.table.select(["name"]).to_batches(max_chunksize=_NAMES_AT_ONCE):
+        for folder in self.folders:
+            for batch in folder.table.select(["name"]).to_batches(max_chunksize=_NAMES_AT_ONCE):
                 digest.update("\n".join([*batch.column(0).to_pylist(), ""]).encode())
             for name in ("images", "crc32"):
-                digest.update(numbers(part.table.column(name)).astype("<i8").tobytes())
+                digest.update(numbers(folder.table.column(name)).astype("<i8").tobytes())
         return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.counts)
 
-    def place(self, number: int) -> tuple[Part, int]:
-        """The part in which a shard lies, and its row there."""
+    def folder_of(self, number: int) -> tuple[ShardFolder, int]:
+        """The folder of shard `number`, and its row in the folder's table."""
         i = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self.parts[i], number - int(self._starts[i])
+        return self.folders[i], number - int(self._starts[i])
 
     def shard(self, number: int) -> Shard:
         """Row `number` of the index."""
-        part, row = self.place(number)
-        return Shard(**{name: part.table.column(name)[row].as_py() for name in SCHEMA.names})
+        folder, row = self.folder_of(number)
+        return Shard(**{name: folder.table.column(name)[row].as_py() for name in SCHEMA.names})
 
     def name(self, number: int) -> str:
         """The name of shard `number`, relative to its folder."""
-        part, row = self.place(number)
-        name: str = part.table.column("name")[row].as_py()
+        folder, row = self.folder_of(number)
+        name: str = folder.table.column("name")[row].as_py()
         return name
 
     def where(self, number: int) -> str:
         """The URL of shard `number`."""
-        part, row = self.place(number)
-        return join(part.url, part.table.column("name")[row].as_py())
+        folder, row = self.folder_of(number)
+        return join(folder.url, folder.table.column("name")[row].as_py())
 
     def odd_shard(self) -> str:
-        """The URL of the first shard whose images are not all of the first one's size."""
+        """The URL of the first shard whose images differ in size, among themselves or from the first shard's."""
         heights, widths = self._column("height"), self._column("width")
         other = (heights == 0) | (heights != heights[0]) | (widths != widths[0])
         return self.where(int(np.flatnonzero(other)[0]))
 
     @property
     def mixed_colours(self) -> str:
-        """A line about a set in which some images are grey and some are not, naming one of the rarer kind; else "".
+        """A warning if some images are grey and others in colour, which names one of the rarer kind; else "".
 
-        All are read with the channels of the set, grey as equal parts of red, green and blue.
+        All are read with the channels of the set: grey becomes equal red, green and blue.
         """
         grey, counts = self._column("grey"), self.counts
         total = int(grey.sum())
@@ -189,44 +191,43 @@ class Index:
             return ""
         few, kind = (total, "grey") if 2 * total <= self.images else (self.images - total, "in colour")
         number = int(np.flatnonzero(grey if kind == "grey" else counts - grey)[0])
-        part, row = self.place(number)
-        key = part.table.column("grey_key" if kind == "grey" else "colour_key")[row].as_py()
+        folder, row = self.folder_of(number)
+        key = folder.table.column("grey_key" if kind == "grey" else "colour_key")[row].as_py()
         which = f"sample {key!r} is" if key else "its images are"
         return (
-            f"{self.where(number)}: {which} {kind}, {few:,} of {self.images:,} images in all; every image is read with "
-            f"{self.channels} channels: leave out what does not belong into the set"
+            f"{self.where(number)}: {which} {kind}, as are {few:,} of all {self.images:,} images; every image is read "
+            f"with {self.channels} channels: remove those that do not belong to the set"
         )
 
     def members(self, number: int) -> pa.Table:
-        """The samples of shard `number`, as `Part.members`."""
-        part, row = self.place(number)
-        return part.members(row)
+        """The member table of shard `number`: see `ShardFolder.members`."""
+        folder, row = self.folder_of(number)
+        return folder.members(row)
 
     def _column(self, name: str) -> NDArray[Any]:
-        columns = [numbers(part.table.column(name)) for part in self.parts]
+        columns = [numbers(folder.table.column(name)) for folder in self.folders]
         return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
-def _parts(shards: str | Iterable[str], location: str) -> list[Part]:
-    return [Part(entry, location) for entry in ([shards] if isinstance(shards, str) else shards)]
+def _folders(shards: str | Iterable[str], location: str) -> list[ShardFolder]:
+    return [ShardFolder(entry, location) for entry in ([shards] if isinstance(shards, str) else shards)]
 
 
 def _reopen(sets: list[list[tuple[str, str]]]) -> Index:
-    return Index([[Part(*part) for part in parts] for parts in sets])
+    return Index([[ShardFolder(*folder) for folder in folders] for folders in sets])
 
 
 def _starts(sizes: list[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(np.array(sizes, dtype=np.int64))])
 
 
-def _agreed(parts: list[Part]) -> Meta:
-    """What the images of all parts are. Raises `DataError` where they differ."""
-    first = parts[0].meta
-    for part in parts[1:]:
-        if part.meta._replace(source=first.source, class_names=(), classes=0) != first._replace(
-            class_names=(), classes=0
-        ):
-            raise DataError(f"{part.url} and {parts[0].url}: images of different formats do not go into one set")
-        if (part.meta.classes > 0) != (first.classes > 0) or part.meta.class_names != first.class_names:
-            raise DataError(f"{part.url} and {parts[0].url}: the classes of the two sets are not the same")
-    return first._replace(classes=max(part.meta.classes for part in parts))
+def _common_meta(folders: list[ShardFolder]) -> Meta:
+    """The format of the images of all folders. Raises `DataError` if they differ."""
+    first = folders[0].meta
+    for folder in folders[1:]:
+        meta, both = folder.meta, f"{folder.url} and {folders[0].url}"
+        if meta._replace(source=first.source, class_names=(), classes=0) != first._replace(class_names=(), classes=0):
+            raise DataError(f"{both}: images of different formats cannot be in one set")
+        if (meta.classes > 0) != (first.classes > 0) or meta.class_names != first.class_names:
+            raise DataError(f"{both}: the classes of the two sets differ")
+    return first._replace(classes=max(folder.meta.classes for folder in folders))

@@ -1,8 +1,8 @@
-"""The files of an index: what their tables hold, and how they are read and written.
+"""The files of an index: their tables, read and written. docs/index-format.md describes them.
 
-<folder>/index/index.json           what the images are
-<folder>/index/shards.arrow         a row a shard: name, images, bytes, etag, crc32 (of its members' checksums), ...
-<folder>/index/members/NAME.arrow   a row a sample of shard NAME: key, and offset, size and crc32 by extension
+<folder>/index/index.json           the format of the images
+<folder>/index/shards.arrow         one row per shard: name, images, bytes, etag, crc32 (of its members' checksums), ...
+<folder>/index/members/NAME.arrow   one row per sample of shard NAME: key, and offset, size and crc32 by extension
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ SCHEMA = pa.schema(
         ("name", pa.string()),  # relative to the folder
         ("images", pa.int64()),
         ("bytes", pa.int64()),
-        ("etag", pa.string()),  # the store's fingerprint of the content when it was indexed
-        ("crc32", pa.uint32()),  # of the keys, sizes and checksums of its members
-        ("channels", pa.int32()),  # of its images, the most of any
-        ("height", pa.int32()),  # of all its images; 0: they differ
+        ("etag", pa.string()),  # of the object when it was indexed
+        ("crc32", pa.uint32()),  # of the keys, sizes and CRCs of its members
+        ("channels", pa.int32()),  # the largest number of any of its images
+        ("height", pa.int32()),  # pixels, of all its images; 0: they differ
         ("width", pa.int32()),
         ("classes", pa.int64()),  # the largest label + 1; 0: no labels
-        ("grey", pa.int64()),  # images of one channel among them
-        ("grey_key", pa.string()),  # the key of the first of these, "" if there is none
-        ("colour_key", pa.string()),  # and of the first of the others
+        ("grey", pa.int64()),  # images with one channel
+        ("grey_key", pa.string()),  # key of the first of these; "" if there is none
+        ("colour_key", pa.string()),  # key of the first of the others
     ]
 )
-_LATER = 3  # columns at the end that an index of an earlier version lacks
+_ADDED = 3  # columns at the end that an older index does not have
 
 
 class Shard(NamedTuple):
@@ -58,53 +58,53 @@ class Shard(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """What the images of a set are, as index.json says it."""
+    """The format of a set's images, as index.json has it."""
 
     channels: int
-    height: int  # 0: the images differ in size, and the run has to crop or resize them
+    height: int  # 0: the images differ in size; a run has to crop or resize them
     width: int
     levels: int = 256
     classes: int = 0
     class_names: tuple[str, ...] = ()
-    binarised: str = ""  # "static" or "stochastic" for sets of binary images, and how
-    source: str = ""  # where the images come from, in words
+    binarised: str = ""  # "static" or "stochastic", for sets that were binarised
+    source: str = ""  # where the images come from, for a reader
 
     @property
     def format(self) -> Format:
-        """What a decoder needs of it."""
+        """The part that a decoder needs."""
         return Format(self.channels, self.height, self.width, self.levels, self.classes)
 
 
 def member_file(shard: str) -> str:
-    """The name of the file of a shard's members below index/members/."""
+    """The file name of a shard's member table below index/members/."""
     return f"{shard}.arrow"
 
 
 def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
-    """index.json and the table of shards at `location`. Raises `DataError` where there are none."""
+    """index.json and the table of shards at `location`. Raises `DataError` if they are missing or damaged."""
     storage = Storage(location)
     try:
         meta = _meta(storage.read("index.json"), location)
         table = read_table(storage, "shards.arrow")
     except MissingError as error:
-        raise DataError(_what_is_missing(url, location)) from error
-    if table.schema.equals(pa.schema(list(SCHEMA)[:-_LATER])):
-        table = _completed(table)
+        raise DataError(_missing(url, location)) from error
+    if table.schema.equals(pa.schema(list(SCHEMA)[:-_ADDED])):
+        table = _with_added_columns(table)
     if not table.schema.equals(SCHEMA):
-        raise DataError(f"{location}/shards.arrow: not the index of shards; run python -m jobs.index {url}")
+        raise DataError(f"{location}/shards.arrow: not a table of shards; run python -m jobs.index {url}")
     return meta, table
 
 
-def _completed(table: pa.Table) -> pa.Table:
-    """The table of an earlier version, which said of the colours of a shard no more than its channels."""
+def _with_added_columns(table: pa.Table) -> pa.Table:
+    """An older table with the columns it lacks: of the colours of a shard it has only the number of channels."""
     grey = np.where(numbers(table.column("channels")) == 1, numbers(table.column("images")), 0)
-    for field, values in zip(list(SCHEMA)[-_LATER:], (grey, [""] * len(grey), [""] * len(grey)), strict=True):
+    for field, values in zip(list(SCHEMA)[-_ADDED:], (grey, [""] * len(grey), [""] * len(grey)), strict=True):
         table = table.append_column(field, pa.array(values, field.type))
     return table
 
 
 def write_index(location: Storage, meta: Meta, shards: Sequence[Shard]) -> None:
-    """Write the table of shards, and index.json last: what has none is no index."""
+    """Write the table of shards, then index.json: without it there is no index."""
     columns = [pa.array([shard[i] for shard in shards], field.type) for i, field in enumerate(SCHEMA)]
     location.write("shards.arrow", encode_table(pa.Table.from_arrays(columns, schema=SCHEMA)))
     location.write("index.json", (json.dumps({"version": VERSION} | meta._asdict(), indent=1) + "\n").encode())
@@ -126,16 +126,16 @@ def read_table(storage: Storage, path: str) -> pa.Table:
         if local is None:
             return pa.ipc.open_file(pa.BufferReader(storage.read(path))).read_all()
         if not local.is_file():
-            raise MissingError(f"{local}: there is no such file")
+            raise MissingError(f"{local}: no such file")
         return pa.ipc.open_file(pa.memory_map(str(local))).read_all()
     except pa.ArrowInvalid as error:
         raise DataError(f"{join(storage.url, path)}: damaged; run python -m jobs.index again") from error
 
 
 def numbers(column: pa.ChunkedArray, missing: int = 0) -> NDArray[Any]:
-    """A column of integers as an array, of its own type and from its own memory where it is in one piece.
+    """A column of integers as an array of the same type, without a copy if it is a single chunk.
 
-    Without Arrow's conversion: that imports pandas where it is installed, which takes a loader process a second.
+    Arrow's own conversion imports pandas if it is installed, which costs a loader process a second.
     """
     parts = [_numbers(chunk, missing) for chunk in column.chunks if len(chunk)]
     dtype = np.dtype(str(column.type))
@@ -157,7 +157,7 @@ def _meta(data: bytes, location: str) -> Meta:
         fields = json.loads(data)
         version = fields.pop("version")
         if version != VERSION:
-            raise DataError(f"{location}/index.json is of version {version}, this program reads {VERSION}")
+            raise DataError(f"{location}/index.json has version {version}; this program reads version {VERSION}")
         return Meta(**fields | {"class_names": tuple(fields["class_names"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
@@ -165,7 +165,7 @@ def _meta(data: bytes, location: str) -> Meta:
         raise DataError(f"{location}/index.json: damaged ({error}); run python -m jobs.index again") from error
 
 
-def _what_is_missing(url: str, location: str) -> str:
+def _missing(url: str, location: str) -> str:
     if location == join(url, "index") and next(Storage(url).list(), None) is None:
-        return f"{url}: there is no such folder, or it is empty; data.shards names a folder of .tar shards"
-    return f"{url}: the shards have no index at {location}; make it with: python -m jobs.index {url}"
+        return f"{url}: no such folder, or it is empty; data.shards names a folder of .tar shards"
+    return f"{url}: no index of the shards at {location}; make it with: python -m jobs.index {url}"

@@ -1,4 +1,4 @@
-"""Makes the index of shards."""
+"""Make or update the index of shards."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ScanAll = Callable[[str, list[str], str], Iterable[Shard]]
 
 
 class Indexed(NamedTuple):
-    """What was done."""
+    """The index, and how many shards were read for it."""
 
     meta: Meta
     shards: list[Shard]
-    scanned: int  # of them, the others were in the index already and have not changed
+    scanned: int  # the others were in the index already and have not changed
 
 
 def index_shards(
@@ -37,9 +37,9 @@ def index_shards(
     """Bring the index at `location` of the folder or pattern `url` up to date.
 
     Only shards that are new, or whose size or ETag has changed, are read. `scan_all(folder, names, location)` scans
-    them and writes their members (by default one after another, here). `levels` and `class_names` are kept from an
-    index that is there where they are not given.
-    Raises `DataError` in one line that names the shard for anything that is not a whole tar of whole samples.
+    them and writes their member tables (default: one after another in this process). `levels` and `class_names`
+    default to those of the existing index. Raises `DataError`, one line that names the shard, for anything that is not
+    a complete tar of complete samples.
     """
     wanted = ShardList.parse(url)
     entries = list_shards(wanted)
@@ -50,7 +50,7 @@ def index_shards(
     for shard in (scan_all or scan_one_by_one)(wanted.folder, stale, location):
         fresh[shard.name] = shard
         progress(1)
-    if wanted.names:  # the others of the folder stay what they were
+    if wanted.names:  # keep the folder's other shards
         fresh = known | fresh
     shards = [fresh[name] for name in sorted(fresh)]
     if levels is None:
@@ -63,10 +63,10 @@ def index_shards(
 
 
 def list_shards(wanted: ShardList) -> dict[str, Entry]:
-    """The .tar objects meant, by name. Raises `DataError` where there are none."""
+    """The .tar objects of a shard list, by name. Raises `DataError` if there are none."""
     entries = [entry for entry in Storage(wanted.folder).list() if _is_shard(entry.path)]
     if not entries:
-        raise DataError(f"{wanted.folder}: there is no such folder, or no .tar in it")
+        raise DataError(f"{wanted.folder}: no such folder, or no .tar in it")
     places = wanted.select([entry.path for entry in entries])
     return {entries[place].path: entries[place] for place in places}
 
@@ -78,9 +78,9 @@ def scan_one_by_one(folder: str, names: list[str], location: str) -> Iterator[Sh
 
 
 def index_shard(folder: Storage, name: str, location: Storage) -> Shard:
-    """Scan a shard, write the table of its members, and return its row.
+    """Scan a shard, write its member table, and return its row of the index.
 
-    Raises `DataError` in one line for anything that is not a whole tar of whole samples.
+    Raises `DataError`, one line, for anything that is not a complete tar of complete samples.
     """
     scan = scan_tar(folder, name)
     table = member_table(scan.samples)
@@ -95,7 +95,7 @@ def index_shard(folder: Storage, name: str, location: Storage) -> Shard:
 
 
 def member_table(samples: list[Sample]) -> pa.Table:
-    """The table of a shard's samples."""
+    """The member table of a shard."""
     columns: dict[str, pa.Array] = {"key": pa.array([sample.key for sample in samples], pa.string())}
     for extension in sorted({extension for sample in samples for extension in sample.members}):
         members = [sample.members.get(extension) for sample in samples]
@@ -106,18 +106,18 @@ def member_table(samples: list[Sample]) -> pa.Table:
 
 
 def describe(shards: Iterable[Shard], levels: int, class_names: tuple[str, ...], url: str) -> Meta:
-    """What the rows of shards say of their images."""
+    """The format of the images of some shards. Raises `DataError` if their labels do not fit together."""
     full = [shard for shard in shards if shard.images]
     if not full:
         raise DataError(f"{url}: the shards hold no images")
     classes = max(shard.classes for shard in full)
     if classes and any(not shard.classes for shard in full):
         without = next(shard.name for shard in full if not shard.classes)
-        raise DataError(f"{url}: {without} has no labels, but other shards have")
+        raise DataError(f"{url}: {without} has no labels, but other shards do")
     if class_names and len(class_names) < classes:
         beyond = next(shard.name for shard in full if shard.classes == classes)
-        names = f"{len(class_names)} names of classes"
-        raise DataError(f"{url}: {beyond}: the label {classes - 1} is outside the {names}")
+        names = f"{len(class_names)} class names"
+        raise DataError(f"{url}: {beyond}: label {classes - 1} is outside the {names}")
     shapes = {(shard.height, shard.width) for shard in full}
     height, width = shapes.pop() if len(shapes) == 1 else (0, 0)
     channels = max(shard.channels for shard in full)
@@ -125,7 +125,7 @@ def describe(shards: Iterable[Shard], levels: int, class_names: tuple[str, ...],
 
 
 def _known(folder: str, location: str) -> tuple[Meta | None, dict[str, Shard]]:
-    """The index that is there; nothing if there is none or it does not hold."""
+    """The existing index; nothing if there is none or it is damaged."""
     try:
         meta, table = read_index(folder, location)
     except (DataError, MissingError):

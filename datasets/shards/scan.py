@@ -1,7 +1,7 @@
-"""From a tar made by anybody to the rows of its samples: keys, offsets, sizes and checksums.
+"""Scan a tar for its samples: keys, offsets, sizes and checksums.
 
-Grouping by key and extension is webdataset's own convention. What webdataset passes over in silence is an error here:
-truncated tars, half samples, keys that come twice or interleaved, links, compressed tars.
+Members are grouped by key and extension with webdataset's own function. What webdataset skips silently is an error
+here: truncated tars, incomplete samples, repeated or interleaved keys, links, compressed tars.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from datasets.errors import DataError
 from datasets.images.decode import IMAGE_FORMATS, LABEL, decode_label, image_size
 
 _BLOCK = 512
-_READ = 8 << 20  # bytes a request
-_META = re.compile(r"__[^/]*__($|/)")  # webdataset passes over these names
+_READ = 8 << 20  # bytes per request
+_META = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips
 
 
 class Member(NamedTuple):
-    """One file of a tar: where its bytes lie."""
+    """A file of a tar."""
 
     offset: int  # bytes from the beginning of the tar
     size: int  # bytes
@@ -32,30 +32,30 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The members of one key, by extension."""
+    """The members with one key, by extension."""
 
     key: str
     members: dict[str, Member]
 
     @property
     def image(self) -> str:
-        """The extension of its image."""
+        """The extension of the image."""
         return next(extension for extension in self.members if extension in IMAGE_FORMATS)
 
 
 class Scan(NamedTuple):
-    """What a tar holds."""
+    """The contents of a tar."""
 
     samples: list[Sample]
     sizes: set[tuple[int, int]]  # every (height, width) of its images
     channels: list[int]  # of each sample's image
-    labels: int  # the largest label + 1; 0 if there are none
+    labels: int  # the largest label + 1; 0: no labels
     bytes: int  # of the whole tar
     etag: str
 
 
 def scan_tar(storage: Storage, name: str) -> Scan:
-    """Read a whole shard and list its samples. Raises `DataError` in one line that names the shard and the key."""
+    """Read a whole shard and list its samples. Raises `DataError`, one line that names shard and key."""
     source = RangeFile(storage, name)
     where = f"{storage.url}/{name}"
     samples: list[Sample] = []
@@ -66,11 +66,11 @@ def scan_tar(storage: Storage, name: str) -> Scan:
     for key, extension, member, data in _members(source, where):
         if not samples or samples[-1].key != key:
             if key in seen:
-                raise DataError(f"{where}: the members of {key!r} do not lie together, or the key comes twice")
+                raise DataError(f"{where}: the members of {key!r} are not consecutive, or the key is repeated")
             seen.add(key)
             samples.append(Sample(key, {}))
         if extension in samples[-1].members:
-            raise DataError(f"{where}: {f'{key}.{extension}'!r} comes twice")
+            raise DataError(f"{where}: {f'{key}.{extension}'!r} is repeated")
         samples[-1].members[extension] = member
         try:
             if extension in IMAGE_FORMATS:
@@ -86,7 +86,7 @@ def scan_tar(storage: Storage, name: str) -> Scan:
 
 
 def _check_whole(samples: list[Sample], where: str) -> None:
-    """No half samples: each has one image, and a label if any has."""
+    """Each sample has one image, and a label if any sample has one."""
     labelled = next((sample.key for sample in samples if LABEL in sample.members), None)
     for sample in samples:
         images = [extension for extension in sample.members if extension in IMAGE_FORMATS]
@@ -102,26 +102,26 @@ def _members(source: RangeFile, where: str) -> Iterator[tuple[str, str, Member, 
     from webdataset.tariterators import base_plus_ext
 
     _check_magic(source, where)
-    with _told(where):
+    with _tar_errors(where):
         tar = tarfile.open(fileobj=source, mode="r:", ignore_zeros=False)  # noqa: SIM115
     end = 0
     while True:
-        with _told(where):
+        with _tar_errors(where):
             info = tar.next()
         if info is None:
             break
-        tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
+        tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all
         if info.offset < end or info.size < 0 or info.offset_data + info.size > source.size:
-            raise DataError(f"{where}: truncated: {info.name!r} reaches beyond the {source.size} bytes of the tar")
+            raise DataError(f"{where}: truncated: {info.name!r} extends beyond the {source.size} bytes of the tar")
         end = tar.offset
         if info.isdir() or _META.match(info.name):
             continue
         if not info.isreg() or info.issparse():
-            raise DataError(f"{where}: {info.name!r} is no plain file (a link, a device or sparse)")
+            raise DataError(f"{where}: {info.name!r} is not a regular file (a link, a device or sparse)")
         _check_name(info.name, where)
         key, extension = base_plus_ext(info.name)
         if key is None:
-            continue  # a name without an extension belongs to no sample
+            continue  # a name without an extension is not part of a sample
         source.seek(info.offset_data)
         data = memoryview(source.read(info.size))
         yield key, extension.lower(), Member(info.offset_data, info.size, zlib.crc32(data)), data
@@ -141,42 +141,42 @@ def _check_magic(source: RangeFile, where: str) -> None:
     for magic, format in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")):
         if head.startswith(magic):
             raise DataError(
-                f"{where}: compressed with {format}; shards have to be plain tars, so that parts can be read"
+                f"{where}: compressed with {format}; shards must be plain tars, which can be read in ranges"
             )
     if not head:
         raise DataError(f"{where}: empty, not a tar")
 
 
 def _check_end(source: RangeFile, end: int, where: str) -> None:
-    """After the last member there are zeros up to the end, at least a block of them."""
+    """After the last member there must be zeros up to the end, at least one block."""
     source.seek(end)
     tail = source.size - end
     if tail < _BLOCK:
-        raise DataError(f"{where}: truncated: the end of the archive is missing at byte {source.size}")
+        raise DataError(f"{where}: truncated: the end-of-archive block is missing at byte {source.size}")
     while chunk := source.read(_READ):
         if chunk.count(0) != len(chunk):
-            raise DataError(f"{where}: damaged: what follows byte {end} is not a member of the archive")
+            raise DataError(f"{where}: damaged: the bytes after {end} are not a member of the archive")
 
 
 @contextlib.contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Turn what tarfile raises on hostile bytes into a `DataError`."""
+def _tar_errors(where: str) -> Iterator[None]:
+    """Turn what tarfile raises on damaged or crafted bytes into a `DataError`."""
     try:
         yield
     except (DataError, OSError):
         raise
-    except Exception as error:  # tarfile has raised every kind on headers made for it
+    except Exception as error:  # tarfile raises all kinds of exceptions on crafted headers
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where}: not a tar, or a damaged one ({reason})") from error
 
 
 class RangeFile(io.RawIOBase):
-    """A shard as a seekable file: reads go out in large ranges, whatever tarfile asks for."""
+    """A shard as a seekable file: small reads are served from large range requests."""
 
     def __init__(self, storage: Storage, name: str):
         entry = storage.stat(name)
         if entry is None:
-            raise DataError(f"{storage.url}/{name}: there is no such shard")
+            raise DataError(f"{storage.url}/{name}: no such shard")
         self.size = entry.size
         self.etag = entry.etag
         self._storage = storage
@@ -208,6 +208,6 @@ class RangeFile(io.RawIOBase):
             self._held = self._storage.read_range(self._name, start, min(max(stop, start + _READ), self.size))
             self._start = start
             if len(self._held) < stop - start:
-                raise DataError(f"{self._storage.url}/{self._name}: became shorter while it was read")
+                raise DataError(f"{self._storage.url}/{self._name}: was truncated while it was read")
         self._place = stop
         return bytes(self._held[start - self._start : stop - self._start])

@@ -1,4 +1,4 @@
-"""What an entry of `data.shards` names: a folder, or some of a folder's shards by a pattern."""
+"""An entry of `data.shards`: a folder, or those shards of a folder that match a pattern."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 from datasets.errors import DataError
 
-_MANY = re.compile(r"[{*?\[]")
+_WILDCARD = re.compile(r"[{*?\[]")
 
 
 class ShardList(NamedTuple):
     """Shards of one folder."""
 
     folder: str  # URL
-    names: tuple[str, ...]  # of the folder, or patterns with *, ? and [...]; empty: all
+    names: tuple[str, ...]  # names, or patterns with *, ? and [...]; empty: all of the folder
 
     @classmethod
     def parse(cls, url: str) -> ShardList:
-        """From a folder's URL, one .tar, a brace pattern or one with wildcards. Raises `DataError`."""
-        match = _MANY.search(url)
+        """From the URL of a folder or a .tar, or a pattern with braces or wildcards. Raises `DataError`."""
+        match = _WILDCARD.search(url)
         if not match and not url.endswith(".tar"):
             return cls(url.rstrip("/"), ())
         folder, _, _ = url[: match.start() if match else len(url)].rpartition("/")
@@ -29,17 +29,17 @@ class ShardList(NamedTuple):
         return cls(folder, tuple(_expand(url[len(folder) + 1 :], url)))
 
     def select(self, names: list[str]) -> list[int]:
-        """The places in `names` of the shards meant, in the order of `names`.
+        """The places in `names` of the shards of this list, in the order of `names`.
 
-        Raises `DataError` where one that is asked for by its full name is not there, or none is.
+        Raises `DataError` if a shard given by its full name is missing, or none matches.
         """
         if not self.names:
             return list(range(len(names)))
-        patterns = [name for name in self.names if _MANY.search(name)]
+        patterns = [name for name in self.names if _WILDCARD.search(name)]
         wanted = set(self.names) - set(patterns)
         if missing := sorted(wanted - set(names)):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise DataError(f"{self.folder}: there is no shard {missing[0]}{more} in the index or the folder")
+            raise DataError(f"{self.folder}: no shard {missing[0]}{more} in the index or the folder")
         places = [
             place
             for place, name in enumerate(names)

@@ -68,7 +68,7 @@ def test_a_byte_that_is_flipped_in_the_store_is_one_line(sets, tmp_path):
     shard = tmp_path / "set" / "0001.tar"
     data = bytearray(shard.read_bytes())
     data[data.index(b"IDAT") + 8] ^= 1
-    remote.parts[0].storage.write("0001.tar", bytes(data))
+    remote.folders[0].storage.write("0001.tar", bytes(data))
     with pytest.raises(DataError, match=r"0001\.tar: sample '000040': png does not match its checksum") as told:
         take(remote, 5)
     assert "\n" not in str(told.value)
@@ -87,8 +87,8 @@ def test_an_interrupted_read_goes_on_and_does_not_begin_again(sets, tmp_path):
     """A window of 3 MB that breaks again and again: what has come is not fetched a second time."""
     _, remote, proxy = sets
     blob = Path("/dev/urandom").open("rb").read(3_000_000)  # noqa: SIM115
-    remote.parts[0].storage.write("blob", blob)
+    remote.folders[0].storage.write("blob", blob)
     proxy.forget()
     proxy.add(Fault("reset", method="GET", path="blob", after=1_000_000, times=2))
-    assert bytes(remote.parts[0].storage.read_range("blob", 0, len(blob))) == blob
+    assert bytes(remote.folders[0].storage.read_range("blob", 0, len(blob))) == blob
     assert proxy.sent < 2 * len(blob)

@@ -65,7 +65,7 @@ def test_a_run_ends_when_more_is_bad_than_allowed(damaged, workers):
     with training_batches(config, damaged, seed=1, batch=4) as batches, pytest.raises(DataError) as told:  # noqa: PT012
         for _ in range(20):
             next(batches)
-    assert "3 images quarantined in epoch 0 are more than data.bad_share allows; the last is" in str(told.value)
+    assert "3 images quarantined in epoch 0, more than data.bad_share allows; the last one:" in str(told.value)
     assert "\n" not in str(told.value)
 
 

@@ -61,7 +61,7 @@ def test_a_machine_reports_its_own_store_and_leaves_the_probe_for_who_asked(conf
 def test_a_store_that_cannot_be_read_is_told(config_file: Callable[..., Path], tmp_path: Path) -> None:
     config = load_config(str(config_file(data={"shards": str(tmp_path / "none")})))
     report = inspect(config.run, config.data)
-    assert "there is no such folder" in report.store
+    assert "no such folder" in report.store
     assert not finding("store", nodes_findings([report])).ok
 
 

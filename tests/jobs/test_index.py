@@ -28,4 +28,4 @@ def test_a_shard_that_is_no_tar_is_one_line_and_leaves_no_index(tmp_path):
 
 def test_an_empty_folder_is_one_line(tmp_path):
     ran = call_job("index", str(tmp_path / "none"))
-    assert (ran.status, ran.stderr) == (1, f"error: {tmp_path}/none: there is no such folder, or no .tar in it\n")
+    assert (ran.status, ran.stderr) == (1, f"error: {tmp_path}/none: no such folder, or no .tar in it\n")

@@ -24,12 +24,12 @@ def test_what_is_missing_is_one_line(tmp_path):
     told = call_job("pack", "--source", "idx", "--out", str(tmp_path / "d"))
     assert (told.status, told.stderr) == (
         1,
-        "error: --source idx needs --from with the folder (path or URL) of its files\n",
+        "error: --source idx: give the folder (path or URL) of its files by --from\n",
     )
     told = call_job("pack", "--source", "cifar10", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "d"))
     assert told.status == 1
     assert told.stderr.count("\n") == 1
-    assert "there is none of data_batch_1.bin" in told.stderr
+    assert "none of data_batch_1.bin" in told.stderr
 
 
 def test_packing_to_s3_and_training_from_there(s3_environment, tmp_path):

@@ -152,4 +152,4 @@ def test_shards_are_packed_indexed_and_verified_by_ray(cluster, tmp_path):
     assert list(Index.open(str(shards)).counts) == counts
     verified = run_job("verify", str(shards), env=cluster, timeout=RAY_SECONDS)
     assert verified.status == 0, verified.stderr
-    assert verified.stdout == "verified 1,527 images in 26 shards: all well\n"
+    assert verified.stdout == "verified 1,527 images in 26 shards: all good\n"

@@ -62,13 +62,13 @@ def test_several_sets_are_sent_with_absolute_paths(digits: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ("data.shards=/nowhere", DataError, "/nowhere: there is no such folder"),
-        ("data.validation=/nowhere", DataError, "/nowhere: there is no such folder"),
+        ("data.shards=/nowhere", DataError, "/nowhere: no such folder"),
+        ("data.validation=/nowhere", DataError, "/nowhere: no such folder"),
         ("optim.lrate=1", ConfigError, "unknown key; did you mean"),
         ("data.streams=7", DataError, "data.streams=7 must divide the global batch"),
         ("ray.workers=65", DataError, "data.streams=64 cannot be dealt to 65 ranks"),
         ("ray.workers=[1,65]", DataError, "data.streams=64 cannot be dealt to 65 ranks"),
-        ("run=s3://", StorageError, "names no bucket"),
+        ("run=s3://", StorageError, "no bucket"),
         ("run=s3://me:hunter2@bucket/run", ConfigError, "s3://...@bucket/run: holds a name or password"),
         ("init_from=/nowhere", TrainingError, "/nowhere: no model here"),
         ("model.likelihood={kind: bernoulli}", ConfigError, r"^model\."),
@@ -96,7 +96,7 @@ def test_the_folder_of_a_run_is_tried_and_left_as_it_was(overrides: list[str], t
 def test_a_folder_that_cannot_be_written_is_refused(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     run, _ = checked(CONFIG, overrides)
-    with pytest.raises(StorageError, match="this is a file, not a folder"):
+    with pytest.raises(StorageError, match="a file, not a folder"):
         check_run_folder(run)
 
 

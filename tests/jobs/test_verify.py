@@ -13,7 +13,7 @@ def test_whole_shards_are_all_well(tmp_path):
     write_set(tmp_path, [3] * 9)
     ran = run_job("verify", str(tmp_path), "--processes", "2")
     assert (ran.status, ran.stderr) == (0, "")
-    assert ran.stdout == "verified 27 images in 9 shards: all well\n"
+    assert ran.stdout == "verified 27 images in 9 shards: all good\n"
 
 
 def test_each_bad_image_and_unknown_shard_has_a_line(tmp_path):
@@ -62,4 +62,4 @@ def test_a_pattern_without_shards_is_one_line(tmp_path, name):
     write_set(tmp_path, [3])
     ran = call_job(name, f"{tmp_path}/x-{{0..3}}.tar")
     assert ran.status == 1
-    assert ran.error.startswith(f"error: {tmp_path}: there is no shard x-0.tar and 3 more")
+    assert ran.error.startswith(f"error: {tmp_path}: no shard x-0.tar and 3 more")

@@ -1,1 +1,1 @@
-"""Where images come from before they are packed into shards."""
+"""Sources of images for `jobs.pack`."""

@@ -1,4 +1,4 @@
-"""MNIST as Larochelle and Murray (2011) binarised it once and for all: what binary-image bounds are compared on."""
+"""MNIST as binarised once by Larochelle and Murray (2011): the set on which bounds of binary images are compared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIDE = 28
 
 
 class BinarizedMnist(InMemory):
-    """The fixed stochastic binarisation: 50,000 images to train and the 10,000 of the test set; no labels.
+    """The fixed stochastic binarisation: 50,000 training images and the 10,000 test images; no labels.
 
     Files: `np.packbits` of the 784 pixels, uint8 [images, 98], as .npy or .npy.gz.
     """
@@ -49,5 +49,5 @@ def _load(data: bytes, name: str) -> NDArray[Any]:
     except (ValueError, EOFError) as error:
         raise DataError(f"{name}: not an .npy file ({error})") from error
     if packed.dtype != np.uint8 or packed.shape[1:] != (_SIDE * _SIDE // 8,):
-        raise DataError(f"{name}: {packed.dtype} {packed.shape}, not packed bits, uint8 [images, 98]")
+        raise DataError(f"{name}: {packed.dtype} {packed.shape}, expected packed bits, uint8 [images, 98]")
     return packed

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009) in its binary version: 3,073 bytes a record. The pickles are never opened."""
+"""CIFAR-10 (Krizhevsky 2009), binary version: records of 3,073 bytes. The pickled version is not read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEST = ("test_batch.bin", "test_first_1000.bin")
 
 
 class Cifar10(InMemory):
-    """Whatever is there of data_batch_1.bin ... data_batch_5.bin, and test_batch.bin to hold out; or their .gz."""
+    """Those of data_batch_1.bin ... data_batch_5.bin that exist; test_batch.bin is held out. Plain or .gz."""
 
     def __init__(self, folder: str):
         self._records = {
@@ -36,14 +36,14 @@ class Cifar10(InMemory):
 
 
 def _present(folder: str, names: tuple[str, ...]) -> list[str]:
-    """Which of the files are there, plain or gzipped; over http nothing can be listed, and all are expected."""
+    """Which of the files exist, plain or gzipped; over http, which has no listing, all are expected."""
     if folder.startswith(("http://", "https://")):
         return list(names)
-    there = {entry.path for entry in Storage(folder).list()}
-    found = [name for name in names if name in there or f"{name}.gz" in there]
+    listed = {entry.path for entry in Storage(folder).list()}
+    found = [name for name in names if name in listed or f"{name}.gz" in listed]
     if not found:
-        hint = "" if not is_local(folder) else " (the python version with pickles will not do)"
-        raise DataError(f"{folder}: there is none of {', '.join(names)}, plain or .gz{hint}")
+        hint = "" if not is_local(folder) else " (the pickled Python version is not supported)"
+        raise DataError(f"{folder}: none of {', '.join(names)} exists, plain or .gz{hint}")
     return found
 
 
@@ -52,5 +52,5 @@ def _records(data: bytes, name: str) -> np.ndarray:
         raise DataError(f"{name}: {len(data)} bytes are not records of {_RECORD}; is this the binary version?")
     records = np.frombuffer(data, dtype=np.uint8).reshape(-1, _RECORD)
     if records[:, 0].max() >= len(_NAMES):
-        raise DataError(f"{name}: the label {records[:, 0].max()} is outside the classes 0..9")
+        raise DataError(f"{name}: label {records[:, 0].max()} is outside the classes 0..9")
     return records

@@ -1,4 +1,4 @@
-"""The 1,797 scans of digits, 8 x 8 pixels in 17 grey levels, that scikit-learn carries (Alpaydin, Kaynak 1998)."""
+"""scikit-learn's 1,797 scans of digits, 8 x 8 pixels with 17 grey levels (Alpaydin and Kaynak 1998)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HELD_OUT = 270  # images: 15%
 
 
 class Digits(InMemory):
-    """Real scans, small enough to come with the program. 15% of them, drawn once and for all, are held out."""
+    """Real scans, small enough to be installed with scikit-learn. A fixed random 15% is held out."""
 
     meta = Meta(
         channels=1,

@@ -1,4 +1,4 @@
-"""A folder of image files: classes from the names of its folders, captions from .txt files beside the images."""
+"""A folder of image files: classes from the names of its folders, captions from .txt files next to the images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val
 
 
 class ImageFolder:
-    """The images below a folder, in a fixed shuffled order, with the encoded bytes as they are.
+    """The images below a folder, in a fixed shuffled order, their encoded bytes unchanged.
 
-    Where the folder has train/ and validation/ (or val/, test/) inside, these are the splits; else a share is held
-    out. Folders directly above images are their classes, in the order of the names, where there are two or more.
+    If the folder has train/ and validation/ (or val/, test/), these are the splits; otherwise a fraction is held out.
+    If images have two or more different parent folders, these are the classes, sorted by name.
     """
 
     parallel = True
@@ -25,7 +25,7 @@ class ImageFolder:
     def __init__(self, folder: str, held_out: float = 0.05):
         root = Path(folder)
         if not root.is_dir():
-            raise DataError(f"{folder}: there is no such folder")
+            raise DataError(f"{folder}: no such folder")
         roots = {split: _first_folder(root, names) for split, names in SPLIT_NAMES.items()}
         if all(roots.values()):
             self._files = {split: _images(place or root) for split, place in roots.items()}
@@ -57,5 +57,5 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
 def _images(root: Path) -> list[Path]:
     files = [path for path in root.rglob("*") if path.suffix[1:].lower() in IMAGE_FORMATS and path.is_file()]
     if not files:
-        raise DataError(f"{root}: there are no images ({', '.join(IMAGE_FORMATS)}) in it")
+        raise DataError(f"{root}: no images ({', '.join(IMAGE_FORMATS)}) in this folder")
     return sorted(files)

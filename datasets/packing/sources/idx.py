@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST in their idx files (LeCun, Cortes and Burges), plain or gzipped, from a path or URL."""
+"""MNIST and Fashion-MNIST from their idx files (LeCun, Cortes and Burges), plain or gzipped, at a path or URL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datasets.shards.index_files import Meta
 _FILES = {"train": "train", "validation": "t10k"}
 _UNSIGNED_BYTE = 0x08
 
-# md5 of the unpacked files
+# MD5 of the decompressed files
 KNOWN = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -32,9 +32,9 @@ KNOWN = {
 
 
 class Idx(InMemory):
-    """Grey images and labels. With `binarise="static"` a pixel is 1 where it is at least 128, else 0.
+    """Grey images and labels. With `binarise="static"`, pixel values from 128 on become 1, others 0.
 
-    `expect` names a set in `KNOWN` whose checksums the files must have.
+    `expect`: a set in `KNOWN` whose checksums the files must have.
     """
 
     def __init__(self, folder: str, binarise: Literal["", "static"] = "", expect: str | None = None):
@@ -76,5 +76,5 @@ def parse_idx(data: bytes, name: str) -> np.ndarray:
     shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
     values = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * axes)
     if values.size != np.prod(shape, dtype=object):
-        raise DataError(f"{name}: {values.size} values, but its header says {' x '.join(map(str, shape))}")
+        raise DataError(f"{name}: {values.size} values, but its header has {' x '.join(map(str, shape))}")
     return values.reshape(shape)

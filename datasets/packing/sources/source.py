@@ -1,4 +1,4 @@
-"""What a source of images tells the packer."""
+"""The interface of a source of images, and what sources share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import urllib.request
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage
@@ -21,47 +22,47 @@ SPLITS = ("train", "validation")
 
 
 class Example(NamedTuple):
-    """One image, its class (None: it has none) and its caption."""
+    """One image, its class and its caption (None: it has none)."""
 
-    image: Pixels | bytes  # uint8 [H, W, C], or a file as it is
+    image: Pixels | bytes  # uint8 [H, W, C], or the bytes of a file
     label: int | None
-    extension: str = "png"  # of the file, where the image is one
+    extension: str = "png"  # of the file, if the image is bytes
     caption: bytes | None = None
 
 
 class Source(Protocol):
     """Images in two splits, each in a fixed shuffled order."""
 
-    parallel: bool  # whether it is worth copying to other processes: it reads files, and holds no images
+    parallel: bool  # whether to copy it to other processes: it reads files and holds no images
 
     @property
     def meta(self) -> Meta | None:
-        """What the images are; None: that is seen when they are packed."""
+        """The format of the images; None: found while packing."""
 
     @property
     def name(self) -> str:
-        """Where the images come from, in words."""
+        """Where the images come from, for a reader."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes."""
 
     def count(self, split: str) -> int:
-        """How many images "train" or "validation" has."""
+        """The number of images of "train" or "validation"."""
 
     def example(self, split: str, i: int) -> Example:
         """Image i of a split."""
 
 
 class InMemory:
-    """A source that knows what its images are and holds them."""
+    """A source that holds its images in memory and knows their format."""
 
     parallel = False
     meta: Meta
 
     @property
     def name(self) -> str:
-        """Where the images come from, in words."""
+        """Where the images come from, for a reader."""
         return self.meta.source
 
     @property
@@ -71,9 +72,9 @@ class InMemory:
 
 
 def fetch(folder: str, name: str, md5: str = "") -> bytes:
-    """The bytes of a file, or of the .gz beside it unpacked, from a folder at a path or URL.
+    """The bytes of a file, or of its .gz decompressed, from a folder at a path or URL.
 
-    Raises `DataError` if there is none, or if its md5 (of the unpacked bytes) is not the one given.
+    Raises `DataError` if neither exists, or if the MD5 of the decompressed bytes is not `md5`.
     """
     for candidate in (name, name + ".gz"):
         data = _read(folder, candidate)
@@ -86,9 +87,9 @@ def fetch(folder: str, name: str, md5: str = "") -> bytes:
                 raise DataError(f"{folder}/{candidate}: damaged ({error})") from error
         found = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if md5 and found != md5:
-            raise DataError(f"{folder}/{candidate}: md5 of the unpacked bytes is {found}, it should be {md5}")
+            raise DataError(f"{folder}/{candidate}: the MD5 of the decompressed bytes is {found}, expected {md5}")
         return data
-    raise DataError(f"{folder}: there is neither {name} nor {name}.gz")
+    raise DataError(f"{folder}: neither {name} nor {name}.gz exists")
 
 
 def _read(folder: str, name: str) -> bytes | None:
@@ -109,6 +110,6 @@ def _read(folder: str, name: str) -> bytes | None:
         return None
 
 
-def shuffled(images: int, key: str) -> np.ndarray:
-    """A fixed permutation of 0..images-1, the same in every version of every library."""
+def shuffled(images: int, key: str) -> NDArray[np.int64]:
+    """A fixed permutation of 0..images-1, the same with every version of every library."""
     return permute(np.arange(images), np.array([images]), key_of(0, key))

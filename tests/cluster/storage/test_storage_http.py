@@ -60,7 +60,7 @@ def test_objects_and_ranges_are_read(server):
 
 
 def test_a_missing_file_is_told(server):
-    with pytest.raises(MissingError, match=rf"^{server}/a/none.tar: there is no such object$"):
+    with pytest.raises(MissingError, match=rf"^{server}/a/none.tar: no such object$"):
         Storage(f"{server}/a").read("none.tar")
     assert Storage(f"{server}/a").stat("none.tar") is None
 

@@ -27,7 +27,7 @@ class Large(Index):
 
 
 def large(index: Index, size: float) -> Index:
-    larger = Large([index.parts])
+    larger = Large([index.folders])
     larger.bytes_per_image = size
     return larger
 

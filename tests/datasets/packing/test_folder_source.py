@@ -108,7 +108,7 @@ def test_an_interrupted_packing_keeps_its_whole_shards_and_ends_in_the_same_byte
 
 
 def test_a_folder_without_images_is_one_line(tmp_path):
-    with pytest.raises(DataError, match="there are no images"):
+    with pytest.raises(DataError, match="no images"):
         ImageFolder(str(tmp_path))
     with pytest.raises(DataError, match="no such folder"):
         ImageFolder(str(tmp_path / "none"))

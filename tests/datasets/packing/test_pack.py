@@ -66,7 +66,7 @@ def test_a_finished_set_is_left_alone_and_another_set_is_not_mixed_in(digits, tm
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     assert [split.written for split in pack(Digits(), str(digits))] == [False, False]
     assert before == {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
-    with pytest.raises(DataError, match=r"train: holds another set \(handwritten digits"):
+    with pytest.raises(DataError, match=r"train: contains another set \(handwritten digits"):
         pack(Idx(str(idx_files(tmp_path / "idx"))), str(digits))
 
 
@@ -115,7 +115,7 @@ def test_idx_files_are_packed_plain_or_zipped_and_binarised_on_request(tmp_path,
     [
         (b"\x1f\x8b", "gz: damaged"),
         (gzip.compress(b"nonsense"), "not an idx file"),
-        (gzip.compress(idx(np.zeros((3, 5, 4), np.uint8))[:-1]), "59 values, but its header says 3 x 5 x 4"),
+        (gzip.compress(idx(np.zeros((3, 5, 4), np.uint8))[:-1]), "59 values, but its header has 3 x 5 x 4"),
         (gzip.compress(idx(np.zeros((3, 5, 4), np.uint8))), r"\(3, 5, 4\) and train-labels-idx1-ubyte \(20,\)"),
     ],
     ids=["no gzip", "no idx", "too short", "other labels"],
@@ -128,14 +128,14 @@ def test_damaged_idx_files_are_one_line(tmp_path, data, told):
 
 
 def test_a_file_with_another_checksum_than_expected_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"md5 of the unpacked bytes is .*, it should be 6bbc9ace"):
+    with pytest.raises(DataError, match=r"the MD5 of the decompressed bytes is .*, expected 6bbc9ace"):
         Idx(str(idx_files(tmp_path)), expect="mnist")
 
 
 def test_missing_source_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"neither train-images-idx3-ubyte nor train-images-idx3-ubyte\.gz"):
         Idx(str(tmp_path))
-    with pytest.raises(DataError, match=r"none of data_batch_1\.bin.*pickles will not do"):
+    with pytest.raises(DataError, match=r"none of data_batch_1\.bin.*pickled Python version is not supported"):
         Cifar10(str(tmp_path))
 
 
@@ -150,7 +150,7 @@ def test_cifar10_records_are_packed_and_damaged_ones_told(tmp_path):
     with pytest.raises(DataError, match="36875 bytes are not records of 3073"):
         Cifar10(str(tmp_path))
     (tmp_path / "data_batch_2.bin").write_bytes(bytes([11]) + bytes(3072))
-    with pytest.raises(DataError, match="the label 11 is outside"):
+    with pytest.raises(DataError, match="label 11 is outside"):
         Cifar10(str(tmp_path))
 
 

@@ -159,7 +159,7 @@ def test_a_full_disk_is_gone_on_without(tmp_path, caplog):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert source.fetched == [(0, BLOCK), (BLOCK, SIZE), (BLOCK, SIZE)]
-    told = f"{tmp_path}: the cache on disk takes no more ({os.strerror(errno.EFBIG)}); going on without"
+    told = f"{tmp_path}: cannot write to the disk cache ({os.strerror(errno.EFBIG)}); continuing without it"
     assert [record.getMessage() for record in caplog.records] == [told]
 
 
