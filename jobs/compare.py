@@ -85,8 +85,8 @@ def table(entries: list[Entry], budget: int, samples: int) -> str:
     """The comparison as Markdown, the best bound first."""
     images = entries[0].evaluation.images
     lines = [
-        f"Negative ELBO on {images:,} held-out images ({samples} draws each, averaged weights) after {budget:,} "
-        "training images; distortion and rates in nats an image.",
+        f"Negative ELBO on {images:,} held-out images ({samples} draws each, averaged weights, float32) after "
+        f"{budget:,} training images; distortion and rates in nats an image.",
         "",
         "| model | bits per dimension | nats | distortion | rate per level | parameters | training images/s |",
         "|---|---|---|---|---|---|---|",

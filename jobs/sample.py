@@ -2,7 +2,7 @@
 
     python -m jobs.sample RUN_URL --count 64 --out URL [--format grid|images|shards]
 
-The same seed gives the same images for any number of processes; the same command again makes what is missing.
+The same seed gives the same images for any number of processes; the same command again makes missing ones only.
 The work is spread over a Ray cluster (RAY_ADDRESS, as under `ray job submit`), else over the GPUs of this machine, one
 process each, else over its cores.
 """

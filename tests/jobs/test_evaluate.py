@@ -83,7 +83,7 @@ def test_a_run_that_trains_in_bfloat16_is_evaluated_in_float32(config_file, caps
     assert " nats), bf16" in capsys.readouterr().out
 
 
-def test_a_bound_that_the_model_does_not_have_is_refused_with_those_that_it_has(finished):
+def test_an_unknown_bound_is_an_error_that_lists_the_bounds_of_the_model(finished):
     run, _ = finished
     with pytest.raises(TrainingError, match=r"^a Vae has no bound flow; it has elbo, iw$"):
         evaluate([run, "--bound", "flow"])
@@ -114,7 +114,7 @@ def test_the_importance_weighted_bound_is_tighter_and_has_no_rates(finished):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.01])
-def test_bad_images_are_left_out_and_told_up_to_a_share_of_all(config_file, digits, tmp_path, capsys, share):
+def test_bad_images_up_to_a_share_are_left_out_with_a_warning(config_file, digits, tmp_path, capsys, share):
     data = {"on_bad": "quarantine", "bad_share": share, "workers": 0}
     config = load_config(str(config_file(data=data, trainer={"images": 2 * BATCH})))
     train_rank(config)
@@ -143,7 +143,7 @@ def told_what_is_wrong(path, told):
         Path(f"{told}-{os.environ['RANK']}").write_text(str(error))
 
 
-def test_the_bad_images_of_all_ranks_count_when_training_evaluates(config_file, digits, tmp_path):
+def test_bad_images_of_all_ranks_count_in_the_evaluation_of_a_run(config_file, digits, tmp_path):
     """Each of two ranks has fewer than the share allows, both together have more."""
     damaged = tmp_path / "damaged"
     shutil.copytree(digits / "validation", damaged)
@@ -159,7 +159,7 @@ def test_the_bad_images_of_all_ranks_count_when_training_evaluates(config_file, 
     assert [Path(f"{tmp_path}/told-{rank}").read_text() for rank in (0, 1)] == [line, line]
 
 
-def test_a_folder_without_a_run_is_told(tmp_path):
+def test_a_folder_without_a_run_is_an_error_of_one_line(tmp_path):
     ended = call_job("evaluate", str(tmp_path))
     assert ended.status == 1
     assert ended.error == f"error: {tmp_path}: no run here; a run folder has a config.yaml"

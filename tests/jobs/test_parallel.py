@@ -14,7 +14,7 @@ from jobs.ray.tasks import place, share
         ({}, True, (0, 1)),
     ],
 )
-def test_a_call_has_a_gpu_where_it_wants_one_and_the_cluster_has_any(cluster, gpu, expected):
+def test_a_call_has_a_gpu_if_requested_and_the_cluster_has_any(cluster, gpu, expected):
     assert share(cluster, gpu) == expected
 
 

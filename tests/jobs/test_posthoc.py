@@ -55,7 +55,7 @@ def test_every_command_takes_them(run, tmp_path, capsys):
         torch.testing.assert_close(value.detach(), expected[name], rtol=0, atol=0)
 
 
-def test_what_cannot_be_is_told_in_one_line(run, config_file, tmp_path):
+def test_invalid_options_are_errors_of_one_line(run, config_file, tmp_path):
     for weights in ("posthoc:0.3", "posthoc:", "best", "ema:0.1"):
         with pytest.raises(TrainingError, match=f"weights {weights}: are ema, raw, or posthoc:WIDTH"):
             evaluate.main([run, "--weights", weights])

@@ -40,7 +40,7 @@ def report(run: str, name: str) -> dict:
     return json.loads((Path(run) / f"evaluations/{name}.json").read_text())
 
 
-def test_it_is_the_distance_of_the_samples_to_the_split_by_the_users_features(run, capsys):
+def test_the_distance_uses_the_given_feature_function(run, capsys):
     features = "tests.jobs.test_quality:rows"
     assert quality.main([run, "--features", features, "--count", "50", "--batch", "20", "--seed", "3"]) == 0
     found = report(run, "quality-validation-tests.jobs.test_quality-rows-50-ema")
@@ -78,6 +78,6 @@ def test_processes_change_nothing_and_other_splits_can_be_named(run, digits):
         (["--weights", "best"], TrainingError, "weights best: are ema, raw, or posthoc:WIDTH"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(run, arguments, error, message):
+def test_invalid_options_are_errors_of_one_line(run, arguments, error, message):
     with pytest.raises(error, match=message):
         quality.main([run, *arguments])

@@ -14,6 +14,7 @@ from jobs import index, sample
 from jobs.errors import ConfigError
 from tests.trainer.models import ALL_MODELS
 from trainer.checkpoints.export import describe, write_model
+from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.models import ModelConfig
 from trainer.models.vae import VaeConfig
@@ -134,7 +135,7 @@ def test_interpolations_begin_and_end_in_samples(kind, tmp_path):
         (["--count", "0"], "--count 0: at least 1"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(arguments, message, tmp_path):
+def test_invalid_options_are_errors_of_one_line(arguments, message, tmp_path):
     with pytest.raises(ConfigError) as refused:
         sample.main([a_run(tmp_path / "run"), "--out", f"{tmp_path}/out", *arguments])
     assert message in str(refused.value)
@@ -142,7 +143,11 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_settings_of_diffusions_are_refused_by_other_models(tmp_path):
+def test_options_that_the_model_lacks_are_errors(tmp_path):
     run = a_run(tmp_path / "run", VaeConfig(kind="vae", latent=4).model_dump(mode="json"))
+    with pytest.raises(ConfigError, match=f"^--label 3: {run} is not conditioned on labels$"):
+        sample.main([run, "--out", f"{tmp_path}/out", "--label", "3"])
+    with pytest.raises(TrainingError, match=r"^a Vae samples in one step and has no trajectory$"):
+        sample.main([run, "--out", f"{tmp_path}/out", "--trajectory", "strip"])
     with pytest.raises(ConfigError, match="--sampler: a Vae has no such option"):
         sample.main([run, "--out", f"{tmp_path}/out", "--sampler", "ddim"])

@@ -1,4 +1,4 @@
-"""A W&B that is away stops no run and loses no row: the same command, started again, sends what is missing."""
+"""An outage of W&B stops no run and loses no row: the same command, started again, sends missing rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.tracking.trackers import lacks_rows
 
 @pytest.fixture(autouse=True)
 def impatient(wandb_server, monkeypatch):
-    """W&B is given up after a few seconds; what it keeps in this process ends with the test."""
+    """Short time limits for W&B; its service in this process ends with the test."""
     for name, value in wandb_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(trainer.tracking.wandb_run, "INIT_SECONDS", 4.0)
@@ -36,7 +36,7 @@ def same(server, run: str) -> bool:
 
 
 @pytest.mark.parametrize("steps", [7, None], ids=["until a stop", "until after the end"])
-def test_a_run_that_begins_while_the_server_is_away_loses_no_row(config_file, wandb_server, capsys, steps):
+def test_a_run_that_starts_while_the_server_is_down_loses_no_row(config_file, wandb_server, capsys, steps):
     config = load_config(str(config_file(tracking={"mode": "online"})))
     wandb_server.failing = 503
     outcome = train_rank(config, StopAfter(steps) if steps else Requests())
@@ -49,13 +49,13 @@ def test_a_run_that_begins_while_the_server_is_away_loses_no_row(config_file, wa
     assert train_rank(config).finished
     assert same(wandb_server, config.run)
     assert not lacks_rows(Storage(config.run))
-    wandb_server.failing = 503  # nobody asks it any more
+    wandb_server.failing = 503  # no request is made any more
     refused = wandb_server.refused
     assert train_rank(config).finished
     assert wandb_server.refused == refused
 
 
-def test_a_server_that_goes_away_and_stays_away_is_told_and_caught_up_with(config_file, wandb_server, capsys):
+def test_rows_missed_by_a_server_that_went_down_are_sent_on_resume(config_file, wandb_server, capsys):
     config = load_config(str(config_file(tracking={"mode": "online"})))
 
     class StopInAnOutage(StopAfter):

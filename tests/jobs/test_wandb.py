@@ -46,7 +46,7 @@ def tool(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
     return done.stdout + done.stderr
 
 
-def test_rows_are_those_of_the_metrics_offline_synced_and_online_and_the_key_is_nowhere(
+def test_wandb_rows_equal_the_metrics_offline_synced_and_online_and_the_key_leaks_nowhere(
     config_file: Callable[..., Path],
     wandb_server: WandbServer,
     monkeypatch: pytest.MonkeyPatch,

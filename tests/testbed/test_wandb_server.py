@@ -44,7 +44,7 @@ def bpd(server):
     return [row["train/bpd"] for row in server.rows("run-1") if "train/bpd" in row]
 
 
-def test_a_run_logs_online_and_goes_on_under_the_same_id(wandb_server, log):
+def test_a_run_logs_online_and_resumes_under_the_same_id(wandb_server, log):
     done = log(0, 25, env=wandb_server.environment)
     assert done.returncode == 0, done.stderr
     run = wandb_server.runs["run-1"]

@@ -60,7 +60,7 @@ class Model(nn.Module):
     """
 
     spec: ImageSpec
-    is_density = False  # True: the bound is that of a density, in nats, and never bits per dimension
+    is_density = False  # True: x is continuous, so the bound is of a density: nats, never bits per dimension
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         """The bound of `images` (uint8 levels [B, C, H, W]); `progress` is the number of images seen, a scalar."""

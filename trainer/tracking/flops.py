@@ -1,6 +1,6 @@
 """Model FLOPs, counted by tracing a pass with shapes alone, and the model FLOP/s utilisation (MFU) of a GPU.
 
-MFU as Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): what the model needs, not what is computed again.
+MFU as Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): only what the model needs, no recomputation.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def counted(name: str, images: int, backward: bool = True) -> int:
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)
-def test_the_count_is_that_of_a_real_pass_and_leaves_the_model_alone(name: str) -> None:
+def test_the_count_equals_a_real_pass_and_does_not_change_the_model(name: str) -> None:
     model = build(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     measured = measure(model, torch.float32)
@@ -34,7 +34,7 @@ def test_the_count_is_that_of_a_real_pass_and_leaves_the_model_alone(name: str) 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_model_that_is_to_be_compiled_is_counted_as_it_was_written() -> None:
+def test_a_compiled_model_is_counted_as_written() -> None:
     model = build("vae-mlp")
     plain = measure(model, torch.float32)
     model.compile(backend="eager", fullgraph=True)
@@ -47,7 +47,7 @@ def test_the_share_of_the_peak_is_flops_over_peak_and_unknown_on_a_cpu() -> None
     assert utilisation(model, bf16=False, peak=2e9) == measure(model, torch.float32).flops / 2e9
 
 
-def test_what_cannot_be_traced_is_said_and_trains_without_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_traced_is_reported_and_has_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("vae-mlp")
     monkeypatch.setattr(model, "forward", lambda *inputs: inputs[0].sum().item())
     said: list[str] = []
@@ -86,7 +86,7 @@ def test_a_backward_pass_costs_about_twice_the_forward_pass() -> None:
     assert 2.5 < both / forward < 3
 
 
-def test_what_checkpointing_computes_again_is_not_counted() -> None:
+def test_recomputation_by_checkpointing_is_not_counted() -> None:
     model = build("ladder-vdvae")
     assert model.config.checkpoint_gradients
     again = measure(model, torch.float32)
@@ -128,5 +128,5 @@ def test_what_checkpointing_computes_again_is_not_counted() -> None:
         ("NVIDIA A10M", None),
     ],
 )
-def test_the_peak_is_that_of_exactly_this_product(name: str, tera: float | None) -> None:
+def test_peaks_belong_to_exact_product_names(name: str, tera: float | None) -> None:
     assert peak_of(name) == (None if tera is None else tera * 1e12)

@@ -29,7 +29,7 @@ def levels(n, spec, seed=0):
     ("n", "columns", "shape"),
     [(1, None, (1, 1)), (4, None, (2, 2)), (5, None, (2, 3)), (6, 6, (1, 6)), (7, 2, (4, 2)), (64, None, (8, 8))],
 )
-def test_every_pixel_of_the_grid_is_what_it_should_be(spec, n, columns, shape):
+def test_every_pixel_of_the_grid_is_right(spec, n, columns, shape):
     images = levels(n, spec)
     picture = read(grid(images, spec, columns))
     factor = max(1, SIDE // max(spec.height, spec.width))
@@ -90,7 +90,7 @@ def test_another_seed_draws_other_samples():
     assert one != other
 
 
-def test_reconstructions_stand_beside_the_images_that_they_are_of():
+def test_reconstructions_are_next_to_their_images():
     spec, _ = ALL_MODELS["vae-mlp"]
     pictures = draw(build("vae-mlp"), held_out(spec, 6), 4, seed=0)
     picture, side = read(pictures["reconstructions"]), 48 + GAP
@@ -104,7 +104,7 @@ def test_without_held_out_images_there_are_samples_only():
     assert draw(build("vae-mlp"), None, 4, seed=0).keys() == {"samples"}
 
 
-def test_nothing_is_drawn_where_nothing_is_asked_for():
+def test_zero_pictures_draw_nothing():
     assert draw(build("vae-mlp"), None, 0, seed=0) == {}
 
 

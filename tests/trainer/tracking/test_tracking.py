@@ -1,4 +1,4 @@
-"""W&B gets every row once, on an axis of images, over restarts; pictures lie in the run folder."""
+"""W&B gets every row once, on an axis of images, over restarts; pictures are stored in the run folder."""
 
 import io
 import json
@@ -23,13 +23,13 @@ from trainer.training.events import Listener
 
 @pytest.fixture(autouse=True)
 def own_service():
-    """What wandb keeps in this process ends with the test."""
+    """The service of wandb in this process ends with the test."""
     yield
     wandb.teardown()
 
 
 def process(url, mode, images):
-    """What a process does that logs rows at these image counts; what it said."""
+    """Log rows at these image counts as one process of a run; the printed lines."""
     lines = []
     tracker = WandbTracker(Storage(url), TrackingConfig(mode=mode, project="digits"), {"seed": 3}, lines.append)
     picture = grid(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), ImageSpec(1, 2, 2, 17))
@@ -104,7 +104,7 @@ def test_an_online_run_has_every_row_once_over_a_restart(tmp_path, wandb_server,
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_pictures_lie_in_the_run_folder_by_name_and_images(where, request, tmp_path):
+def test_pictures_are_stored_in_the_run_folder_by_name_and_images(where, request, tmp_path):
     url = tmp_path if where == "local" else f"{request.getfixturevalue('s3_environment').bucket('pictures')}/run"
     run = Storage(str(url))
     picture = grid(torch.full((1, 3, 2, 2), 200, dtype=torch.uint8), ImageSpec(3, 2, 2))
@@ -118,7 +118,7 @@ def test_pictures_lie_in_the_run_folder_by_name_and_images(where, request, tmp_p
     assert Image.open(io.BytesIO(run.read(paths[1]))).getpixel((4, 4)) == (200, 200, 200)
 
 
-def test_the_tracker_of_other_ranks_takes_everything_and_does_nothing(tmp_path, monkeypatch):
+def test_the_null_listener_does_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracker = Listener()
     tracker.on_row({"images": 10}, {"samples": b""})

@@ -51,7 +51,7 @@ def terms(n, seed=0, offset=0.0):
 
 @pytest.mark.parametrize("size", [1, 7, 10, 64])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_means_and_error_are_those_of_the_direct_formula(size, seed):
+def test_means_and_standard_error_equal_the_direct_formula(size, seed):
     n = 50
     table = terms(n, seed)
     got = evaluate(Table(*table), batches(n, size), seed=0)
@@ -110,7 +110,7 @@ def test_a_density_gives_no_bits_per_dimension(is_density):
     assert all(math.isfinite(value) for value in row.values())
 
 
-def test_every_image_is_asked_once_and_the_model_trains_again():
+def test_every_image_is_evaluated_once_and_the_model_is_back_in_training_mode():
     model = Table(*terms(20)).train()
     evaluate(model, batches(20, 5), seed=0)
     assert model.asked == list(range(20))
@@ -163,3 +163,21 @@ def test_an_interrupted_evaluation_is_abandoned_after_the_batch():
 )
 def test_a_rank_evaluates_as_many_images_at_once_as_it_trains_on(micro_batch, batch, ranks, size):
     assert batch_size(micro_batch, batch, ranks) == size
+
+
+@pytest.mark.parametrize(("conditions", "classes"), [((), 10), (("label",), 0), (("label",), 10), (("clip",), 10)])
+def test_labels_are_given_to_models_that_take_them_and_the_evaluation_says_so(conditions, classes):
+    class Conditioned(Table):
+        @property
+        def conditions(self):
+            return conditions
+
+        def forward(self, images, condition, noise, progress):
+            self.given = condition
+            return super().forward(images, condition, noise, progress)
+
+    model = Conditioned(*terms(8))
+    model.spec = SPEC._replace(classes=classes)
+    found = evaluate(model, batches(8, 4), seed=0)
+    assert found.conditional == (conditions == ("label",) and classes > 0)
+    assert (model.given is not None) == found.conditional

@@ -53,6 +53,6 @@ def test_features_are_named():
         features("nowhere:f")
 
 
-def test_too_few_images_are_told():
+def test_too_few_images_are_an_error():
     with pytest.raises(TrainingError, match="3 images: precision and recall need more than 3"):
         coverage(torch.zeros(2, 2), torch.zeros(3, 2))
