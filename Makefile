@@ -58,9 +58,10 @@ HOSTS ?= 3
 test: .venv/installed-dev  ## run the tests, in two processes: ARGS="tests/trainer -k noise" for some
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: .venv/installed-dev  ## check style and spelling
+lint: .venv/installed-dev  ## check style, spelling and which package imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
 
 types: .venv/installed-dev  ## check types
@@ -109,4 +110,4 @@ lock: .venv/installed  ## choose the versions of all dependencies anew
 LOCK_OPTIONS := --quiet --no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
 clean:  ## remove .venv, data/digits and the caches; runs stay
-	rm -rf .venv data/digits .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv data/digits .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -10,10 +10,10 @@ from PIL import Image
 from datasets.errors import DataError
 from datasets.hashing import derive, key_of
 from datasets.images.decode import Format, Pixels
-from datasets.shards.index import Index
 
 if TYPE_CHECKING:  # loader processes without a transform need not import pydantic
     from datasets.config import DataConfig, TransformConfig
+    from datasets.shards.index import Index
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 

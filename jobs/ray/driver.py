@@ -27,7 +27,7 @@ from trainer.checkpoints.commit import Commit
 from trainer.distributed.device import MARGIN
 from trainer.distributed.ranks import rank, world_size
 from trainer.distributed.requests import Requests
-from trainer.training.events import Listener
+from trainer.tracking.listener import Listener
 
 PREEMPTION_SECONDS = 600.0  # after a notice of pre-emption; a machine that is still there is kept
 FAREWELL_SECONDS = 60.0

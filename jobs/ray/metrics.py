@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from trainer.checkpoints.journal import Row
-from trainer.training.events import Listener, Pictures
+from trainer.tracking.listener import Listener, Pictures
 
 
 class RayMetricsTracker(Listener):

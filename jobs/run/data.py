@@ -12,8 +12,8 @@ from jobs.run.ledger import Ledger, check_left_out
 from trainer.checkpoints.journal import Row
 from trainer.distributed.ranks import rank, world_size
 from trainer.tracking.display import say_on_rank_zero
+from trainer.tracking.listener import Listener
 from trainer.training.evaluation import Evaluation, batch_size
-from trainer.training.events import Listener
 
 
 class RunData(Listener):

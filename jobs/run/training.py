@@ -27,8 +27,9 @@ from trainer.distributed.requests import Requests
 from trainer.errors import DivergedError
 from trainer.models.base import Model
 from trainer.tracking.display import say_on_rank_zero
+from trainer.tracking.listener import Listener
 from trainer.tracking.trackers import PictureFolder, WandbTracker, lacks_rows
-from trainer.training.events import Events, Listener
+from trainer.training.events import Events
 from trainer.training.loop import Outcome, fit
 from trainer.training.state import TrainState
 

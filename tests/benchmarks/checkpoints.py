@@ -31,7 +31,7 @@ from jobs.run.training import train_rank
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.distributed.requests import Requests
-from trainer.training.events import Listener
+from trainer.tracking.listener import Listener
 
 NEVER = 1 << 40
 WARM_UP = 5  # steps

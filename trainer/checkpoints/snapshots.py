@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,13 @@ from cluster.storage.storage import Storage
 from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
+from trainer.checkpoints.profiles import Snapshot, combination
 from trainer.checkpoints.tensors import pack, unpack
 from trainer.distributed.ranks import rank
 from trainer.errors import TrainingError
-from trainer.training.posthoc_ema import PosthocEma, Snapshot, combination
+
+if TYPE_CHECKING:
+    from trainer.training.posthoc_ema import PosthocEma
 
 FOLDER = "averages"
 _NAME = re.compile(r"(\d{12,}-\d{4,})-(0\.\d{3})(?:-from-(\d+))?\.safetensors")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from trainer.checkpoints.profiles import WIDEST
 from trainer.errors import TrainingError
-from trainer.training.posthoc_ema import WIDEST
 
 HELP = "ema: averaged with optim.ema's half-life (default); raw; or posthoc:0.08, averaged over that relative width"
 _WORDS = {"ema": "averaged (EMA)", "raw": "raw"}

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from trainer.elbo import Elbo
 from trainer.errors import TrainingError
-from trainer.models.base import Model
 
 if TYPE_CHECKING:  # they take seconds to import
     from accelerate import Accelerator
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
+
+    from trainer.models.base import Model
 
 Sharding = Literal["ddp", "fsdp"]
 

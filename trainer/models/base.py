@@ -144,3 +144,13 @@ class Model(nn.Module):
     def _importance_weighted(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> dict[str, Tensor]:
         """[B] nats: -log 1/k sum w (Burda et al. 2016, equation 8)."""
         return {"iw": math.log(k) - torch.logsumexp(self.log_weights(images, condition, noise, k), dim=1)}
+
+
+def is_conditional(model: Model) -> bool:
+    """Whether the model is conditioned on what its data set has: class labels."""
+    return "label" in model.conditions and bool(model.spec.classes)
+
+
+def condition(model: Model, labels: Tensor | None) -> Condition:
+    """The conditions of a batch, those that the model takes."""
+    return {"label": labels} if labels is not None and is_conditional(model) else None

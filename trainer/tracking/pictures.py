@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from trainer.distributed.device import full_precision
 from trainer.images import ImageSpec, visible
-from trainer.models.base import Model
+from trainer.models.base import Model, condition
 from trainer.noise import Noise
-from trainer.training.data import Batch
-from trainer.training.evaluation import condition
+
+if TYPE_CHECKING:
+    from trainer.training.data import Batch
 
 SIDE = 48  # pixels; smaller images are enlarged by an integer factor to about this
 CAPTION = 26  # pixels, the height of a name

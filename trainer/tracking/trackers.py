@@ -10,9 +10,9 @@ from typing import Any
 from cluster.storage.storage import Storage
 from trainer.checkpoints.journal import Row, read_metrics
 from trainer.errors import TrainingError
+from trainer.tracking.listener import Listener, Pictures
 from trainer.tracking.wandb_rows import BEFORE_ALL, Place, last_place_in_log, last_place_on_server, logs, place
 from trainer.tracking.wandb_run import TrackingConfig, WandbRun, run_id
-from trainer.training.events import Listener, Pictures
 
 _BEHIND = "wandb-behind"  # exists in a run folder whose W&B run lacks rows
 

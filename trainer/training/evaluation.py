@@ -14,7 +14,7 @@ from trainer.distributed.interruption import interruption_point
 from trainer.distributed.ranks import all_reduce_sum
 from trainer.elbo import bits_per_dimension
 from trainer.errors import TrainingError
-from trainer.models.base import DISTORTION, Condition, Model
+from trainer.models.base import DISTORTION, Model, condition, is_conditional
 from trainer.noise import Noise
 from trainer.training.data import Batch
 
@@ -124,13 +124,3 @@ def _sums(terms: list[Tensor], counted: Tensor) -> Tensor:
     columns = [term.double() for term in terms]
     nats = torch.stack(columns).sum(0)
     return torch.stack([torch.ones_like(nats), nats, nats**2, *columns])[:, counted].sum(1)
-
-
-def is_conditional(model: Model) -> bool:
-    """Whether the model is conditioned on what its data set has: class labels."""
-    return "label" in model.conditions and bool(model.spec.classes)
-
-
-def condition(model: Model, labels: Tensor | None) -> Condition:
-    """The conditions of a batch, those that the model takes."""
-    return {"label": labels} if labels is not None and is_conditional(model) else None

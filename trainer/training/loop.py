@@ -18,13 +18,14 @@ from trainer.distributed.ranks import world_size
 from trainer.distributed.requests import Agreement, Requests
 from trainer.distributed.sharding import gathered
 from trainer.distributed.watchdog import Watchdog
+from trainer.models.base import condition
 from trainer.noise import Noise
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.pictures import draw
 from trainer.tracking.plots import bars
 from trainer.training.config import TrainerConfig
 from trainer.training.data import Batch, Data, keep_first, split
-from trainer.training.evaluation import Evaluation, condition, evaluate
+from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.events import Events
 from trainer.training.instruments import Instruments
 from trainer.training.metrics import Clock

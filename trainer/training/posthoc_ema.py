@@ -9,27 +9,16 @@ linear combination of snapshots whose profile is nearest to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainer.checkpoints.profiles import exponent
 from trainer.distributed.ranks import rank
 from trainer.distributed.sharding import gathered_tensor
 from trainer.training.ema import Average
 
 WIDTHS = (0.05, 0.1)  # of the two averages kept during training, as in the paper
-WIDEST = 12**-0.5  # of the uniform average
-
-
-class Snapshot(NamedTuple):
-    """A stored average of relative width `width` over the weights from `start` to `images` images."""
-
-    images: int
-    width: float
-    start: int = 0
 
 
 class PowerEma(Average):
@@ -73,31 +62,3 @@ class PosthocEma:
     def state_dict(self) -> dict[str, Tensor]:
         """The averages as "<width>/<parameter>"; filled in place by a restart."""
         return {f"{a.width}/{name}": value for a in self.averages for name, value in a.state_dict().items()}
-
-
-def exponent(width: float) -> float:
-    """gamma of the profile tau^gamma of relative width `width`, in (0, 0.289) (equations 123-126).
-
-    The variance of that distribution over [0, 1] is (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
-    """
-    if not 0 < width < WIDEST:
-        raise ValueError(f"width: {width} is not between 0 and 0.289, the width of an average of all weights alike")
-    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
-    return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
-
-
-def combination(stored: Sequence[Snapshot], wanted: Snapshot) -> NDArray[np.float64]:
-    """[len(stored)] factors of the snapshots in the combination nearest to the profile of `wanted` (algorithm 3)."""
-    products = np.array([[_product(a, b) for b in stored] for a in stored])
-    target = np.array([_product(a, wanted) for a in stored])
-    factors: NDArray[np.float64] = np.linalg.lstsq(products, target, rcond=1e-12)[0]
-    return factors
-
-
-def _product(a: Snapshot, b: Snapshot) -> float:
-    """Integral of the product of two profiles, in 1/images (algorithm 3)."""
-    if a.images > b.images:
-        a, b = b, a
-    gamma_a, gamma_b = exponent(a.width), exponent(b.width)
-    scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
-    return float(scale * (a.images / b.images) ** gamma_b / b.images)

@@ -14,11 +14,11 @@ from PIL import Image
 
 from cluster.storage.storage import Storage
 from trainer.images import ImageSpec
+from trainer.tracking.listener import Listener
 from trainer.tracking.pictures import grid
 from trainer.tracking.trackers import PictureFolder, WandbTracker, lacks_rows, send_report
 from trainer.tracking.wandb_rows import BEFORE_ALL, last_place_in_log, logs, place
 from trainer.tracking.wandb_run import GROWTH, TrackingConfig, WandbRun
-from trainer.training.events import Listener
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,9 @@ from trainer.distributed.requests import Requests
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.models.base import Model
+from trainer.tracking.listener import Listener
 from trainer.training.config import TrainerConfig
-from trainer.training.events import Events, Listener
+from trainer.training.events import Events
 from trainer.training.loop import due, fit
 from trainer.training.optimizer import OptimConfig
 from trainer.training.state import TrainState

@@ -7,9 +7,10 @@ import torch
 from cluster.storage.storage import Storage
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
+from trainer.checkpoints.profiles import Snapshot, combination, exponent
 from trainer.checkpoints.snapshots import reconstruct, stored_snapshots, write_snapshots
 from trainer.errors import TrainingError
-from trainer.training.posthoc_ema import WIDTHS, PosthocEma, PowerEma, Snapshot, combination, exponent
+from trainer.training.posthoc_ema import WIDTHS, PosthocEma, PowerEma
 
 BATCH, BUDGET = 10, 20_000
 

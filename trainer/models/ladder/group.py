@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trainer.models.ladder.config import StageConfig
 from trainer.networks.cells import Cells
 from trainer.networks.residual import scale_down
 from trainer.normal import Normal, bounded
+
+if TYPE_CHECKING:
+    from trainer.models.ladder.config import StageConfig
 
 
 class Draw(NamedTuple):

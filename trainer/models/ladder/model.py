@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.models.base import Condition
 from trainer.models.hierarchy import Hierarchy, held
-from trainer.models.ladder.config import LadderConfig, StageConfig
 from trainer.models.ladder.group import Draw
 from trainer.models.ladder.stages import Side, StageDown, StageUp
 from trainer.models.rates import balance
 from trainer.noise import Noise
+
+if TYPE_CHECKING:
+    from trainer.models.ladder.config import LadderConfig, StageConfig
 
 Features = list[Tensor | None]  # of the image, for every stage from the top down
 
