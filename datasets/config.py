@@ -22,7 +22,7 @@ def parse_bytes(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes for a person: 512 bytes, 1.5 MiB, 300 GiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from datasets.config import in_words
+from datasets.config import format_bytes
 from datasets.order.dealing import deal, largest_share
 from datasets.order.streams import memory_needed
 from jobs.config.resolved import ResolvedRun
@@ -60,7 +60,7 @@ def report(run: ResolvedRun) -> str:
         "images": f"{run.index.images:,} per epoch; {trainer.images:,} in total, {epochs:.3g} epochs",
         "steps": f"{-(-trainer.images // trainer.batch):,} of {trainer.batch} images; {ranks}, at most {share} images "
         "per rank",
-        "checkpoint": f"{in_words(state.checkpoint)}, every {trainer.checkpoint_every:,} images; "
+        "checkpoint": f"{format_bytes(state.checkpoint)}, every {trainer.checkpoint_every:,} images; "
         f"{max(trainer.checkpoints.keep, 2)} are kept",
         "loader": _loader(run, least),
     }
@@ -89,10 +89,10 @@ def _memory(run: ResolvedRun, state: StateBytes, costs: Pass, ranks: int) -> str
     if sharded:  # the whole model is one unit, gathered for the forward and the backward pass
         parts["gathered weights and gradients"] = state.weights + state.gradients
     parts["activations about"] = round(at_once * costs.activations)
-    listed = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items())
+    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
     precision = "bfloat16 autocast" if run.precision == "bf16" else run.precision
     note = f"activations: what autograd keeps for {at_once} images in {precision}; kernels' workspaces not included"
-    return f"{in_words(sum(parts.values()))} per rank: {listed}\n{'':11} ({note})"
+    return f"{format_bytes(sum(parts.values()))} per rank: {listed}\n{'':11} ({note})"
 
 
 def _loader(run: ResolvedRun, ranks: int) -> str:
@@ -101,4 +101,4 @@ def _loader(run: ResolvedRun, ranks: int) -> str:
     streams = len(deal(run.streams, ranks, ranks - 1))
     needed = memory_needed(run.index, streams, data.window)
     within = "within" if needed <= data.memory else "above (so that each image is a request of its own)"
-    return f"{in_words(needed)} of encoded images per rank, {within} data.memory {in_words(data.memory)}"
+    return f"{format_bytes(needed)} of encoded images per rank, {within} data.memory {format_bytes(data.memory)}"

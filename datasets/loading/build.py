@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from datasets.config import DataConfig, in_words
+from datasets.config import DataConfig, format_bytes
 from datasets.errors import DataError
 from datasets.images.transform import Transform, output_format
 from datasets.loading.batches import Batches
@@ -50,11 +50,10 @@ def training_batches(
     mine = len(steps.streams_of_rank)
     needed = memory_needed(index, mine, config.window)
     plan = _plan(config, index, steps, seed, by_sample=needed > config.memory)
-    description = f"{mine} streams in windows of {config.window} images: up to {in_words(needed)} encoded"
+    description = f"{mine} streams in windows of {config.window} images: up to {format_bytes(needed)} encoded"
     if plan.by_sample:
-        description = (
-            f"windows of {config.window} images need {in_words(needed)}, more than data.memory: one request per image"
-        )
+        description = f"windows of {config.window} images need {format_bytes(needed)}, more than data.memory: "
+        description += "one request per image"
     max_quarantined = config.bad_share * index.images
     if processes := _processes(config, index, steps):
         description += _in_processes(processes)
@@ -62,7 +61,7 @@ def training_batches(
     decoded = DecodedSet(index) if _fits(config, index) else None
     description += "; decoded in this process"
     if decoded is not None:
-        description += f"; kept decoded: {in_words(decoded.images.nbytes)}"
+        description += f"; kept decoded: {format_bytes(decoded.images.nbytes)}"
     return Batches(LocalLoader(plan, decoded, _pinned(device)), None, max_quarantined, device, description)
 
 
@@ -86,7 +85,7 @@ def evaluation_batches(
     needed = memory_needed(index, 1, batch)  # of each process
     processes = min(_processes(config, index, steps), max(1, config.memory // max(needed, 1)))
     plan = _plan(config, index, steps, None, by_sample=needed > config.memory)
-    description = f"{taken} images in batches of {batch}: up to {in_words(max(processes, 1) * needed)} encoded"
+    description = f"{taken} images in batches of {batch}: up to {format_bytes(max(processes, 1) * needed)} encoded"
     loader = LoaderPool(plan, processes) if processes else LocalLoader(plan, None, _pinned(device))
     description += _in_processes(processes) if processes else "; decoded in this process"
     return Batches(loader, steps.end, config.bad_share * taken, device, description)

@@ -14,7 +14,7 @@ import time
 import psutil
 import torch
 
-from datasets.config import DataConfig, in_words
+from datasets.config import DataConfig, format_bytes
 from datasets.loading.build import training_batches
 from datasets.order.streams import memory_needed
 from datasets.shards.index import Index
@@ -82,8 +82,8 @@ def main(folder: str) -> None:
         ratios = ", ".join(f"{bytes_read(url, ranks):.3f} with {ranks}" for ranks in (1, 2, 3, 8))
         print(f"  bytes read over the shards' bytes, by ranks: {ratios}", flush=True)
         bound, held = memory_needed(index, STREAMS, WINDOW), memory(url)
-        ends = f"{in_words(held[0])} after the first of {EPOCHS} epochs, {in_words(held[-1])} after the last"
-        print(f"  resident {ends}; encoded images at most {in_words(bound)}", flush=True)
+        ends = f"{format_bytes(held[0])} after the first of {EPOCHS} epochs, {format_bytes(held[-1])} after the last"
+        print(f"  resident {ends}; encoded images at most {format_bytes(bound)}", flush=True)
 
 
 if __name__ == "__main__":
