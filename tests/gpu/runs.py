@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from tests.trainer.models import batch
-from trainer.checkpoints.checkpointer import CheckpointConfig, Checkpointer
+from trainer.checkpoints.checkpointer import Checkpointer
+from trainer.checkpoints.retention import CheckpointConfig
 from trainer.distributed.requests import Requests
 from trainer.images import ImageSpec
 from trainer.models import Model, ModelConfig
@@ -59,6 +60,8 @@ class Stream:
 
 class Waves:
     """The waves of tests.trainer.models on the device; satisfies `trainer.training.data.Data`."""
+
+    validation_set = "waves"
 
     def __init__(self, spec: ImageSpec, size: int, device: torch.device):
         self.size, self.device = size, device

@@ -48,6 +48,7 @@ class StridesBefore(StopAfter):
         self.channels_last, self.kernels = channels_last, 0
 
     def save(self) -> bool:
+        gc.unfreeze()  # what the loop has frozen is not listed
         gc.collect()  # of the run before this one in the same process
         alive = gc.get_objects()
         (optimizer,) = (each for each in alive if isinstance(each, torch.optim.AdamW))
