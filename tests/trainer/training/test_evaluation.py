@@ -9,6 +9,7 @@ import torch
 from tests.trainer.models import ALL_MODELS, batch, build
 from trainer.distributed.interruption import StopRequestedError, interruptible
 from trainer.elbo import Elbo
+from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.models.base import Model
 from trainer.noise import Noise
@@ -181,3 +182,27 @@ def test_labels_are_given_to_models_that_take_them_and_the_evaluation_says_so(co
     found = evaluate(model, batches(8, 4), seed=0)
     assert found.conditional == (conditions == ("label",) and classes > 0)
     assert (model.given is not None) == found.conditional
+
+
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_every_model_is_evaluated_by_every_bound_that_it_declares(name):
+    spec, _ = ALL_MODELS[name]
+    model, images = build(name), batch(spec, 4)
+    if "diffusion" in name:
+        model.set_steps(3)
+    else:
+        with pytest.raises(TrainingError, match="has a fixed number of latents"):
+            model.set_steps(3)
+
+    def parts():
+        for given in batches(4, 2, spec):
+            given.images = images[given.positions]
+            yield given
+
+    assert {"elbo", "iw"} <= model.bounds.keys()
+    for bound in model.bounds:
+        found = evaluate(model, parts(), seed=0, draws=2, bound=bound)
+        assert math.isfinite(found.nats)
+        assert found.nats > 0 or bound == "flow"  # which is no bound, and far off in three steps
+        assert bool(found.rates) == (bound == "elbo")
+        assert math.isnan(found.distortion) == (bound != "elbo")
