@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from cluster.storage.storage import Storage
@@ -58,18 +57,9 @@ def test_the_batch_size_changes_no_figure(finished):
         assert figures == pytest.approx(at_the_end.row("evaluation"), rel=1e-7)
 
 
-@pytest.fixture
-def new_accelerator():
-    """Accelerate keeps one precision a process."""
-    AcceleratorState._reset_state()
-    yield AcceleratorState._reset_state
-    AcceleratorState._reset_state()
-
-
-def test_a_run_that_trains_in_bfloat16_is_evaluated_in_float32(config_file, capsys, new_accelerator):
+def test_a_run_that_trains_in_bfloat16_is_evaluated_in_float32(config_file, capsys):
     config = load_config(str(config_file(trainer={"precision": "bf16"})))
     at_the_end = train_rank(config).evaluation
-    new_accelerator()
     assert at_the_end.precision == "fp32"
     rows = [row for row in read_metrics(Storage(config.run)) if "validation/nats" in row]
     assert [row["validation/precision"] for row in rows] == ["fp32"] * 2
@@ -169,7 +159,7 @@ def test_models_side_by_side(config_file, tmp_path, capsys):
     small = config_file("small")
     network = {"kind": "mlp", "hidden": [16]}
     deep = {"kind": "hvae", "latents": [4, 2], "hidden": [8], "encoder": network, "decoder": network}
-    hierarchy = config_file("deep", model=deep)
+    hierarchy = config_file("deep", model=deep, trainer={"precision": "bf16"})
     out = tmp_path / "side-by-side"
     arguments = [str(small), str(hierarchy), "--out", str(out), "--samples", "2", f"trainer.images={10 * BATCH}"]
     compare(arguments)

@@ -39,8 +39,10 @@ def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accel
     waits. Raises AssertionError if the ranks do not form one process group.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    AcceleratorState._reset_state()  # it keeps the first precision of a process; jobs.compare may train with several
     gpu = torch.cuda.is_available()
     if not gpu:
         keep_freed_memory()
