@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -39,3 +41,17 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status)
+
+
+def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m jobs.NAME`, described by the first line of the module's docstring `doc`."""
+    description = re.split(r":? python -m |\n", doc or "")[0]
+    return argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=description)
+
+
+def config_parser(name: str, doc: str | None, optional: bool = False) -> argparse.ArgumentParser:
+    """A parser with the arguments `config` and `overrides`, for `load_config`."""
+    parser = command_parser(name, doc)
+    parser.add_argument("config", nargs="?" if optional else None, help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override by dotted key: optim.lr=1e-4")
+    return parser

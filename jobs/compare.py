@@ -7,7 +7,6 @@ Writes <out>/table.md, table.json and samples.png. A comparison that was stopped
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import torch
 
 from cluster.storage.storage import Storage, absolute, join
 from datasets.loading.build import evaluation_batches
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.config.loading import load_config
 from jobs.config.resolved import ResolvedRun, resolve
 from jobs.config.schema import RunConfig
@@ -48,7 +47,7 @@ class Entry(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int | None:
     """Train what is not trained yet, evaluate, write the table and the picture."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.compare", description="Models side by side.")
+    parser = command_parser("compare", __doc__)
     parser.add_argument("configs", nargs="+", metavar="CONFIG|key=value", help="YAML files, and overrides for all")
     parser.add_argument("--out", default="runs/compare", help="URL of the folder for the runs and the table")
     parser.add_argument("--samples", type=int, default=10, metavar="K", help="draws an image in the final evaluation")

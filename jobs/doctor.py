@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from cluster.storage.storage import Storage, is_local
 from datasets.config import DataConfig
-from jobs.cli import run
+from jobs.cli import config_parser, run
 from jobs.config.loading import load_config
 from jobs.config.resolved import with_absolute_paths
 from jobs.config.schema import RunConfig
@@ -38,9 +38,7 @@ class Finding(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.doctor", description=__doc__.partition("\n")[0])
-    parser.add_argument("config", nargs="?", help="YAML file of the run that is to be begun")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    parser = config_parser("doctor", __doc__, optional=True)
     parser.add_argument(
         "--address", help="dashboard of a cluster (default: RAY_API_SERVER_ADDRESS): look from inside it, as a job"
     )

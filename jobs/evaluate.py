@@ -15,7 +15,7 @@ import torch
 
 from cluster.storage.storage import Storage, absolute
 from datasets.loading.build import evaluation_batches
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.config.loading import config_of
 from jobs.errors import ConfigError
 from jobs.ray.launch import on_ray
@@ -95,7 +95,7 @@ def as_text(title: str, report: dict[str, Any], result: Evaluation, loaded: Load
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=(__doc__ or "").partition("\n")[0])
+    parser = command_parser("evaluate", __doc__)
     parser.add_argument("run", help="URL of the run folder")
     parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")
     parser.add_argument("--samples", type=int, default=1, metavar="K", help="draws of the latents of each image")

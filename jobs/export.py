@@ -7,14 +7,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, absolute
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.config.loading import config_of
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import load, weights_at, write_model
@@ -28,7 +27,7 @@ CARD = "README.md"  # where model hubs look for it
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__.partition("\n")[0])
+    parser = command_parser("export", __doc__)
     parser.add_argument("run", help="URL of the run's folder")
     parser.add_argument("--out", required=True, help="URL of the folder that the model goes to")
     parser.add_argument("--weights", default="ema", help=WEIGHTS)

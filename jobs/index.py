@@ -17,7 +17,7 @@ from datasets.shards.index import Index
 from datasets.shards.index_files import Shard
 from datasets.shards.indexing import index_shard, index_shards
 from datasets.shards.shard_list import ShardList
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.ray.tasks import each
 
 
@@ -48,7 +48,7 @@ def _scan(folder: str, location: str, name: str) -> Shard:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.index", description=__doc__.partition(":")[0])
+    parser = command_parser("index", __doc__)
     parser.add_argument(
         "urls", nargs="+", help="folders of .tar shards, or patterns such as s3://bucket/a-{000..099}.tar"
     )

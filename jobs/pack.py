@@ -24,7 +24,7 @@ from datasets.packing.sources.folder import ImageFolder
 from datasets.packing.sources.idx import KNOWN, Idx
 from datasets.packing.sources.source import SPLITS, Source
 from datasets.shards.index_files import Shard
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
 
@@ -69,7 +69,7 @@ def _pack_options(options: argparse.Namespace) -> PackOptions:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.pack", description=__doc__.partition(":")[0])
+    parser = command_parser("pack", __doc__)
     parser.add_argument(
         "--source",
         choices=SOURCES,

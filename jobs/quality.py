@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cluster.storage.storage import Storage, absolute
 from datasets.loading.build import evaluation_batches
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.config.loading import config_of
 from jobs.config.schema import RunConfig
 from jobs.ray.tasks import each
@@ -126,7 +126,7 @@ def as_text(report: dict[str, Any], weights: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.quality", description=(__doc__ or "").partition("\n")[0])
+    parser = command_parser("quality", __doc__)
     parser.add_argument("run", help="URL of the run folder")
     parser.add_argument("--features", default="pixels", help=f"pixels (8 x 8 means), {INCEPTION}, or module:function")
     parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")

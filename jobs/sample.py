@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from cluster.storage.storage import Storage, absolute, join
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.ray.tasks import each
 from jobs.run.reports import weights_text
 from jobs.sampling.options import add_options, check_at_least_one, given_options, labels_of
@@ -115,7 +115,7 @@ def _trajectory(plan: SamplingPlan, kind: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.sample", description=(__doc__ or "").partition("\n")[0])
+    parser = command_parser("sample", __doc__)
     parser.add_argument("run", help="URL of a run or of an exported model")
     parser.add_argument("--out", required=True, help="folder, path or URL")
     parser.add_argument("--count", type=int, default=64, help="images, or rows of --interpolate and --trajectory")

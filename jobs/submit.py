@@ -26,7 +26,7 @@ import yaml
 
 from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage, is_local
-from jobs.cli import run
+from jobs.cli import config_parser, run
 from jobs.errors import ConfigError
 from jobs.ray.submissions import ROOT, connect, details, follow, running_at, stop, submit
 
@@ -248,9 +248,7 @@ def _list(client: JobSubmissionClient) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.submit", description=__doc__.partition("\n")[0])
-    parser.add_argument("config", nargs="?", help="YAML file below the repository's root")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, optim.lr=1e-4")
+    parser = config_parser("submit", __doc__, optional=True)
     parser.add_argument("--address", help="dashboard of the cluster (default: RAY_API_SERVER_ADDRESS)")
     parser.add_argument("--workers", metavar="N | MIN-MAX", help="ranks (ray.workers)")
     parser.add_argument("--gpus-per-worker", type=int, metavar="N", help="ray.gpus_per_worker")

@@ -8,10 +8,9 @@ Ray places and restarts the ranks and is notified of every commit; the trainer r
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from jobs.cli import run
+from jobs.cli import config_parser, run
 from jobs.config.loading import load_config
 from jobs.config.resolved import with_absolute_paths
 from jobs.ray.cluster import ray_cluster
@@ -19,9 +18,7 @@ from jobs.ray.cluster import ray_cluster
 
 def main(arguments: Sequence[str]) -> int | None:
     """Train; exit code 0 also after a requested stop, which commits."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train with Ray Train.")
-    parser.add_argument("config", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, optim.lr=1e-4")
+    parser = config_parser("train", __doc__)
     parsed = parser.parse_args(arguments)
     config = with_absolute_paths(load_config(parsed.config, parsed.overrides))
     from jobs.run.training import finished  # after the arguments were checked: imports torch

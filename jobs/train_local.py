@@ -6,12 +6,11 @@ torchrun --nproc-per-node 2 -m jobs.train_local CONFIG [key=value ...]
 
 from __future__ import annotations
 
-import argparse
 import signal
 from collections.abc import Sequence
 from types import FrameType
 
-from jobs.cli import run
+from jobs.cli import config_parser, run
 from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from trainer.distributed.requests import Requests
@@ -45,9 +44,7 @@ class StopOnSignal(Requests):
 
 def main(arguments: Sequence[str]) -> int | None:
     """Train; exit code 0 also after a requested stop, which commits."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.train_local", description="Train on this machine.")
-    parser.add_argument("config", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, optim.lr=1e-4")
+    parser = config_parser("train_local", __doc__)
     parsed = parser.parse_args(arguments)
     config = load_config(parsed.config, parsed.overrides)
     with StopOnSignal() as requests:

@@ -5,7 +5,6 @@ Exit status 0 if everything matches, else 1. Prints a line for each bad image, a
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -17,14 +16,14 @@ from datasets.reading.verify import Verified, verify_shard
 from datasets.shards.index import Index
 from datasets.shards.indexing import list_shards
 from datasets.shards.shard_list import ShardList
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.ray.tasks import each
 
 _MOST = 100  # lines per shard
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.verify", description=__doc__.partition(":")[0])
+    parser = command_parser("verify", __doc__)
     parser.add_argument("url", help="folder or pattern of .tar shards")
     parser.add_argument("--index", default="", help="folder of the index (default: <folder>/index)")
     parser.add_argument("--processes", type=int, help="processes (default: one per core)")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.config.reference import json_schema, reference
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.config", description="Describe the configuration.")
+    parser = command_parser("config", __doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--schema", action="store_true", help="the JSON Schema, for editors")
     which.add_argument("--reference", action="store_true", help="all keys, in Markdown")
