@@ -19,6 +19,7 @@ from jobs.errors import ConfigError
 from trainer.checkpoints.export import load, weights_at, write_model
 from trainer.checkpoints.journal import Row, read_metrics
 from trainer.checkpoints.lineage import Lineage
+from trainer.checkpoints.provenance import code
 from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.checkpoints.weights import in_words
 from trainer.errors import TrainingError
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def export(run_url: str, out: str, weights: str = "ema") -> int:
-    """Write the model of a run's newest commit to `out`; the images after which its weights are what they are.
+    """Write the model of a run's newest commit to `out`; returns the images after which its weights are what they are.
 
     Raises TrainingError if there is none, ConfigError if something is there already, StorageError.
     """
@@ -45,13 +46,15 @@ def export(run_url: str, out: str, weights: str = "ema") -> int:
     if target.exists("config.json"):
         raise ConfigError(f"{target.url}: holds a model already; give --out another folder")
     lineage = Lineage(source)
-    commit = next(iter(lineage.history()), None)
+    commit = next(lineage.history(), None)
     if commit is None:
         raise TrainingError(f"{source.url}: no checkpoint here; name the folder of a run (its key `run`)")
     images, tensors = weights_at(lineage, commit, weights)
     description = json.loads(source.read("model.json"))
     config = config_of(source)
+    trained = lineage.attempts()[commit.attempt].facts.get("provenance")
     facts = {"images_seen": images, "weights": weights, "batch": config.trainer.batch, "seed": config.seed}
+    facts |= {"provenance": trained, "exported_by": code()}
     write_model(target, description | facts, tensors)
     model = load(target.url)  # raises if what lies there does not open
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.storage.storage import absolute
+from cluster.storage.storage import Storage, absolute
 from datasets.images.transform import output_format
 from datasets.order.dealing import check_batch
 from datasets.order.streams import streams_of
 from datasets.shards.index import Index
 from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
+from trainer.checkpoints.export import load, recorded_config
 from trainer.distributed.device import ResolvedPrecision, resolve_precision
 from trainer.images import ImageSpec
 from trainer.models import Model
@@ -39,11 +40,18 @@ class ResolvedRun:
         assert isinstance(self.config.data.streams, int)
         return self.config.data.streams
 
-    def build_model(self) -> Model:
-        """The model, initialised by `seed`. Raises ConfigError if it does not fit the images."""
+    def build_model(self, new: bool = False) -> Model:
+        """The model, initialised by `seed`. Unless it is `new`, the weights of its parts are arbitrary, and the run's
+        folder is enough to build it.
+
+        Raises ConfigError if it does not fit the images, TrainingError or StorageError for a part named by URL.
+        """
+        config = self.config.model
         torch.manual_seed(self.config.seed)
         try:
-            return self.config.model.build(self.spec)
+            recorded = recorded_config(Storage(self.config.run)) if config.URLS and not new else None
+            model = None if new else config.rebuild(self.spec, recorded)
+            return model or config.build_new(self.spec, load)
         except ValueError as error:
             raise ConfigError(f"model.{error}") from error
 

@@ -19,6 +19,7 @@ from jobs.run.data import RunData
 from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.export import FINAL, describe, write_model
 from trainer.checkpoints.journal import read_metrics
+from trainer.checkpoints.provenance import provenance
 from trainer.checkpoints.warm_start import warm_start
 from trainer.checkpoints.weights import in_words
 from trainer.distributed.device import make_accelerator
@@ -58,7 +59,9 @@ class TrainingRun:
         if mixed := resolved.index.mixed_colours:
             say_on_rank_zero(f"warning: {mixed}")
         self.fingerprint = fingerprint(resolved)
-        self.description = describe(config.model, resolved.spec)
+        self.provenance = provenance(resolved.precision)
+        self.description: dict[str, Any] = {}
+        """What rebuilds the model."""
         self.run = Storage(config.run)
         self.data = RunData(resolved, self.run, self.accelerator.device)
         self.requests = requests
@@ -88,11 +91,12 @@ class TrainingRun:
 
     def _attempt(self) -> Outcome:
         config, checkpointer = self.config, self.checkpointer
-        model = self.resolved.build_model()
+        resumes = checkpointer.claim(self._check, self.provenance) is not None
+        model = self.resolved.build_model(new=not resumes)
+        self.description = describe(config.model, model)
+        say_on_rank_zero(f"{_count(model):,} parameters on {self.accelerator.device.type} x {world_size()}")
         if config.trainer.compile:
             model.compile()
-        say_on_rank_zero(f"{_count(model):,} parameters on {self.accelerator.device.type} x {world_size()}")
-        resumes = checkpointer.claim(self._check) is not None
         if not resumes and config.init_from:
             warm_start(model, config.init_from, config.init_weights)
             say_on_rank_zero(f"initial weights ({in_words(config.init_weights)}) from {config.init_from}")
@@ -109,7 +113,9 @@ class TrainingRun:
         outcome = fit(state, config.trainer, self.data, checkpointer, self.events, self.requests, self.accelerator)
         if outcome.finished:  # also where an earlier process ended between its last commit and this
             tensors = state.averaged()
-            facts = {"images_seen": outcome.images, "weights": "ema", "fingerprint": self.fingerprint}
+            assert checkpointer.newest is not None
+            facts = {"images_seen": outcome.images, "weights": "ema", "commit": checkpointer.newest.name}
+            facts |= {"fingerprint": self.fingerprint, "provenance": self.provenance}
             on_rank_zero(lambda: write_model(self.run.folder(FINAL), self.description | facts, tensors))
         return outcome
 

@@ -13,7 +13,7 @@ from datasets.shards.index import Index
 from jobs import index, sample
 from jobs.errors import ConfigError
 from tests.trainer.models import ALL_MODELS
-from trainer.checkpoints.export import describe, write_model
+from trainer.checkpoints.export import describe, load, write_model
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.models import ModelConfig
@@ -34,10 +34,10 @@ def a_run(folder: Path, config=DIFFUSION, spec=DIGITS) -> str:
     """The URL of an exported model whose weights are nowhere zero."""
     torch.manual_seed(0)
     config = TypeAdapter(ModelConfig).validate_python(config)
-    model = config.build(spec)
+    model = config.build_new(spec, load)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.2)
-    write_model(Storage(str(folder)), describe(config, spec), model.state_dict())
+    write_model(Storage(str(folder)), describe(config, model), model.state_dict())
     return str(folder)
 
 

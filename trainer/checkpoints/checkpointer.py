@@ -57,9 +57,10 @@ class Checkpointer:
         self.group: dist.ProcessGroup | None = None  # with a timeout of PATIENCE, of this attempt
         self.node = Node([rank()], None)
         self.started = 0
-        self.newest: int | None = None
-        """Images of the newest commit of this attempt's history, one being written included; None: there is none."""
+        self.newest: Commit | None = None
+        """The newest commit of this attempt's history, one being written included; None: there is none."""
         self._bounds: Bounds | None = None  # read at the first commit of an attempt
+        self._provenance: dict[str, Any] | None = None
         self._check: Callable[[dict[str, Any]], None] = lambda sections: None
         self._damaged: dict[Commit, str] = {}  # commits that could not be restored
         self._writing: CheckpointThread | None = None
@@ -71,14 +72,16 @@ class Checkpointer:
 
     # ---- loading
 
-    def claim(self, check: Callable[[dict[str, Any]], None]) -> SavedState | None:
+    def claim(
+        self, check: Callable[[dict[str, Any]], None], provenance: dict[str, Any] | None = None
+    ) -> SavedState | None:
         """Claim a new attempt and return what it starts from, for `restore`; None at the start of a run.
 
         `check` gets the JSON sections before the attempt is claimed and raises if this process must not resume from
         them. A commit that cannot be read is passed over, with a warning, for the one before. All ranks together; they
-        wait for rank 0 as long as the store takes.
+        wait for rank 0 as long as the store takes. `provenance` goes into the attempt's record.
         """
-        self._check = check
+        self._check, self._provenance = check, provenance
         # New ones, as a thread that was abandoned before a rollback may still use the old ones.
         self.group, self.host_copy = new_gloo_group(PATIENCE), HostCopy()
         self.node = this_node(PATIENCE, self.group)
@@ -86,7 +89,7 @@ class Checkpointer:
 
     def _claim(self) -> SavedState | None:
         def claim() -> tuple[Attempt, SavedState | None]:
-            facts = _inherited(self.lineage) | self._changes
+            facts = _inherited(self.lineage) | self._changes | {"provenance": self._provenance}
             history = list(self.lineage.history())
             saved = self._newest(history)
             attempt = self.lineage.claim(saved.commit if saved else None, facts)
@@ -100,7 +103,7 @@ class Checkpointer:
         self.attempt, self.saved = on_rank_zero(claim, self.group)
         if self.saved is not None:
             self.saved.node = self.node
-        self.newest, self._committed_rows = (self.attempt.start.images if self.attempt.start else None), []
+        self.newest, self._committed_rows = self.attempt.start, []
         self._bounds = None
         return self.saved
 
@@ -194,7 +197,7 @@ class Checkpointer:
             self._complete(commit, files, all_rows, keep_all)
 
         self.started += 1
-        self.newest, self._committed_rows = images, rows
+        self.newest, self._committed_rows = commit, rows
         share = self.host_copy.take(state)
         self._writing = CheckpointThread(self.lineage.folder(commit), share, self.group, complete)
         return commit

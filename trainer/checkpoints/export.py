@@ -23,15 +23,16 @@ from trainer.checkpoints.weights import width_of
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.models import Model, ModelConfig
+from trainer.models.base import ModelConfigBase
 
 FINAL = "final"  # folder of a finished run
 
 logger = logging.getLogger(__name__)
 
 
-def describe(model_config: Any, spec: ImageSpec) -> dict[str, Any]:
-    """What rebuilds a model: its section of the configuration, and the images that it is for."""
-    return {"model": model_config.model_dump(mode="json"), "images": spec._asdict()}
+def describe(config: ModelConfigBase, model: Model) -> dict[str, Any]:
+    """What rebuilds a model without any other folder: its section of the configuration, and its images."""
+    return {"model": config.self_contained(model).model_dump(mode="json"), "images": model.spec._asdict()}
 
 
 def write_model(folder: Storage, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -63,30 +64,64 @@ def open_model(url: str, weights: str = "ema") -> Loaded:
     """
     width_of(weights)  # raises if there are no such weights
     run = Storage(url)
-    for folder in (run, run.folder(FINAL)) if weights == "ema" else ():
-        try:
-            description, data = folder.read("config.json"), folder.read("model.safetensors")
-        except MissingError:
-            continue
-        model = _built(folder.url, description, unpack(f"{folder.url}/model.safetensors", data))
-        facts = json.loads(description)
-        return Loaded(model, facts.get("weights", weights), facts.get("images_seen"))
-    lineage, failure = Lineage(run), _no_model(run)
+    lineage = Lineage(run)
+    if weights == "ema":
+        if exported := _read_model(run):
+            return exported
+        if final := _final(run, lineage):
+            return final
+    images, tensors = newest_weights(lineage, weights)
+    return Loaded(_built(run.url, run.read("model.json"), tensors), weights, images)
+
+
+def _read_model(folder: Storage) -> Loaded | None:
+    """The model of an export or of a finished run's final/; None if there is none."""
+    try:
+        description, data = folder.read("config.json"), folder.read("model.safetensors")
+    except MissingError:
+        return None
+    model = _built(folder.url, description, unpack(f"{folder.url}/model.safetensors", data))
+    facts = json.loads(description)
+    return Loaded(model, facts.get("weights", "ema"), facts.get("images_seen"))
+
+
+def _final(run: Storage, lineage: Lineage) -> Loaded | None:
+    """The model of final/ unless the run has made newer commits since: it was extended, or continued from before."""
+    folder = run.folder(FINAL)
+    try:
+        facts = json.loads(folder.read("config.json"))
+    except MissingError:
+        return None
+    except ValueError:
+        return _read_model(folder)  # which raises in one line
+    listable = not run.url.startswith(("http://", "https://"))
+    newest = next(lineage.history(), None) if listable else None
+    if newest is None or facts.get("commit") == newest.name:
+        return _read_model(folder)
+    if "commit" not in facts and facts.get("images_seen") == newest.images:  # of an older version
+        return _read_model(folder)
+    return None
+
+
+def newest_weights(lineage: Lineage, weights: str) -> tuple[int, dict[str, Tensor]]:
+    """The images seen and the tensors of the newest commit that can be read; a damaged one is passed over with a
+    warning in the log. Raises TrainingError if there is none.
+    """
+    failure = _no_model(lineage.run)
     for commit in lineage.history():
         try:
-            images, tensors = weights_at(lineage, commit, weights)
+            return weights_at(lineage, commit, weights)
         except TrainingError as error:
             logger.warning("%s; taking the checkpoint before", error)
             failure = error
-            continue
-        return Loaded(_built(run.url, run.read("model.json"), tensors), weights, images)
     raise failure
 
 
 def weights_at(lineage: Lineage, commit: Commit, weights: str) -> tuple[int, dict[str, Tensor]]:
-    """The weights of a commit by name, and the images after which they are what they are.
+    """The images seen and the weights of a commit, by name.
 
-    Those of `posthoc:WIDTH` are of the last snapshot, only what was not trained is the commit's. Raises TrainingError.
+    `posthoc:WIDTH` is computed from snapshots, up to the last one; the commit adds what was not trained. Raises
+    TrainingError.
     """
     saved = SavedState(lineage.folder(commit), ("model", "ema") if weights == "ema" else ("model",))
     model = saved.tensors("model")
@@ -97,7 +132,7 @@ def weights_at(lineage: Lineage, commit: Commit, weights: str) -> tuple[int, dic
 
 
 def load_untrained(url: str) -> Model:
-    """The model that `load` would give, with initial weights: reads nothing but what describes it.
+    """The model that `load` would give, with initial weights: reads only its description.
 
     Raises TrainingError or StorageError in one line if there is none, or if it cannot be built.
     """
@@ -110,6 +145,14 @@ def load_untrained(url: str) -> Model:
         with _told(run.url):
             return _build(description)
     raise _no_model(run)
+
+
+def recorded_config(run: Storage) -> ModelConfigBase | None:
+    """The model's configuration as a run folder describes it; None if it does not, or not for this version."""
+    try:
+        return TypeAdapter[ModelConfig](ModelConfig).validate_python(json.loads(run.read("model.json"))["model"])
+    except (MissingError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _no_model(run: Storage) -> TrainingError:

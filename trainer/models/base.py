@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,29 @@ class ModelConfigBase(Config):
     """Fields that hold a URL, or a path relative to where the command runs."""
 
     def build(self, spec: ImageSpec) -> Model:
-        """The model with initial weights. Raises ValueError, named by the key, where it does not fit the images."""
+        """The model with initial weights, from nothing but this configuration and the images.
+
+        Raises ValueError, named by the key, where it does not fit the images.
+        """
         raise NotImplementedError
+
+    def build_new(self, spec: ImageSpec, load: Callable[[str], Model]) -> Model:
+        """The model at the start of a run. `load` opens trained models that it is made of, named by URL; only here.
+
+        Raises ValueError like `build`, and what `load` raises.
+        """
+        return self.build(spec)
+
+    def rebuild(self, spec: ImageSpec, recorded: ModelConfigBase | None) -> Model | None:
+        """The model with arbitrary weights, to be restored; `recorded`: what the run folder says of it.
+
+        None if the model is made of parts named by URL that `recorded` lacks.
+        """
+        return self.build(spec)
+
+    def self_contained(self, model: Model) -> Self:
+        """This configuration with all that `build` needs to rebuild `model`, parts named by URL included."""
+        return self
 
 
 class Model(nn.Module):

@@ -4,6 +4,7 @@ al. 2022, arXiv 2112.10752), with the bound of the whole."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha
 from trainer.images import ImageSpec
-from trainer.models.base import Condition
+from trainer.models.base import Condition, Model, ModelConfigBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.diffusion.sampled import DiffusionModel
-from trainer.models.vae import Vae
+from trainer.models.vae import Vae, VaeConfig
 from trainer.noise import Noise
 from trainer.normal import Normal
 
@@ -27,18 +28,36 @@ class LatentConfig(DiffuserConfig):
 
     kind: Literal["latent"]
     vae: str
-    """URL of the VAE's run or export: the frozen first stage, of averaged weights. Needed again to load this model."""
+    """URL of the VAE's run or export: the frozen first stage, with averaged weights. Read when a run starts, never
+    again."""
+    first_stage: VaeConfig | None = None
+    """Architecture of that VAE, recorded in run folders and exports, whose tensors include its weights. Do not set."""
 
     def build(self, spec: ImageSpec) -> Latent:
-        """Raises TrainingError or StorageError if there is no VAE, ValueError if it is not for these images."""
-        from trainer.checkpoints.export import load  # it knows all models, this one too
+        """Raises ValueError without `first_stage`: no URL is opened."""
+        if self.first_stage is None:
+            raise ValueError(
+                "first_stage: is missing, as in folders written before latent models contained their first stage; "
+                "resume the run once with this version, or load it with commit 6f6f0ee"
+            )
+        return Latent(self, spec, self.first_stage.build(spec))
 
+    def build_new(self, spec: ImageSpec, load: Callable[[str], Model]) -> Latent:
         vae = load(self.vae)
         if not isinstance(vae, Vae):
             raise ValueError(f"vae: {self.vae} is a {type(vae).__name__}; a latent diffusion is made over a vae")
         if vae.spec[:4] != spec[:4]:
             raise ValueError(f"vae: {self.vae} is for images of {tuple(vae.spec[:4])}, these are {tuple(spec[:4])}")
         return Latent(self, spec, vae)
+
+    def rebuild(self, spec: ImageSpec, recorded: ModelConfigBase | None) -> Latent | None:
+        if not isinstance(recorded, LatentConfig) or recorded.first_stage is None:
+            return None
+        return self.model_copy(update={"first_stage": recorded.first_stage}).build(spec)
+
+    def self_contained(self, model: Model) -> Self:
+        assert isinstance(model, Latent)
+        return self.model_copy(update={"first_stage": model.vae.config})
 
 
 class Latent(DiffusionModel):

@@ -114,7 +114,7 @@ def fit(
             state.evaluation_owed |= due(config.evaluate_every, *span)
 
         watchdog.rest()
-        if checkpointer.newest != state.images:
+        if checkpointer.newest is None or checkpointer.newest.images != state.images:
             checkpointer.ready(wait=True)
             start_commit(state, data, checkpointer, events)
         checkpointer.wait()

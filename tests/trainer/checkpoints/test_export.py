@@ -33,7 +33,7 @@ def url(tmp_path):
 def commit(url, *images):
     """A run with commits; the weights say after how many images, the averages are their negatives."""
     run = Storage(url)
-    run.write("model.json", json.dumps(describe(CONFIG, SPEC)).encode())
+    run.write("model.json", json.dumps(describe(CONFIG, build("vae-mlp"))).encode())
     checkpoints = Checkpointer(url, CheckpointConfig(keep=9), print)
     checkpoints.claim(lambda sections: None)
     model = build("vae-mlp")
@@ -54,8 +54,8 @@ def values(model):
 
 def finish(folder, name="vae-mlp", seed=0):
     model = build(name, seed)
-    spec, config = ALL_MODELS[name]
-    description = describe(TypeAdapter(ModelConfig).validate_python(config), spec)
+    _, config = ALL_MODELS[name]
+    description = describe(TypeAdapter(ModelConfig).validate_python(config), model)
     write_model(Storage(folder), description | {"images_seen": 3}, model.state_dict())
     return model
 
@@ -76,11 +76,51 @@ def test_every_model_comes_back_to_the_bit(url, name):
     assert torch.equal(one, other)
 
 
-def test_a_finished_run_is_loaded_from_its_final_folder(url):
-    commit(url, 1, 2)
+def finish_run(url, number, recorded=True):
+    """Write final/ of the run: its weights are those of no commit. Returns them."""
     model = finish(f"{url}/{FINAL}", seed=7)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in load(url).state_dict().items())
+    facts = json.loads(Storage(url).read(f"{FINAL}/config.json"))
+    facts |= {"images_seen": number.images} | ({"commit": number.name} if recorded else {})
+    Storage(url).write(f"{FINAL}/config.json", json.dumps(facts).encode())
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["this version", "older version"])
+def test_a_finished_run_is_loaded_from_its_final_folder(url, recorded):
+    commit(url, 1, 2)
+    weights = finish_run(url, Commit(2, 1), recorded)
+    Lineage(Storage(url)).claim(Commit(2, 1))  # extended, but not trained further yet
+    loaded = open_model(url)
+    assert loaded.images == 2
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.model.state_dict().items())
     assert values(load(url, "raw")) == {2}
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["this version", "older version"])
+def test_of_an_extended_run_the_newest_commit_is_loaded(url, recorded):
+    commit(url, 1, 2)
+    finish_run(url, Commit(2, 1), recorded)
+    commit(url, 3)
+    loaded = open_model(url)
+    assert (loaded.images, loaded.weights, values(loaded.model)) == (3, "ema", {-3})
+    assert open_model(url, "raw").images == 3
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["this version", "older version"])
+def test_the_final_weights_of_a_branch_left_behind_are_not_loaded(url, recorded):
+    commit(url, 1, 3)
+    finish_run(url, Commit(3, 1), recorded)
+    Lineage(Storage(url)).claim(Commit(1, 1))
+    loaded = open_model(url)
+    assert (loaded.images, values(loaded.model)) == (1, {-1})
+
+
+def test_final_weights_without_any_checkpoint_left_are_loaded(url):
+    commit(url, 1)
+    weights = finish_run(url, Commit(1, 1))
+    for entry in list(Storage(url).list("checkpoints")):
+        Storage(url).delete(entry.path)
+    assert all(torch.equal(value, weights[key]) for key, value in load(url).state_dict().items())
 
 
 def test_a_run_on_its_way_is_loaded_from_its_newest_commit(url):
@@ -97,9 +137,9 @@ def test_the_newest_commit_is_that_of_the_newest_lineage(url):
 
 
 def test_a_model_comes_with_its_weights_and_images(url):
-    commit(url, 1, 2)
-    assert open_model(url)[1:] == ("ema", 2)
-    assert open_model(url, "raw")[1:] == ("raw", 2)
+    commit(url, 1, 3)
+    assert open_model(url)[1:] == ("ema", 3)
+    assert open_model(url, "raw")[1:] == ("raw", 3)
     finish(f"{url}/{FINAL}")
     assert open_model(url)[1:] == ("ema", 3)
     run = Storage(f"{url}/{FINAL}")
