@@ -1,4 +1,4 @@
-"""Ranks of a real job that note which images they train, and what their notes say of the newest commit."""
+"""Ranks of a real job that record the images they train on, and the images that led to the newest commit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GRACE = 10.0  # seconds between SIGTERM and SIGKILL for the ranks that a dead o
 
 
 class Ranks:
-    """One start of `jobs.train_local` on so many ranks, with what torchrun would give them."""
+    """`jobs.train_local` started on several ranks, with the environment that torchrun would give them."""
 
     def __init__(self, ranks: int, config: Path, overrides: list[str], folder: Path, environment: Mapping[str, str]):
         (port,) = free_ports(1)
@@ -67,12 +67,12 @@ class Ranks:
 
 
 def newest(run: str) -> int:
-    """The images of the newest commit; 0 without one."""
+    """The image count of the newest commit; 0 without one."""
     return next((commit.images for commit in Lineage(Storage(run)).history()), 0)
 
 
 def consumed(run: str, folder: Path) -> list[list[int]]:
-    """The numbers of the images of each step that made the newest weights, in order of training, sorted in a step."""
+    """The numbers of the images of each step that led to the newest weights; sorted within a step."""
     lineage = Lineage(Storage(run))
     end = newest(run)
     steps: dict[int, list[int]] = {}
@@ -99,7 +99,7 @@ def _live(config: Path, overrides: list[str], folder: Path, rank: int, environme
 
 
 def _note(folder: Path, rank: int) -> None:
-    """Write down the numbers that the images of every batch spell, by attempt, in files that outlive the process."""
+    """Record the numbers in the images of every batch, by attempt, in files that outlive the process."""
     from jobs.run import data
     from trainer.checkpoints.checkpointer import Checkpointer
 

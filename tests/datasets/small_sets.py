@@ -1,4 +1,4 @@
-"""Small sets of real shards for tests: every image says who it is."""
+"""Small sets of real shards for tests. Every image contains its number."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ HEIGHT, WIDTH = 4, 6
 
 
 def image_of(number: int, channels: int = 1) -> np.ndarray:
-    """The image of sample `number` of a set: its first four pixels spell the number, the rest is noise of its own."""
+    """The image of sample `number`: its first four pixel values are the number, the others noise."""
     image = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, channels), dtype=np.uint8)
     image.reshape(-1)[:4] = np.frombuffer(np.uint32(number).tobytes(), dtype=np.uint8)
     return image
 
 
 def number_of(image: np.ndarray) -> int:
-    """The number that an image of one channel, [4, 6] in any layout, spells."""
+    """The number in an image with one channel, [4, 6] in any layout."""
     return int(np.ascontiguousarray(image).reshape(-1)[:4].view(np.uint32)[0])
 
 
 def write_set(folder: Path, counts: Sequence[int], channels: int = 1, labels: bool = True) -> Index:
-    """Shards of so many images each, numbered through, with label number % 10, and their index."""
+    """Write shards with `counts` images, numbered consecutively, with label number % 10, and their index."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     for shard, count in enumerate(counts):
@@ -50,7 +50,7 @@ def locate(order: ImageOrder, positions: Integers) -> Located:
 
 
 def write_members(path: Path, members: Sequence[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> None:
-    """A tar of exactly these files."""
+    """Write a tar with exactly these files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=format) as tar:
         for name, data in members:
@@ -60,5 +60,5 @@ def write_members(path: Path, members: Sequence[tuple[str, bytes]], format: int 
 
 
 def png(number: int = 0, channels: int = 1) -> bytes:
-    """The encoded image of a number."""
+    """The PNG of image `number`."""
     return encode(image_of(number, channels), "png")

@@ -1,4 +1,4 @@
-"""Reading from a real object store through a bad network gives the very images, or one clear line."""
+"""Reading from a real object store over a bad network gives the same images, or a one-line error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNTS = [40, 40, 40]
 
 @pytest.fixture
 def sets(s3_environment, tmp_path, monkeypatch):
-    """The same set on disk and in the store, the store being reached through a proxy."""
+    """The same set on disk and in a store behind a fault-injecting proxy."""
     local = write_set(tmp_path / "set", COUNTS)
     url = f"{s3_environment.bucket('faults')}/{tmp_path.name}"
     for path in sorted((tmp_path / "set").rglob("*")):
@@ -49,42 +49,42 @@ def take(index: Index, steps: int, workers: int = 0) -> list[bytes]:
     ],
     ids=lambda fault: f"{fault.kind}-{fault.after}",
 )
-def test_faults_of_the_network_change_nothing(sets, fault):
+def test_network_faults_do_not_change_the_images(sets, fault):
     local, remote, proxy = sets
     proxy.add(fault)
     assert take(remote, 10) == take(local, 10)
     assert proxy.faults > 0
 
 
-def test_loader_processes_survive_the_network_too(sets):
+def test_network_faults_do_not_change_the_images_of_loader_processes(sets):
     local, remote, proxy = sets
     proxy.add(Fault("reset", path=r"\.tar", after=700, share=0.3))
     proxy.add(Fault("corrupt", path=r"\.tar", after=600, share=0.2))
     assert take(remote, 10, workers=2) == take(local, 10)
 
 
-def test_a_byte_that_is_flipped_in_the_store_is_one_line(sets, tmp_path):
+def test_a_byte_flipped_in_the_store_is_a_one_line_error(sets, tmp_path):
     _, remote, _ = sets
     shard = tmp_path / "set" / "0001.tar"
     data = bytearray(shard.read_bytes())
     data[data.index(b"IDAT") + 8] ^= 1
     remote.folders[0].storage.write("0001.tar", bytes(data))
-    with pytest.raises(DataError, match=r"0001\.tar: sample '000040': png does not match its checksum") as told:
+    with pytest.raises(DataError, match=r"0001\.tar: sample '000040': png does not match its checksum") as error:
         take(remote, 5)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_set_that_cannot_be_reached_is_one_line(sets, monkeypatch):
+def test_an_unreachable_set_is_a_one_line_error(sets, monkeypatch):
     _, remote, proxy = sets
     monkeypatch.setenv("LOWERBOUND_PATIENCE", "0")
     proxy.add(Fault("status", path=r"\.tar", status=403))
-    with pytest.raises(OSError, match="access denied") as told:
+    with pytest.raises(OSError, match="access denied") as error:
         take(Index.open(remote.url), 1)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
-def test_an_interrupted_read_goes_on_and_does_not_begin_again(sets, tmp_path):
-    """A window of 3 MB that breaks again and again: what has come is not fetched a second time."""
+def test_an_interrupted_read_resumes_where_it_ended(sets, tmp_path):
+    """A read of 3 MB that is interrupted twice: bytes received are not fetched again."""
     _, remote, proxy = sets
     blob = Path("/dev/urandom").open("rb").read(3_000_000)  # noqa: SIM115
     remote.folders[0].storage.write("blob", blob)

@@ -42,7 +42,7 @@ def tar_of(name: str, data: bytes = b"") -> bytes:
 
 
 def npy(image: np.ndarray) -> bytes:
-    """An array as numpy writes it."""
+    """An .npy file."""
     stream = io.BytesIO()
     np.save(stream, image)
     return stream.getvalue()
@@ -68,7 +68,7 @@ FORMATS = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX
 
 @st.composite
 def contents(draw: st.DrawFn) -> bytes:
-    """An image, whole or spoilt, or one that claims to be huge; a label; anything; a tar in a tar."""
+    """An image, intact or damaged, or with a huge stated size; a label; random bytes; a tar in a tar."""
     data = bytearray(draw(st.sampled_from([*IMAGES, BOMB, b"1", b"9" * 40, tar_of("x.png")])))
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.integers(0, len(data) - 1))
@@ -80,7 +80,7 @@ def contents(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def tars(draw: st.DrawFn) -> bytes:
-    """Members of any name and kind, then bytes changed, put in, taken out or cut off; headers with valid checksums."""
+    """Members of any name and kind, then bytes changed, inserted, deleted or cut; headers with valid checksums."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=draw(FORMATS), errors="surrogateescape") as tar:
         for _ in range(draw(st.integers(0, 6))):
@@ -144,7 +144,7 @@ def check(data: bytes) -> None:
 
 
 def check_images(folder: str, keys: list[str]) -> None:
-    """What was taken into an index is an image, or is told by its key in one line."""
+    """Every indexed sample decodes, or raises a one-line error with its key."""
     index_shards(folder, f"{folder}/index")
     bad = verify_shard(Index.open(folder), 0).bad
     assert {key for key, _ in bad} <= set(keys)
@@ -153,7 +153,7 @@ def check_images(folder: str, keys: list[str]) -> None:
 
 @given(tars())
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-def test_a_hostile_tar_is_indexed_or_refused_in_one_line(data):
+def test_a_crafted_tar_is_indexed_or_refused_in_one_line(data):
     check(data)
 
 
@@ -164,7 +164,7 @@ def test_any_bytes_are_indexed_or_refused_in_one_line(data):
 
 
 @pytest.mark.skipif("FUZZ_SECONDS" not in os.environ, reason="FUZZ_SECONDS=3600 for an hour of it")
-def test_hostile_tars_for_as_long_as_asked():
+def test_crafted_tars_for_a_given_time():
     deadline = time.monotonic() + float(os.environ["FUZZ_SECONDS"])
 
     @given(tars())
@@ -176,13 +176,13 @@ def test_hostile_tars_for_as_long_as_asked():
         some()
 
 
-def test_nested_archives_are_no_images(tmp_path):
+def test_a_nested_archive_is_not_an_image(tmp_path):
     (tmp_path / "s.tar").write_bytes(tar_of("a.png", tar_of("x.png")))
     with pytest.raises(DataError, match=r"'a\.png': the image does not decode"):
         scan_tar(Storage(str(tmp_path)), "s.tar")
 
 
-def test_a_member_that_claims_to_be_huge_takes_no_memory(tmp_path):
+def test_a_member_with_a_huge_stated_size_allocates_no_memory(tmp_path):
     info = tarfile.TarInfo("a.png")
     info.size = 1 << 62
     (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))

@@ -1,4 +1,4 @@
-"""Whatever the history of a run, every image is in it exactly once an epoch, and its batches are the same."""
+"""For any history of stops and rank counts, every image is seen once per epoch and the batches are the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.datasets.small_sets import HEIGHT, WIDTH, number_of, write_set
 
 @st.composite
 def runs(draw: st.DrawFn) -> dict:
-    """A set, a configuration, and what happened: (steps, ranks, loader workers of each rank) between stops."""
+    """A set, a configuration, and what happened: (steps, ranks, loader processes per rank) between stops."""
     streams = draw(st.integers(1, 6))
     history = draw(
         st.lists(st.tuples(st.integers(1, 6), st.integers(1, streams), st.integers(1, 3)), min_size=1, max_size=5)
@@ -54,7 +54,7 @@ def read(index: Index, steps: TrainingSteps, workers: int, count: int) -> list[l
 
 @given(runs())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_every_image_is_seen_exactly_once_an_epoch_in_the_same_batches_whatever_the_history(run):
+def test_every_image_is_seen_exactly_once_per_epoch_in_the_same_batches_for_any_history(run):
     with tempfile.TemporaryDirectory() as folder:
         index = write_set(Path(folder) / "set", run["counts"])
         order = run["seed"], run["batch"], run["streams"], run["window"]
@@ -73,7 +73,7 @@ def test_every_image_is_seen_exactly_once_an_epoch_in_the_same_batches_whatever_
 
 
 def check_epochs(numbers: list[int], images: int) -> None:
-    """Whole epochs hold every image once; the last, unfinished one none twice."""
+    """Complete epochs have every image once; the last, incomplete one has none twice."""
     for start in range(0, len(numbers), images):
         epoch = Counter(numbers[start : start + images])
         assert max(epoch.values()) == 1

@@ -1,4 +1,4 @@
-"""A job that is killed again and again, over a network that fails: its commits hold each image of the order once."""
+"""A job that is killed repeatedly, over a faulty network: its commits have each image of the order once."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def write_config(path: Path, shards: str, run: str) -> None:
 
 
 def steps_of_the_order(index: Index, steps: int) -> list[list[int]]:
-    """The numbers of the images of each step, sorted in a step."""
+    """The numbers of the images of each step; sorted within a step."""
     located = locate(ShuffledOrder(index.counts, SEED, STREAMS, WINDOW), np.arange(steps * BATCH))
     numbers = (np.cumsum(index.counts) - index.counts)[located.shard] + located.index
     return np.sort(numbers.reshape(steps, BATCH), axis=1).tolist()
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_the_images_up_to_each_commit_are_the_orders_own_whatever_happens(tmp_path, s3_environment, kills):
+def test_the_images_up_to_each_commit_follow_the_order_through_kills_and_faults(tmp_path, s3_environment, kills):
     index = write_set(tmp_path / "set", COUNTS)
     bucket = f"{s3_environment.bucket('history')}/{uuid.uuid4()}"
     for path in sorted((tmp_path / "set").rglob("*")):

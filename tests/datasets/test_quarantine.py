@@ -1,4 +1,4 @@
-"""What is damaged is found: it ends the run, or weighs nothing and is written down."""
+"""Damaged images are found: they stop the run, or get weight zero and are recorded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def damaged(tmp_path) -> Index:
 
 
 @pytest.mark.parametrize("settings", [{"cache": 0}, {"cache": "1MiB"}, {"cache": 0, "workers": 2}, {"memory": 1}])
-def test_quarantined_images_weigh_nothing_and_the_others_come_as_before(damaged, settings):
+def test_quarantined_images_have_weight_zero_and_the_others_are_unchanged(damaged, settings):
     config = DataConfig(
         shards=damaged.url, streams=4, window=8, on_bad="quarantine", bad_share=1, **{"workers": 0, **settings}
     )
@@ -60,29 +60,29 @@ def test_quarantined_images_weigh_nothing_and_the_others_come_as_before(damaged,
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_ends_when_more_is_bad_than_allowed(damaged, workers):
+def test_a_run_stops_above_the_allowed_share_of_bad_images(damaged, workers):
     config = DataConfig(shards=damaged.url, streams=4, on_bad="quarantine", bad_share=0.05, workers=workers)
-    with training_batches(config, damaged, seed=1, batch=4) as batches, pytest.raises(DataError) as told:  # noqa: PT012
+    with training_batches(config, damaged, seed=1, batch=4) as batches, pytest.raises(DataError) as error:  # noqa: PT012
         for _ in range(20):
             next(batches)
-    assert "3 images quarantined in epoch 0, more than data.bad_share allows; the last one:" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "3 images quarantined in epoch 0, more than data.bad_share allows; the last one:" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_the_first_bad_image_ends_a_run_that_does_not_quarantine(damaged):
+def test_the_first_bad_image_stops_a_run_without_quarantine(damaged):
     config = DataConfig(shards=damaged.url, streams=4, workers=0)
     with training_batches(config, damaged, seed=1, batch=40) as batches, pytest.raises(DataError, match="sample '0000"):
         next(batches)
 
 
-def test_an_evaluation_leaves_out_what_is_bad(damaged):
+def test_an_evaluation_leaves_out_bad_images(damaged):
     config = DataConfig(shards=damaged.url, workers=0, on_bad="quarantine", bad_share=0.5)
     with evaluation_batches(config, damaged, batch=7) as batches:
         weights = sum(int(batch.weights.sum()) for batch in batches)
         assert (weights, len(batches.quarantined)) == (36, 4)
 
 
-def test_a_shard_that_is_gone_is_quarantined_as_a_whole(tmp_path):
+def test_all_images_of_a_missing_shard_are_quarantined(tmp_path):
     index = write_set(tmp_path, [10, 10])
     (tmp_path / "0001.tar").unlink()
     config = DataConfig(shards=index.url, streams=4, workers=0, on_bad="quarantine", bad_share=0.5)
@@ -91,14 +91,14 @@ def test_a_shard_that_is_gone_is_quarantined_as_a_whole(tmp_path):
         assert {entry.reason.partition(": ")[2] for entry in batches.quarantined} == {"the shard no longer exists"}
 
 
-def test_every_damage_is_found_by_verifying(damaged):
+def test_verifying_finds_all_damage(damaged):
     found = [verify_shard(damaged, number) for number in range(2)]
     assert [key for key, _ in found[0].bad] == ["000005"]
     assert [key for key, _ in found[1].bad] == ["", "000037", "000038", "000039"]
     assert found[1].bad[0][1].startswith("the shard has ")
 
 
-def test_a_row_of_the_ledger_counts_what_was_met_up_to_there():
+def test_a_ledger_row_counts_the_images_seen_so_far():
     entries = [Quarantined(epoch, position, "s", "k", "r") for epoch, position in ((0, 3), (0, 9), (1, 12), (1, 19))]
     assert epoch_rows(10, 15, entries) == [EpochRow(0, 10, 8, 2), EpochRow(1, 10, 4, 1)]
     assert epoch_rows(10, 0, []) == []

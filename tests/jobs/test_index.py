@@ -1,4 +1,4 @@
-"""python -m jobs.index, as a person runs it."""
+"""python -m jobs.index from the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.datasets.small_sets import png, write_members, write_set
 from tests.testbed.jobs import call_job, run_job
 
 
-def test_it_indexes_the_shards_of_anybody(tmp_path):
+def test_shards_are_indexed(tmp_path):
     write_members(tmp_path / "a" / "x.tar", [("k1.png", png()), ("k1.json", b"{}"), ("k2.png", png(1))])
     ran = run_job("index", str(tmp_path))
     assert (ran.status, ran.stderr) == (0, "")
@@ -15,7 +15,7 @@ def test_it_indexes_the_shards_of_anybody(tmp_path):
     assert Index.open(str(tmp_path)).name(0) == "a/x.tar"
 
 
-def test_a_shard_that_is_no_tar_is_one_line_and_leaves_no_index(tmp_path):
+def test_a_shard_that_is_not_a_tar_is_a_one_line_error_and_no_index_is_written(tmp_path):
     write_set(tmp_path / "good", [2])
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "0.tar").write_bytes(b"<html>404</html>" * 100)
@@ -26,6 +26,6 @@ def test_a_shard_that_is_no_tar_is_one_line_and_leaves_no_index(tmp_path):
     assert not (tmp_path / "bad" / "index" / "index.json").exists()
 
 
-def test_an_empty_folder_is_one_line(tmp_path):
+def test_an_empty_folder_is_a_one_line_error(tmp_path):
     ran = call_job("index", str(tmp_path / "none"))
     assert (ran.status, ran.stderr) == (1, f"error: {tmp_path}/none: no such folder, or no .tar in it\n")

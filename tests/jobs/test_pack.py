@@ -1,4 +1,4 @@
-"""python -m jobs.pack, as a person runs it."""
+"""python -m jobs.pack from the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jobs.pack import main
 from tests.testbed.jobs import call_job, run_job
 
 
-def test_it_packs_the_digits_and_says_what_it_wrote_and_the_second_time_that_they_are_there(tmp_path):
+def test_packing_twice_writes_once(tmp_path):
     first = run_job("pack", "--source", "digits", "--out", str(tmp_path / "d"))
     assert first.status == 0
     assert first.stdout.startswith("packed 1,527 images in 8 shards, ")
@@ -20,16 +20,16 @@ def test_it_packs_the_digits_and_says_what_it_wrote_and_the_second_time_that_the
     assert again.stdout.startswith("already packed: 1,527 images")
 
 
-def test_what_is_missing_is_one_line(tmp_path):
-    told = call_job("pack", "--source", "idx", "--out", str(tmp_path / "d"))
-    assert (told.status, told.stderr) == (
+def test_missing_files_are_one_line_errors(tmp_path):
+    ran = call_job("pack", "--source", "idx", "--out", str(tmp_path / "d"))
+    assert (ran.status, ran.stderr) == (
         1,
         "error: --source idx: give the folder (path or URL) of its files by --from\n",
     )
-    told = call_job("pack", "--source", "cifar10", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "d"))
-    assert told.status == 1
-    assert told.stderr.count("\n") == 1
-    assert "none of data_batch_1.bin" in told.stderr
+    ran = call_job("pack", "--source", "cifar10", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "d"))
+    assert ran.status == 1
+    assert ran.stderr.count("\n") == 1
+    assert "none of data_batch_1.bin" in ran.stderr
 
 
 def test_packing_to_s3_and_training_from_there(s3_environment, tmp_path):

@@ -1,4 +1,4 @@
-"""python -m jobs.verify and python -m jobs.index, as a person runs them on shards that change."""
+"""python -m jobs.verify and python -m jobs.index from the command line, on shards that change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.datasets.small_sets import png, write_members, write_set
 from tests.testbed.jobs import call_job, run_job
 
 
-def test_whole_shards_are_all_well(tmp_path):
+def test_intact_shards_verify(tmp_path):
     write_set(tmp_path, [3] * 9)
     ran = run_job("verify", str(tmp_path), "--processes", "2")
     assert (ran.status, ran.stderr) == (0, "")
@@ -33,7 +33,7 @@ def test_each_bad_image_and_unknown_shard_has_a_line(tmp_path):
 
 
 def index(folder, pattern: str = "") -> int:
-    """How many shards were read to bring the index up to date."""
+    """The number of shards read to update the index."""
     return index_shards(f"{folder}/{pattern}" if pattern else str(folder), str(folder / "index")).scanned
 
 
@@ -49,7 +49,7 @@ def test_only_new_and_changed_shards_are_read_again(tmp_path):
     assert [(shard.name, shard.images) for shard in again.shards] == [("0001.tar", 1), ("0002.tar", 3), ("0009.tar", 1)]
 
 
-def test_a_pattern_updates_its_own_shards_and_leaves_the_others(tmp_path):
+def test_a_pattern_updates_only_its_own_shards(tmp_path):
     write_set(tmp_path, [3, 3, 3])
     for name in ("0000.tar", "0002.tar"):
         write_members(tmp_path / name, [("z.png", png()), ("z.cls", b"1")])
@@ -58,7 +58,7 @@ def test_a_pattern_updates_its_own_shards_and_leaves_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["index", "verify"])
-def test_a_pattern_without_shards_is_one_line(tmp_path, name):
+def test_a_pattern_without_shards_is_a_one_line_error(tmp_path, name):
     write_set(tmp_path, [3])
     ran = call_job(name, f"{tmp_path}/x-{{0..3}}.tar")
     assert ran.status == 1

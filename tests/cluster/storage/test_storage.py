@@ -1,4 +1,4 @@
-"""Storage does the same on a local disk and in a real S3-compatible store."""
+"""Storage behaves the same on a local disk and in a real S3-compatible store."""
 
 import itertools
 import os
@@ -30,7 +30,7 @@ def python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_537, 11_000_000])
-def test_what_is_written_is_read(storage, size):
+def test_written_bytes_are_read_back(storage, size):
     data = os.urandom(size)
     storage.write("a/b", data)
     assert storage.read("a/b") == data
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(storage, size):
     assert storage.read("a/b") == b"another"
 
 
-def test_a_range_is_exactly_the_bytes_asked_for(storage):
+def test_a_range_has_exactly_the_requested_bytes(storage):
     data = os.urandom(100_000)
     storage.write("o", data)
     for start, stop in [(0, 1), (0, 100_000), (99_999, 100_000), (12_345, 67_890), (500, 500)]:
@@ -47,13 +47,13 @@ def test_a_range_is_exactly_the_bytes_asked_for(storage):
 
 
 @pytest.mark.parametrize("name", ["50% #x", "a?b=c&d", "naïve~[x]", "a%20b", "deep/er/o"])
-def test_a_range_is_read_from_the_name_that_was_written(storage, name):
+def test_a_range_is_read_by_the_name_that_was_written(storage, name):
     storage.write(name, b"12345")
     assert storage.read_range(name, 1, 3) == b"23"
     assert storage.read(name) == b"12345"
 
 
-def test_a_range_of_a_file_outside_is_refused(tmp_path):
+def test_a_range_of_a_file_outside_the_folder_is_refused(tmp_path):
     (tmp_path / "secret").write_bytes(b"12345")
     storage = Storage(str(tmp_path / "folder"))
     storage.write("o", b"1")
@@ -62,13 +62,13 @@ def test_a_range_of_a_file_outside_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("start", [5, 6])
-def test_a_range_behind_the_end_is_an_error(storage, start):
+def test_a_range_beyond_the_end_is_an_error(storage, start):
     storage.write("o", b"12345")
     with pytest.raises(StorageError, match=r"/o: the object ends before the requested bytes$"):
         storage.read_range("o", start, 10)
 
 
-def test_stat_tells_size_and_whether_the_content_has_changed(storage):
+def test_stat_has_the_size_and_an_etag_that_follows_the_content(storage):
     assert storage.stat("o") is None
     assert not storage.exists("o")
     storage.write("o", b"first")
@@ -80,7 +80,7 @@ def test_stat_tells_size_and_whether_the_content_has_changed(storage):
     assert storage.exists("o")
 
 
-def test_a_deleted_object_is_gone_and_deleting_nothing_is_no_error(storage):
+def test_a_deleted_object_is_gone_and_deleting_a_missing_one_is_not_an_error(storage):
     storage.delete("o")
     storage.write("o", b"x")
     storage.delete("o")
@@ -89,7 +89,7 @@ def test_a_deleted_object_is_gone_and_deleting_nothing_is_no_error(storage):
 
 
 @pytest.mark.parametrize("ask", [lambda s: s.read("a/o"), lambda s: s.read_range("a/o", 0, 5)], ids=["read", "range"])
-def test_a_missing_object_is_told_by_its_url(storage, ask):
+def test_the_error_of_a_missing_object_has_its_url(storage, ask):
     storage.write("something", b"else")
     with pytest.raises(FileNotFoundError) as caught:
         ask(storage)
@@ -97,7 +97,7 @@ def test_a_missing_object_is_told_by_its_url(storage, ask):
     assert str(caught.value) == f"{storage.url}/a/o: no such object"
 
 
-def test_a_file_is_put_whole_from_the_disk(storage, tmp_path):
+def test_a_local_file_is_uploaded(storage, tmp_path):
     source = tmp_path / "source"
     source.write_bytes(data := os.urandom(21_000_000))
     storage.write("o", b"old")
@@ -118,7 +118,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_a_file_is_never_in_memory_as_a_whole(storage, tmp_path):
+def test_an_uploaded_file_is_never_in_memory_as_a_whole(storage, tmp_path):
     source = tmp_path / "source"
     with source.open("wb") as file:
         file.truncate(150 << 20)
@@ -129,7 +129,7 @@ def test_a_file_is_never_in_memory_as_a_whole(storage, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_means_itself(storage, name):
+def test_special_characters_in_names_are_kept(storage, name):
     storage.write(f"x/{name}", name.encode())
     assert storage.read(f"x/{name}") == name.encode()
     assert [entry.path for entry in storage.list("x")] == [f"x/{name}"]
@@ -143,7 +143,7 @@ def test_a_name_means_itself(storage, name):
 # ---- listing
 
 
-def test_everything_below_a_folder_is_listed_in_the_order_of_the_names(storage):
+def test_all_objects_below_a_folder_are_listed_sorted(storage):
     names = ["b", "a/2", "a/10", "a/1/x", "ab/1", "Z", "é", "a-b/1"]
     for size, name in enumerate(names):
         storage.write(name, b"x" * size)
@@ -161,7 +161,7 @@ def test_an_empty_or_missing_folder_has_no_entries(storage):
     assert list(storage.list("c")) == []
 
 
-def test_more_objects_than_a_store_lists_at_once_are_listed(bucket):
+def test_listings_of_several_pages_are_complete(bucket):
     names = [f"{i:03}" for i in range(2 * PAGE + 1)]
     for name in names:
         bucket.write(name, b"")
@@ -177,7 +177,7 @@ def test_only_the_first_creates_an_object(storage):
     assert storage.read("o") == b"first"
 
 
-def test_of_many_who_create_an_object_at_once_exactly_one_wins(storage):
+def test_of_many_concurrent_creators_exactly_one_succeeds(storage):
     storages = [Storage(storage.url) for _ in range(8)]
     start = threading.Barrier(8)
 
@@ -226,7 +226,7 @@ def test_a_pickled_storage_opens_its_own_connection(storage):
     assert copy.read("o") == b"x"
 
 
-def test_a_relative_path_stays_where_it_was_when_the_process_moves(tmp_path, monkeypatch):
+def test_a_relative_path_survives_a_change_of_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     storage = Storage("runs/first")
     storage.write("o", b"x")
@@ -285,14 +285,14 @@ os.wait()
 """
 
 
-def test_a_forked_process_is_told_so_and_does_not_hang(storage):
+def test_a_forked_process_gets_an_error_and_does_not_hang(storage):
     assert "use the spawn or forkserver" in python(FORK, storage.url).stdout
 
 
 # ---- a local disk
 
 
-def test_reading_makes_no_folder(tmp_path):
+def test_reading_creates_no_folder(tmp_path):
     storage = Storage(str(tmp_path / "none"))
     assert list(storage.list()) == []
     assert storage.stat("o") is None
@@ -302,7 +302,7 @@ def test_reading_makes_no_folder(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+def test_a_file_in_place_of_the_folder_is_a_one_line_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"file: a file, not a folder$"):
         Storage(str(tmp_path / "file")).write("o", b"x")
@@ -323,7 +323,7 @@ for name, data in (("bytes", b"new" * 1_000_000), ("file", Path(sys.argv[2])), (
 """
 
 
-def test_where_the_disk_takes_no_more_the_old_objects_stay(tmp_path):
+def test_a_full_disk_keeps_the_old_objects(tmp_path):
     storage = Storage(str(tmp_path / "folder"))
     for name in ("bytes", "file"):
         storage.write(name, b"old")
@@ -353,9 +353,9 @@ for ask in (lambda: storage.write("o", b"x"), lambda: storage.read("secret")):
 """
 
 
-def test_a_folder_without_permission_is_told():
+def test_a_folder_without_permission_is_a_one_line_error():
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users above it already
         Path(folder, "secret").touch(mode=0o000)
         Path(folder).chmod(0o555)
-        told = python(DENIED, folder).stdout.splitlines()
-    assert told == [f"{folder}/{name}: access denied; check the permissions of the folder" for name in ("o", "secret")]
+        lines = python(DENIED, folder).stdout.splitlines()
+    assert lines == [f"{folder}/{name}: access denied; check the permissions of the folder" for name in ("o", "secret")]

@@ -59,14 +59,14 @@ def test_objects_and_ranges_are_read(server):
     assert storage.read("b c.tar") == b"space"
 
 
-def test_a_missing_file_is_told(server):
+def test_a_missing_file_is_a_one_line_error(server):
     with pytest.raises(MissingError, match=rf"^{server}/a/none.tar: no such object$"):
         Storage(f"{server}/a").read("none.tar")
     assert Storage(f"{server}/a").stat("none.tar") is None
 
 
 @pytest.mark.parametrize("kind", ["reset", "truncate"])
-def test_a_body_that_breaks_off_is_never_short(server, kind):
+def test_an_interrupted_body_is_never_short(server, kind):
     with FaultProxy(server) as proxy:
         proxy.add(Fault(kind, after=100_000, times=1))
         assert Storage(f"{proxy.url}/a").read_range("shard.tar", 10, 250_000) == FILES["/a/shard.tar"][10:250_000]

@@ -1,4 +1,4 @@
-"""Storage in an object store: what is refused, and what a bad network, an outage or a lost answer does."""
+"""Storage in an object store: refusals, network faults, outages and lost answers."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def behind(bucket, proxy, monkeypatch):
-    """The bucket behind the proxy, DATA stored as "o"; the client waits less, for silence and between its retries."""
+    """The bucket behind the proxy, DATA stored as "o"; with shorter timeouts and pauses between retries."""
     bucket.write("o", DATA)
     proxy.forget()
     monkeypatch.setitem(module.CLIENT, "read_timeout", "500ms")
@@ -51,13 +51,13 @@ def behind(bucket, proxy, monkeypatch):
 
 
 @pytest.mark.parametrize("ask", ["read", "range", "list", "write", "create"])
-def test_a_missing_bucket_is_told(s3_environment, ask):
+def test_a_missing_bucket_is_a_one_line_error(s3_environment, ask):
     with pytest.raises(MissingError, match=r"^s3://nobodys/runs.*: no such bucket$"):
         ASKS[ask](Storage("s3://nobodys/runs"))
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_a_wrong_secret_is_told_in_one_line(bucket, monkeypatch, ask):
+def test_a_wrong_secret_is_a_one_line_error(bucket, monkeypatch, ask):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError) as caught:
         ASKS[ask](Storage(bucket.url))
@@ -65,7 +65,7 @@ def test_a_wrong_secret_is_told_in_one_line(bucket, monkeypatch, ask):
     assert str(caught.value) == f"{where}: access denied; check the credentials in the environment"
 
 
-def test_missing_credentials_are_told_in_one_line(bucket, proxy, monkeypatch):
+def test_missing_credentials_are_a_one_line_error(bucket, proxy, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", proxy.url)  # stands for the cloud's service, which there may not be
@@ -75,7 +75,7 @@ def test_missing_credentials_are_told_in_one_line(bucket, proxy, monkeypatch):
     assert str(caught.value).startswith(f"{bucket.url}/o: no credentials in the environment (S3: AWS_ACCESS_KEY_ID")
 
 
-def test_what_the_store_says_is_told_in_one_line(s3_environment):
+def test_the_stores_own_message_is_in_the_error(s3_environment):
     with pytest.raises(StorageError, match=r"^s3://UPPER_case/o: InvalidBucketName: [^\n<]*$"):
         Storage("s3://UPPER_case").read("o")
 
@@ -84,13 +84,13 @@ def test_what_the_store_says_is_told_in_one_line(s3_environment):
 
 
 def _start(request):
-    """The first byte that a request asks for."""
+    """The first byte of a range request."""
     return int(request.range.removeprefix("bytes=").partition("-")[0] or 0)
 
 
 @pytest.mark.parametrize("ask", READS)
 @pytest.mark.parametrize("kind", ["reset", "truncate", "stall"])
-def test_a_body_that_breaks_off_is_resumed_where_it_ended(behind, proxy, kind, ask):
+def test_an_interrupted_body_is_resumed_where_it_ended(behind, proxy, kind, ask):
     proxy.add(cut := Fault(kind, after=1_000_000, times=1, method="GET"))
     assert READS[ask](behind) == WHOLE[ask]
     assert [request.fault for request in proxy.requests] == [kind, None]
@@ -101,14 +101,14 @@ def test_a_body_that_breaks_off_is_resumed_where_it_ended(behind, proxy, kind, a
 
 @pytest.mark.parametrize("ask", READS)
 @pytest.mark.parametrize("kind", ["reset", "truncate"])
-def test_a_body_that_always_breaks_off_is_an_error_and_never_short(behind, proxy, impatient, kind, ask):
+def test_a_body_that_is_always_interrupted_is_an_error_and_never_short(behind, proxy, impatient, kind, ask):
     proxy.add(Fault(kind, after=10_000, method="GET"))
     with pytest.raises(UnavailableError, match=r"/o: no answer from the store \(HTTP error: [^\n]*\)$"):
         READS[ask](behind)
 
 
 @pytest.mark.parametrize("kind", ["status", "refuse"])
-def test_a_storm_of_failures_harms_nothing(behind, proxy, kind):
+def test_many_failures_lose_nothing(behind, proxy, kind):
     proxy.add(Fault(kind, share=0.4))
     for i in range(10):
         behind.write(f"storm/{i}", b"%d" % i)
@@ -120,7 +120,7 @@ def test_a_storm_of_failures_harms_nothing(behind, proxy, kind):
 
 
 @pytest.mark.parametrize("size", [1000, 21_000_000])
-def test_an_upload_that_is_cut_is_made_again(behind, proxy, tmp_path, size):
+def test_an_interrupted_upload_is_retried(behind, proxy, tmp_path, size):
     (tmp_path / "source").write_bytes(data := os.urandom(size))
     proxy.add(Fault("cut upload", after=500, times=3, method="PUT"))
     behind.write("up", tmp_path / "source")
@@ -130,11 +130,11 @@ def test_an_upload_that_is_cut_is_made_again(behind, proxy, tmp_path, size):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """Parts of the smallest size that stores take."""
+    """Parts of the smallest size that stores accept."""
     monkeypatch.setattr(module, "PART", 5 << 20)
 
 
-def test_an_upload_that_always_fails_leaves_the_old_object_and_no_parts(
+def test_an_upload_that_always_fails_keeps_the_old_object_and_leaves_no_parts(
     behind, s3, proxy, impatient, small_parts, tmp_path
 ):
     (tmp_path / "source").write_bytes(bytes(11_000_000))
@@ -146,7 +146,7 @@ def test_an_upload_that_always_fails_leaves_the_old_object_and_no_parts(
     assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=name, Prefix=prefix)
 
 
-def test_a_file_goes_up_in_parts(behind, proxy, small_parts, tmp_path):
+def test_a_file_is_uploaded_in_parts(behind, proxy, small_parts, tmp_path):
     (tmp_path / "source").write_bytes(bytes(21_000_000))
     behind.write("up", tmp_path / "source")
     assert sum("partNumber=" in request.target for request in proxy.requests) >= 4
@@ -155,20 +155,20 @@ def test_a_file_goes_up_in_parts(behind, proxy, small_parts, tmp_path):
 # ---- lost answers
 
 
-def test_a_creator_whose_answer_was_lost_knows_its_own_object(behind, proxy):
+def test_a_creator_whose_answer_was_lost_recognises_its_own_object(behind, proxy):
     proxy.add(Fault("lose answer", times=1, method="PUT"))
     assert behind.create("new", b"mine") is True
     assert behind.create("new", b"mine") is False
 
 
-def test_a_creator_whose_answer_was_lost_does_not_take_anothers_object_for_its_own(behind, proxy):
+def test_a_creator_whose_answer_was_lost_does_not_claim_anothers_object(behind, proxy):
     behind.create("new", b"theirs")
     proxy.add(Fault("lose answer", times=1, method="PUT"))
     assert behind.create("new", b"mine") is False
     assert behind.read("new") == b"theirs"
 
 
-def test_a_lost_answer_to_a_deletion_or_an_overwriting_harms_nothing(behind, proxy):
+def test_a_lost_answer_to_a_deletion_or_an_overwrite_loses_nothing(behind, proxy):
     proxy.add(Fault("lose answer", times=1, method="POST"))
     behind.delete("o")
     assert behind.stat("o") is None
@@ -180,7 +180,7 @@ def test_a_lost_answer_to_a_deletion_or_an_overwriting_harms_nothing(behind, pro
 # ---- an outage
 
 
-def test_an_outage_longer_than_the_clients_own_retries_is_waited_out_and_told(bucket, s3, monkeypatch, caplog):
+def test_an_outage_longer_than_the_clients_own_retries_is_waited_out_with_warnings(bucket, s3, monkeypatch, caplog):
     bucket.write("o", DATA)
     monkeypatch.setitem(module.RETRIES, "max_retries", 2)
     s3.stop()

@@ -1,4 +1,4 @@
-"""Images are cropped, resized and flipped by position, whoever reads them."""
+"""Crops, sizes and flips depend on the position, not on the process that reads."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ ANY = Format(3, 0, 0)
 
 
 def ramp(height: int, width: int) -> np.ndarray:
-    """An image whose pixels say where they are."""
+    """An image whose pixel values are their coordinates."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y, x, y + x], axis=2).astype(np.uint8)
 
 
-def test_the_centre_is_cut_out_without_resampling_where_the_sizes_allow():
+def test_a_centre_crop_of_the_same_size_is_not_resampled():
     image = ramp(10, 30)
     out = Transform(TransformConfig(size=(10, 10)), ANY, None)(image, 0)
     assert np.array_equal(out, image[:, 10:20])
 
 
-def test_the_centre_is_scaled_to_the_size_asked_for():
+def test_the_centre_crop_is_resized():
     out = Transform(TransformConfig(size=(8, 8)), ANY, None)(np.full((40, 90, 3), 77, dtype=np.uint8), 0)
     assert out.shape == (8, 8, 3)
     assert (out == 77).all()
@@ -42,7 +42,7 @@ def test_the_centre_is_scaled_to_the_size_asked_for():
     assert abs(int(wide[8, 16, 0]) - 34) <= 2
 
 
-def test_random_parts_depend_on_seed_and_position_alone():
+def test_random_crops_depend_only_on_seed_and_position():
     config = TransformConfig(size=(8, 8), crop="random", scale=(0.3, 1.0), flip=True)
     image = ramp(50, 70)
     first, again, other = (Transform(config, ANY, seed) for seed in (1, 1, 2))
@@ -52,7 +52,7 @@ def test_random_parts_depend_on_seed_and_position_alone():
     assert not np.array_equal(other(image, 3), outs[3])
 
 
-def test_every_other_image_is_flipped():
+def test_half_of_the_images_are_flipped():
     transform = Transform(TransformConfig(size=(4, 6), flip=True), Format(1, 4, 6), 1)
     image = image_of(1)
     outs = [transform(image, position) for position in range(1000)]
@@ -62,7 +62,7 @@ def test_every_other_image_is_flipped():
 
 
 @pytest.mark.parametrize("settings", [{"cache": 0}, {"cache": "1MiB"}, {"workers": 2, "cache": 0}])
-def test_batches_hold_the_transformed_images_however_they_are_read(tmp_path, settings):
+def test_batches_have_the_transformed_images_for_every_way_of_reading(tmp_path, settings):
     index = write_set(tmp_path, [20, 20])
     transform = TransformConfig(size=(3, 3), crop="random", flip=True)
     config = DataConfig(shards=index.url, streams=2, transform=transform, **{"workers": 0, **settings})
@@ -79,7 +79,7 @@ def test_batches_hold_the_transformed_images_however_they_are_read(tmp_path, set
                 assert np.array_equal(image.permute(1, 2, 0).numpy(), wanted(pixels, int(position)))
 
 
-def test_images_of_many_sizes_become_one(tmp_path):
+def test_images_of_different_sizes_are_resized_to_one(tmp_path):
     sizes = [(20, 30), (40, 10), (9, 9)]
     members = [(f"{i}.png", encoded(ramp(*size), "PNG")) for i, size in enumerate(sizes)]
     write_members(tmp_path / "0.tar", members)
@@ -94,12 +94,12 @@ def test_images_of_many_sizes_become_one(tmp_path):
         assert next(batches).images.shape == (3, 3, 8, 8)
 
 
-def test_levels_are_not_resampled():
+def test_images_with_few_levels_cannot_be_resized():
     with pytest.raises(DataError, match="17 levels cannot be resized"):
         Transform(TransformConfig(size=(4, 4)), Format(1, 8, 8, levels=17), None)
 
 
-def test_exif_turns_the_image_and_its_size(tmp_path):
+def test_exif_orientation_rotates_the_image_and_its_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     upright = np.repeat(np.repeat(np.arange(0, 250, 50, dtype=np.uint8), 8)[:, None], 16, 1)
@@ -109,14 +109,14 @@ def test_exif_turns_the_image_and_its_size(tmp_path):
     assert np.abs(decoded[:, :, 0].astype(int) - upright).max() < 6
 
 
-def test_of_sixteen_bits_the_upper_eight_are_taken():
+def test_sixteen_bit_images_keep_their_upper_eight_bits():
     values = (np.arange(35).reshape(5, 7) * 1800).astype(np.uint16)
     assert np.array_equal(decode_image(encoded(values, "PNG"), "png", Format(1, 5, 7))[:, :, 0], values >> 8)
 
 
 @pytest.mark.parametrize("quality", [50, 75, 95])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
-def test_the_fast_decoder_gives_the_pixels_of_pillow(quality, subsampling):
+def test_the_fast_decoder_gives_the_same_pixels_as_pillow(quality, subsampling):
     image = np.kron(np.random.default_rng(0).integers(0, 256, (8, 9, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     data = encoded(image, "JPEG", quality=quality, subsampling=subsampling)
     theirs = np.asarray(Image.open(io.BytesIO(data)))

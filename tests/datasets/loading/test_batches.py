@@ -1,4 +1,4 @@
-"""Batches are the order's, whatever reads them."""
+"""Batches follow the order, however they are read."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def same(some: list[Batch], others: list[Batch]) -> bool:
 
 
 def numbers_of(batch: Batch) -> list[int]:
-    """The numbers that the images of a batch spell, padding left out."""
+    """The numbers in the images of a batch, without padding."""
     return [number_of(image.numpy()) for image, weight in zip(batch.images, batch.weights, strict=True) if weight]
 
 
-def test_batches_hold_the_images_of_the_order_for_three_epochs(index):
+def test_batches_have_the_images_of_the_order_for_three_epochs(index):
     steps = 3 * IMAGES // 16
     order = ShuffledOrder(index.counts, 5, 4, 8)
     first = np.concatenate([[0], np.cumsum(COUNTS)])
@@ -80,12 +80,12 @@ def test_loader_processes_change_nothing(index, workers):
     assert same(take(index, 30), take(index, 30, {"workers": workers}))
 
 
-def test_keeping_decoded_images_changes_nothing(index):
+def test_caching_decoded_images_changes_nothing(index):
     assert same(take(index, 40), take(index, 40, {"cache": "1MiB"}))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_the_shares_of_the_ranks_are_the_global_batch_in_one_shape(index, ranks):
+def test_the_ranks_shares_make_up_the_global_batch_and_have_one_shape(index, ranks):
     whole = take(index, 20)
     shares = [take(index, 20, ranks=ranks, rank=rank, micro_batch=3) for rank in range(ranks)]
     for step in range(20):
@@ -96,7 +96,7 @@ def test_the_shares_of_the_ranks_are_the_global_batch_in_one_shape(index, ranks)
         assert seen == sorted(zip(whole[step].positions.tolist(), numbers_of(whole[step]), strict=True))
 
 
-def test_padding_is_black_and_weighs_nothing(index):
+def test_padding_is_black_with_weight_zero(index):
     batch = take(index, 1, micro_batch=5)[0]
     assert batch.weights.tolist() == [1.0] * 16 + [0.0] * 4
     assert not batch.images[16:].any()
@@ -106,11 +106,11 @@ def test_padding_is_black_and_weighs_nothing(index):
 
 @pytest.mark.parametrize("settings", [{}, {"cache": "1MiB"}])
 @pytest.mark.parametrize("step", [1, 7, 8, 23])
-def test_a_restart_goes_on_exactly_where_the_run_stopped(index, settings, step):
+def test_a_restart_continues_with_the_next_batch(index, settings, step):
     assert same(take(index, 30)[step:], take(index, 30 - step, settings, start=16 * step))
 
 
-def test_a_restart_may_have_another_number_of_loader_processes(index):
+def test_a_restart_may_change_the_number_of_loader_processes(index):
     assert same(take(index, 30)[13:], take(index, 17, {"workers": 2}, start=16 * 13))
 
 
@@ -128,7 +128,7 @@ def test_a_set_without_labels_has_label_zero(tmp_path):
     assert take(index, 1, batch=8)[0].labels.tolist() == [0] * 8
 
 
-def test_a_set_smaller_than_a_batch_comes_several_times_in_it(tmp_path):
+def test_a_set_smaller_than_a_batch_is_repeated_in_it(tmp_path):
     index = write_set(tmp_path / "small", [3])
     numbers = [number for batch in take(index, 3, batch=16) for number in numbers_of(batch)]
     assert sorted(numbers) == [0] * 16 + [1] * 16 + [2] * 16
@@ -138,7 +138,7 @@ def test_a_set_smaller_than_a_batch_comes_several_times_in_it(tmp_path):
     ("ranks", "workers", "limit"),
     [(ranks, 0, limit) for ranks in (1, 2, 3, 5) for limit in (None, 50, 3)] + [(2, 2, None), (1, 3, 50)],
 )
-def test_an_evaluation_sees_every_image_once_in_batches_of_one_shape(index, ranks, workers, limit):
+def test_an_evaluation_has_every_image_once_in_batches_of_one_shape(index, ranks, workers, limit):
     seen, lengths, shapes = [], set(), set()
     for rank in range(ranks):
         batches = list(
@@ -166,7 +166,7 @@ def test_a_limited_evaluation_is_spread_over_the_set(index):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_ends_the_batches_with_one_line(tmp_path, workers):
+def test_a_bad_image_raises_a_one_line_error(tmp_path, workers):
     index = write_set(tmp_path / "bad", [20, 20])
     shard = tmp_path / "bad" / "0001.tar"
     data = shard.read_bytes()
@@ -175,26 +175,26 @@ def test_a_bad_image_ends_the_batches_with_one_line(tmp_path, workers):
     batches = training_batches(config(index, workers=workers), index, seed=1, batch=16)
     with pytest.raises(
         DataError, match=r"0001\.tar: sample '0000\d\d': png does not match its checksum: the shard has changed"
-    ) as told:
+    ) as error:
         take_more(batches, 5)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     with pytest.raises(StopIteration):
         next(batches)
 
 
 @pytest.mark.parametrize(
-    ("settings", "arguments", "told"),
+    ("settings", "arguments", "message"),
     [
         ({"streams": 3}, {}, "data.streams=3 must divide the global batch of 16 images: 2 does|4 does"),
         ({}, {"ranks": 5, "rank": 0}, "at least 5 streams"),
     ],
 )
-def test_streams_that_do_not_fit_are_refused_at_once(index, settings, arguments, told):
-    with pytest.raises(DataError, match=told):
+def test_a_wrong_number_of_streams_is_refused_at_once(index, settings, arguments, message):
+    with pytest.raises(DataError, match=message):
         training_batches(config(index, **settings), index, **{"seed": 1, "batch": 16} | arguments)
 
 
-def test_it_says_what_it_does_and_how_long_it_was_waited_for(index):
+def test_batches_describe_themselves_and_count_the_time_waited(index):
     with training_batches(config(index), index, seed=1, batch=16) as batches:
         assert batches.waited == 0
         next(batches)
@@ -203,7 +203,7 @@ def test_it_says_what_it_does_and_how_long_it_was_waited_for(index):
         assert "\n" not in batches.describe()
 
 
-def test_auto_decodes_a_small_set_in_this_process_and_a_large_one_in_others(index):
+def test_auto_decodes_a_small_set_in_this_process_and_a_large_one_in_loader_processes(index):
     with training_batches(config(index, workers="auto", cache="1MiB"), index, seed=1, batch=16) as batches:
         assert "kept decoded" in batches.describe()
         assert "process" in batches.describe()
@@ -266,7 +266,7 @@ SCRIPT = """
     ("workers", "end", "status"),
     [(0, "leave", 0), (0, "raise", 1), (1, "leave", 0), (1, "raise", 1), (2, "kill", -9)],
 )
-def test_the_process_ends_cleanly_with_batches_under_way(index, workers, end, status):
+def test_the_process_exits_cleanly_while_batches_are_being_prepared(index, workers, end, status):
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), index.url, str(workers), end],
         capture_output=True,
@@ -281,7 +281,7 @@ def test_the_process_ends_cleanly_with_batches_under_way(index, workers, end, st
     assert len(started) == workers
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}/cmdline").exists() and _is_loader(pid) for pid in started):
-        assert time.monotonic() < deadline, "a loader process has outlived its parent"
+        assert time.monotonic() < deadline, "a loader process outlived its parent"
         time.sleep(0.05)
 
 
@@ -302,7 +302,7 @@ def test_a_killed_loader_process_is_reported(index):
         take_more(batches, 20)
 
 
-def test_a_loader_process_that_cannot_open_the_index_says_why(tmp_path):
+def test_a_loader_process_reports_an_index_that_cannot_be_opened(tmp_path):
     index = write_set(tmp_path, COUNTS)
     shutil.rmtree(tmp_path / "index")
     with (

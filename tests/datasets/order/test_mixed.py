@@ -1,4 +1,4 @@
-"""Mixed sets keep their weights, and each is seen exactly once in every epoch of its own."""
+"""Mixed sets keep their weights, and each is seen exactly once per epoch of its own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mix(sets: list[tuple[list[int], int]], seed: int, streams: int, window: int)
 
 @given(SETS, st.integers(0, 1000), st.integers(1, 6), st.integers(1, 20))
 @settings(max_examples=50, deadline=None)
-def test_each_set_is_seen_once_an_epoch_and_as_often_as_it_weighs(sets, seed, streams, window):
+def test_each_set_is_seen_once_per_epoch_and_in_proportion_to_its_weight(sets, seed, streams, window):
     mixture = mix(sets, seed, streams, window)
     total = sum(weight for _, weight in sets)
     cycles = 1 + 2 * max(-(-sum(part) // (streams * weight)) for part, weight in sets)
@@ -57,13 +57,13 @@ def test_each_set_is_seen_once_an_epoch_and_as_often_as_it_weighs(sets, seed, st
         assert mixture.following(window_name).source == window_name.source
 
 
-def test_a_mixture_of_one_is_the_order_of_that_set():
+def test_a_mixture_of_one_set_has_the_order_of_that_set():
     one, order = mix([([7, 9, 30], 1)], 5, 4, 8), ShuffledOrder(np.array([7, 9, 30]), 5, 4, 8)
     for ours, theirs in zip(locate(one, np.arange(200)), locate(order, np.arange(200)), strict=True):
         assert np.array_equal(ours, theirs)
 
 
-def test_two_copies_of_a_set_are_not_in_the_same_order():
+def test_two_copies_of_a_set_have_different_orders():
     mixture = mix([([50], 1), ([50], 1)], 5, 2, 50)
     source, _ = mixture.inner(np.arange(200))
     index = locate(mixture, np.arange(200)).index
@@ -105,15 +105,15 @@ def test_lists_and_patterns_are_one_set_without_weights(sets):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "told"),
+    ("pattern", "message"),
     [
         ("b/{0000..0007}.tar", "no shard 0003.tar and 4 more"),
         ("b/x*.tar", r"no shard matches x\*\.tar"),
         ("b/{0000", "braces of the pattern do not match"),
     ],
 )
-def test_a_pattern_that_names_what_is_not_there_is_one_line(sets, pattern, told):
-    with pytest.raises(DataError, match=told):
+def test_a_pattern_without_matches_is_a_one_line_error(sets, pattern, message):
+    with pytest.raises(DataError, match=message):
         Index.open(f"{sets}/{pattern}")
 
 
@@ -127,7 +127,7 @@ def test_sets_of_different_formats_are_not_mixed(sets):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({}, "either shards or mixture"),
         ({"shards": "a", "mixture": ({"shards": "b"},)}, "either shards or mixture"),
@@ -136,12 +136,12 @@ def test_sets_of_different_formats_are_not_mixed(sets):
         ({"shards": "a", "memory": "lots"}, "not a number of bytes"),
     ],
 )
-def test_a_wrong_section_is_refused(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_section_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         DataConfig(**settings)
 
 
-def test_sizes_are_read_and_paths_made_absolute(tmp_path, monkeypatch):
+def test_byte_sizes_are_parsed_and_paths_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = DataConfig(mixture=({"shards": ("a", "s3://b/c/")},), validation="v", memory="1.5GiB", cache="2MB")
     assert (config.memory, config.cache) == (3 << 29, 2_000_000)

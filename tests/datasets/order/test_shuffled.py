@@ -1,4 +1,4 @@
-"""The order of the images is exact, pure, and reads each shard in few pieces."""
+"""The order has every image once per epoch, is a pure function, and reads each shard in few ranges."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=20).filter(lambda cou
 
 @given(COUNTS, st.integers(-(2**70), 2**70), st.integers(1, 20), st.integers(1, 50))
 @settings(max_examples=60, deadline=None)
-def test_every_image_comes_once_in_each_of_three_epochs(counts, seed, streams, window):
+def test_every_image_is_in_each_of_three_epochs_once(counts, seed, streams, window):
     order = ShuffledOrder(np.array(counts), seed, streams, window)
     epoch, shard, index = locate(order, np.arange(3 * order.images))
     everything = sorted((s, i) for s, count in enumerate(counts) for i in range(count))
@@ -34,7 +34,7 @@ def test_every_image_comes_once_in_each_of_three_epochs(counts, seed, streams, w
 
 @given(COUNTS, st.integers(1, 20), st.integers(1, 50), st.integers(0, 2))
 @settings(max_examples=60, deadline=None)
-def test_windows_hold_what_positions_find_and_follow_each_other(counts, streams, window, epochs):
+def test_windows_have_the_images_of_the_positions_and_follow_each_other(counts, streams, window, epochs):
     order = ShuffledOrder(np.array(counts), 3, streams, window)
     positions = np.arange(epochs * order.images, (epochs + 2) * order.images)
     places, located = order.places(positions), locate(order, positions)
@@ -49,7 +49,7 @@ def test_windows_hold_what_positions_find_and_follow_each_other(counts, streams,
         current[at.stream] = at
 
 
-def test_positions_can_be_asked_for_in_any_order_and_number():
+def test_positions_can_be_located_in_any_order_and_number():
     order = ShuffledOrder(np.array([7, 0, 30, 5]), 1, 4, 8)
     positions = np.random.default_rng(0).permutation(3 * order.images)
     whole = locate(order, positions)
@@ -58,14 +58,14 @@ def test_positions_can_be_asked_for_in_any_order_and_number():
     assert all(len(column) == 0 for column in locate(order, positions[:0]))
 
 
-def test_the_order_is_the_one_that_runs_have_been_trained_with():
+def test_the_order_never_changes():
     order = ShuffledOrder(np.array([100, 3, 57, 400, 0, 41]), 20231, 6, 32)
     located = locate(order, np.arange(2000))
     digest = hashlib.sha256(b"".join(column.astype("<i8").tobytes() for column in located)).hexdigest()
     assert digest == "c6b41c58068e6992392db1e176e2156b8dc2e9956d1d0eb544a3497d33be0ec8"
 
 
-def test_ten_thousand_million_images_lie_where_they_should():
+def test_ten_billion_images_can_be_located():
     order = ShuffledOrder(np.full(100_000, 100_000), 5, 64, 256)
     epoch, shard, index = locate(order, np.array([0, 10**10 - 1, 10**10, 3 * 10**10 + 12345]))
     assert epoch.tolist() == [0, 0, 1, 3]
@@ -82,14 +82,14 @@ def test_seeds_and_epochs_give_different_orders():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 100, 255, 256, 1000, 65537])
-def test_the_permutation_is_one(n):
+def test_permute_is_a_permutation(n):
     for seed in range(5):
         places = permute(np.arange(n), np.array([n]), key_of(seed, "test"))
         assert np.array_equal(np.sort(places), np.arange(n))
 
 
 @pytest.mark.parametrize("n", [5, 16, 100, 256])
-def test_the_permutation_sends_every_place_everywhere_equally_often(n):
+def test_the_permutation_is_uniform(n):
     keys = np.concatenate([key_of(seed, "test") for seed in range(40 * n)])
     for x in (0, 1, n // 2, n - 1):
         places = permute(np.full(len(keys), x), np.full(len(keys), n), keys)
@@ -98,7 +98,7 @@ def test_the_permutation_sends_every_place_everywhere_equally_often(n):
         assert abs(chi_squared - (n - 1)) < 6 * np.sqrt(2 * (n - 1)) + 6
 
 
-def test_neighbours_do_not_stay_neighbours():
+def test_the_permutation_separates_neighbours():
     places = permute(np.arange(256), np.array([256]), key_of(0, "test"))
     assert (np.abs(np.diff(places)) == 1).sum() < 12  # a shuffle has 2 on average
     keys = np.concatenate([key_of(seed, "test") for seed in range(4000)])
@@ -109,7 +109,7 @@ def test_neighbours_do_not_stay_neighbours():
 
 
 @pytest.mark.parametrize(("streams", "readers"), [(8, 1), (8, 3), (7, 7), (64, 10), (5, 2)])
-def test_streams_go_round_the_readers_once_with_a_difference_of_one(streams, readers):
+def test_streams_are_dealt_evenly_to_readers(streams, readers):
     shares = [deal(streams, readers, reader) for reader in range(readers)]
     assert [stream for share in shares for stream in share] == list(range(streams))
     assert {len(share) for share in shares} <= {streams // readers, -(-streams // readers)}
@@ -121,7 +121,7 @@ def test_more_readers_than_streams_are_refused():
         deal(8, 9, 0)
 
 
-def test_a_batch_that_the_streams_do_not_divide_is_refused_with_what_would_do():
+def test_a_batch_that_the_streams_do_not_divide_is_refused_with_a_number_that_does():
     check_batch(96, 8)
     with pytest.raises(DataError, match=r"must divide the global batch of 100 images: 10 does"):
         check_batch(100, 8)
@@ -133,7 +133,7 @@ def test_a_set_without_images_is_refused():
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 100), st.data())
-def test_the_shares_of_the_ranks_make_up_the_batch(streams, times, step, data):
+def test_the_ranks_shares_make_up_the_batch(streams, times, step, data):
     ranks, batch = data.draw(st.integers(1, streams)), streams * times
     shares = [TrainingSteps(0, batch, streams, 1, ranks, rank).share(step).positions for rank in range(ranks)]
     assert sorted(np.concatenate(shares).tolist()) == list(range(step * batch, (step + 1) * batch))
@@ -141,7 +141,7 @@ def test_the_shares_of_the_ranks_make_up_the_batch(streams, times, step, data):
     assert max(map(len, shares)) == largest_share(batch, streams, ranks)
 
 
-def test_a_shard_is_read_by_one_stream_or_two_at_a_cut_in_windows_of_neighbours():
+def test_a_shard_is_read_by_one_stream_or_by_two_where_spans_meet():
     order = ShuffledOrder(np.full(32, 100), 4, 8, 50)
     place = locate(order, np.arange(order.images))
     stream = np.arange(order.images) % 8

@@ -1,4 +1,4 @@
-"""Looking up many steps at once gives each step its own places, once."""
+"""Steps are looked up in blocks, each position once, and loader processes share the rows of a batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
-def test_the_places_of_each_step_are_those_of_the_order(index: Index, steps: Steps) -> None:
+def test_each_step_has_the_places_of_the_order(index: Index, steps: Steps) -> None:
     if isinstance(steps, TrainingSteps) and len(steps.weights) == 2:
         index = Index([index._sets[0], index._sets[0]])
     order, number, most = steps.order(index), steps.first, 10 if steps.size > 2048 else 200

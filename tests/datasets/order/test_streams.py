@@ -1,4 +1,4 @@
-"""How many streams `auto` stands for."""
+"""The number of streams with `auto`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def index(tmp_path_factory) -> Index:
 
 
 class Large(Index):
-    """The same with images of so many bytes, and more of them."""
+    """An index with more images, of a given size in bytes."""
 
     images = 10**9
     bytes_per_image = 0.0
@@ -38,13 +38,13 @@ def test_auto_is_the_largest_divisor_of_the_batch_up_to_64(index, batch, streams
 
 
 @pytest.mark.parametrize(("size", "streams"), [(8e3, 64), (64e3, 32), (100e3, 16), (1e6, 8), (1e9, 8)])
-def test_auto_is_fewer_where_images_are_large(index, size, streams):
+def test_auto_is_smaller_for_large_images(index, size, streams):
     config = DataConfig(shards=index.url)
     assert streams_of(config, large(index, size), 128) == streams
     assert streams_of(config.model_copy(update={"streams": 128}), large(index, size), 128) == 128
 
 
-def test_what_may_change_does_not_change_the_streams(index):
+def test_settings_that_may_change_do_not_change_the_streams(index):
     config = DataConfig(shards=index.url, memory=1, workers=3, cache=0)
     assert streams_of(config, large(index, 100e3), 128) == streams_of(DataConfig(shards="x"), large(index, 100e3), 128)
 
@@ -56,6 +56,6 @@ def test_the_number_is_fixed_for_the_life_of_a_run(index):
     assert fixed_settings(run.config)["data.streams"] == 64
 
 
-def test_a_run_reads_in_so_many_streams(index):
+def test_a_run_reads_the_resolved_number_of_streams(index):
     with training_batches(DataConfig(shards=index.url, workers=0), index, seed=1, batch=12) as batches:
         assert "12 streams in windows" in batches.describe()

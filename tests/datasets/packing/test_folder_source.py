@@ -1,4 +1,4 @@
-"""A folder of image files becomes shards: classes, captions, sizes, and an interrupted packing that goes on."""
+"""Pack a folder of image files: classes, captions, sizes, and an interrupted run that is continued."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def pictures(tmp_path) -> Path:
 
 
 def contents(url: str) -> dict[int, int]:
-    """The number that each image spells, and its label."""
+    """The number in each image, and its label."""
     with evaluation_batches(DataConfig(shards=url, workers=0), Index.open(url), batch=50) as batches:
         batch = next(batches)
     kept = zip(batch.images[batch.weights > 0], batch.labels[batch.weights > 0], strict=True)
     return {number_of(image.numpy()): int(label) for image, label in kept}
 
 
-def test_classes_are_the_folders_and_a_share_is_held_out(pictures, tmp_path):
+def test_folders_are_the_classes_and_a_fraction_is_held_out(pictures, tmp_path):
     packed = pack(ImageFolder(str(pictures), held_out=0.25), str(tmp_path / "out"))
     assert [(split.split, split.images) for split in packed] == [("train", 30), ("validation", 10)]
     both = contents(f"{tmp_path}/out/train") | contents(f"{tmp_path}/out/validation")
@@ -45,7 +45,7 @@ def test_classes_are_the_folders_and_a_share_is_held_out(pictures, tmp_path):
     assert (index.meta.class_names, index.classes, index.height) == (("cat", "dog"), 2, 4)
 
 
-def test_captions_go_along(pictures, tmp_path):
+def test_captions_are_packed(pictures, tmp_path):
     pack(ImageFolder(str(pictures), held_out=0), str(tmp_path / "out"))
     assert any(b"nought" in path.read_bytes() for path in (tmp_path / "out").rglob("*.tar"))
     assert not (tmp_path / "out" / "validation").exists()
@@ -59,7 +59,7 @@ def test_folders_named_as_splits_are_the_splits(pictures, tmp_path):
     assert (source.count("train"), source.count("validation"), source.class_names) == (1, 1, ())
 
 
-def test_images_are_resized_and_encoded_anew(pictures, tmp_path):
+def test_images_are_resized_and_re_encoded(pictures, tmp_path):
     options = PackOptions(size=(2, 2), encoding="webp")
     pack(ImageFolder(str(pictures), held_out=0), str(tmp_path / "out"), options)
     index = Index.open(f"{tmp_path}/out/train")
@@ -68,7 +68,7 @@ def test_images_are_resized_and_encoded_anew(pictures, tmp_path):
 
 
 @pytest.mark.parametrize(("size", "shards"), [(10_000, (6, 12)), (10**9, (1, 1))])
-def test_shards_come_near_to_the_bytes_asked_for(pictures, tmp_path, size, shards):
+def test_shards_have_about_the_requested_bytes(pictures, tmp_path, size, shards):
     packed = pack(ImageFolder(str(pictures), held_out=0), str(tmp_path / "out"), PackOptions(shard_bytes=size))
     assert shards[0] <= packed[0].shards <= shards[1]
 
@@ -77,7 +77,7 @@ class StopHereError(Exception):
     pass
 
 
-def test_an_interrupted_packing_keeps_its_whole_shards_and_ends_in_the_same_bytes(pictures, tmp_path):
+def test_an_interrupted_packing_keeps_complete_shards_and_ends_with_the_same_bytes(pictures, tmp_path):
     source, options = ImageFolder(str(pictures), held_out=0), PackOptions(shard_images=10)
     written: list[str] = []
 
@@ -107,7 +107,7 @@ def test_an_interrupted_packing_keeps_its_whole_shards_and_ends_in_the_same_byte
     assert not list((tmp_path / "out").rglob("packing/*"))
 
 
-def test_a_folder_without_images_is_one_line(tmp_path):
+def test_a_folder_without_images_is_a_one_line_error(tmp_path):
     with pytest.raises(DataError, match="no images"):
         ImageFolder(str(tmp_path))
     with pytest.raises(DataError, match="no such folder"):

@@ -1,4 +1,4 @@
-"""Sources become shards that are the same bytes every time, with an index that holds."""
+"""Sources are packed into the same bytes every time, with a correct index."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from datasets.shards.index_files import Meta
 
 
 def unpacked(url: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images [M, C, H, W] and labels of a packed split, as the loader gives them."""
+    """All images [M, C, H, W] and labels of a packed split, read by the loader."""
     with evaluation_batches(DataConfig(shards=url, workers=0), Index.open(url), batch=500) as batches:
         parts = [(batch.images[batch.weights > 0], batch.labels[batch.weights > 0]) for batch in batches]
     return np.concatenate([image.numpy() for image, _ in parts]), np.concatenate([label.numpy() for _, label in parts])
@@ -43,7 +43,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_packed_digits_are_those_of_scikit_learn_each_in_one_split(digits):
+def test_the_packed_digits_are_scikit_learns_each_in_one_split(digits):
     scans = load_digits()
     train, validation = unpacked(str(digits / "train")), unpacked(str(digits / "validation"))
     assert (len(train[0]), len(validation[0])) == (1527, 270)
@@ -62,7 +62,7 @@ def test_packing_again_writes_the_same_bytes(digits, tmp_path):
     assert not list(tmp_path.rglob(".*"))  # nothing unfinished is left
 
 
-def test_a_finished_set_is_left_alone_and_another_set_is_not_mixed_in(digits, tmp_path):
+def test_a_complete_set_is_kept_and_another_set_is_refused(digits, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     assert [split.written for split in pack(Digits(), str(digits))] == [False, False]
     assert before == {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
@@ -70,7 +70,7 @@ def test_a_finished_set_is_left_alone_and_another_set_is_not_mixed_in(digits, tm
         pack(Idx(str(idx_files(tmp_path / "idx"))), str(digits))
 
 
-def test_webdataset_reads_what_was_packed(digits):
+def test_webdataset_reads_packed_shards(digits):
     shards = sorted(str(path) for path in (digits / "train").glob("*.tar"))
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("l8").to_tuple("png", "cls"))
     images, labels = unpacked(str(digits / "train"))
@@ -97,7 +97,7 @@ def idx_files(folder: Path, images: int = 20) -> Path:
 
 
 @pytest.mark.parametrize("binarise", ["", "static"])
-def test_idx_files_are_packed_plain_or_zipped_and_binarised_on_request(tmp_path, binarise):
+def test_idx_files_are_packed_plain_or_gzipped_and_binarised_on_request(tmp_path, binarise):
     source = Idx(str(idx_files(tmp_path / "idx")), binarise)
     pack(source, str(tmp_path / "out"))
     draw = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def test_idx_files_are_packed_plain_or_zipped_and_binarised_on_request(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"\x1f\x8b", "gz: damaged"),
         (gzip.compress(b"nonsense"), "not an idx file"),
@@ -120,14 +120,14 @@ def test_idx_files_are_packed_plain_or_zipped_and_binarised_on_request(tmp_path,
     ],
     ids=["no gzip", "no idx", "too short", "other labels"],
 )
-def test_damaged_idx_files_are_one_line(tmp_path, data, told):
+def test_damaged_idx_files_are_one_line_errors(tmp_path, data, message):
     folder = idx_files(tmp_path)
     (folder / "train-images-idx3-ubyte.gz").write_bytes(data)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         Idx(str(folder))
 
 
-def test_a_file_with_another_checksum_than_expected_is_refused(tmp_path):
+def test_a_file_with_a_wrong_checksum_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"the MD5 of the decompressed bytes is .*, expected 6bbc9ace"):
         Idx(str(idx_files(tmp_path)), expect="mnist")
 
@@ -139,7 +139,7 @@ def test_missing_source_files_are_named(tmp_path):
         Cifar10(str(tmp_path))
 
 
-def test_cifar10_records_are_packed_and_damaged_ones_told(tmp_path):
+def test_cifar10_records_are_packed_and_damaged_ones_refused(tmp_path):
     records = np.random.default_rng(0).integers(0, 10, (12, 3073), dtype=np.uint8)
     (tmp_path / "data_batch_2.bin").write_bytes(records[:8].tobytes())
     (tmp_path / "test_batch.bin.gz").write_bytes(gzip.compress(records[8:].tobytes()))
@@ -168,7 +168,7 @@ def test_binarized_mnist_is_unpacked_bit_by_bit(tmp_path):
 
 
 class Squares(InMemory):
-    """A source of its own: flat squares without labels."""
+    """A custom source: uniform squares without labels."""
 
     meta = Meta(1, 2, 2, source="squares")
 
@@ -183,12 +183,12 @@ class Squares(InMemory):
 
 
 @pytest.mark.parametrize(("images", "size", "shards"), [(20, 7, 3), (3, None, 3), (100, None, 8), (20, 20, 1)])
-def test_shards_have_the_size_asked_for_and_small_sets_have_several(tmp_path, images, size, shards):
+def test_shards_have_the_requested_images_and_small_sets_have_several(tmp_path, images, size, shards):
     source: Source = Squares(images)
-    told: list[int] = []
-    packed = pack(source, str(tmp_path), PackOptions(size), told.append)
+    progress: list[int] = []
+    packed = pack(source, str(tmp_path), PackOptions(size), progress.append)
     assert [(split.shards, split.images) for split in packed] == [(shards, images)] * 2
-    assert sum(told) == 2 * images
+    assert sum(progress) == 2 * images
     found, _ = unpacked(str(tmp_path / "train"))
     assert found[:, 0, 0, 0].tolist() == list(range(images))
 

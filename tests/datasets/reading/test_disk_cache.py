@@ -1,4 +1,4 @@
-"""The cache on disk: right bytes, a bound that holds, whatever other processes do or suffer."""
+"""The disk cache returns the right bytes within its bound, whatever happens to other processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Source:
 
 
 def taken(folder: Path) -> int:
-    """The bytes of all blocks, between two writes of whoever shares the folder."""
+    """The bytes of all blocks, between two writes by any process."""
     with (folder / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return sum(path.stat().st_size for path in folder.glob("??/*"))
@@ -47,7 +47,7 @@ def taken(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("start", "stop"), [(0, 1), (0, SIZE), (BLOCK, 2 * BLOCK), (BLOCK - 1, BLOCK + 1), (SIZE - 3, SIZE), (7, 4 * BLOCK)]
 )
-def test_the_bytes_are_those_of_the_object_and_come_from_the_disk_the_second_time(tmp_path, start, stop):
+def test_the_second_read_comes_from_the_disk(tmp_path, start, stop):
     cache, source = DiskCache(str(tmp_path), 10 * SIZE), Source()
     assert cache.read("name", start, stop, SIZE, source) == DATA[start:stop]
     (whole,) = source.fetched
@@ -58,7 +58,7 @@ def test_the_bytes_are_those_of_the_object_and_come_from_the_disk_the_second_tim
     assert len(source.fetched) == 2
 
 
-def test_only_what_is_missing_is_fetched(tmp_path):
+def test_only_missing_blocks_are_fetched(tmp_path):
     cache, source = DiskCache(str(tmp_path), 10 * SIZE), Source()
     for block in (1, 4):
         cache.read("name", block * BLOCK, (block + 1) * BLOCK, SIZE, source)
@@ -67,7 +67,7 @@ def test_only_what_is_missing_is_fetched(tmp_path):
     assert source.fetched == [(0, BLOCK), (2 * BLOCK, 4 * BLOCK), (5 * BLOCK, SIZE)]
 
 
-def test_a_block_that_was_damaged_on_the_disk_is_fetched_again(tmp_path):
+def test_a_block_damaged_on_the_disk_is_fetched_again(tmp_path):
     cache, source = DiskCache(str(tmp_path), 10 * SIZE), Source()
     cache.read("name", 0, SIZE, SIZE, source)
     paths = sorted(tmp_path.glob("??/*"))
@@ -80,13 +80,13 @@ def test_a_block_that_was_damaged_on_the_disk_is_fetched_again(tmp_path):
     assert source.fetched == [(0, 3 * BLOCK)]
 
 
-def test_what_came_short_is_not_kept(tmp_path):
+def test_a_short_block_is_not_cached(tmp_path):
     cache, short = DiskCache(str(tmp_path), 10 * SIZE), Source(DATA[: BLOCK + 5])
     assert cache.read("name", 0, 2 * BLOCK, SIZE, short) == DATA[: BLOCK + 5]
     assert [path.stat().st_size for path in tmp_path.glob("??/*")] == [BLOCK + 4]
 
 
-def test_the_blocks_used_longest_ago_go_first_and_the_bound_holds(tmp_path):
+def test_the_least_recently_used_blocks_are_evicted_and_the_bound_holds(tmp_path):
     cache, source = DiskCache(str(tmp_path), 4 * BLOCK), Source()
     for block in range(3):
         cache.read("name", block * BLOCK, (block + 1) * BLOCK, SIZE, source)
@@ -98,7 +98,7 @@ def test_the_blocks_used_longest_ago_go_first_and_the_bound_holds(tmp_path):
     assert taken(tmp_path) <= 4 * BLOCK
 
 
-def test_a_bound_smaller_than_a_block_keeps_nothing(tmp_path):
+def test_a_bound_smaller_than_a_block_caches_nothing(tmp_path):
     cache = DiskCache(str(tmp_path / "cache"), 1000)
     assert cache.read("name", 0, SIZE, SIZE, Source()) == DATA
     assert not (tmp_path / "cache").exists()
@@ -108,7 +108,7 @@ def test_a_bound_smaller_than_a_block_keeps_nothing(tmp_path):
 
 
 def read_at_random(folder: str, size: int, seed: int, reads: int | None) -> None:
-    """Read until killed, or so many times; the status says whether every byte was right."""
+    """Read until killed, or a number of times; the exit status is 0 if every byte was right."""
     draw, cache, source = random.Random(seed), DiskCache(folder, size), Source()
     while reads is None or reads > 0:
         start = draw.randrange(SIZE)
@@ -119,7 +119,7 @@ def read_at_random(folder: str, size: int, seed: int, reads: int | None) -> None
     os._exit(0)
 
 
-def test_many_processes_share_it_and_may_be_killed_at_any_moment(tmp_path):
+def test_processes_share_the_cache_and_may_be_killed_at_any_moment(tmp_path):
     size, draw = 7 * BLOCK, random.Random(1)
     context = multiprocessing.get_context("fork")
     forks = [context.Process(target=read_at_random, args=(str(tmp_path), size, seed, None)) for seed in range(3)]
@@ -148,7 +148,7 @@ def test_many_processes_share_it_and_may_be_killed_at_any_moment(tmp_path):
     assert len([path for path in tmp_path.iterdir() if path.is_file()]) <= 3  # lock, used, new: no litter
 
 
-def test_a_full_disk_is_gone_on_without(tmp_path, caplog):
+def test_a_full_disk_stops_the_cache_and_not_the_run(tmp_path, caplog):
     cache, source = DiskCache(str(tmp_path), 10 * SIZE), Source()
     cache.read("name", 0, BLOCK, SIZE, source)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -159,14 +159,14 @@ def test_a_full_disk_is_gone_on_without(tmp_path, caplog):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert source.fetched == [(0, BLOCK), (BLOCK, SIZE), (BLOCK, SIZE)]
-    told = f"{tmp_path}: cannot write to the disk cache ({os.strerror(errno.EFBIG)}); continuing without it"
-    assert [record.getMessage() for record in caplog.records] == [told]
+    message = f"{tmp_path}: cannot write to the disk cache ({os.strerror(errno.EFBIG)}); continuing without it"
+    assert [record.getMessage() for record in caplog.records] == [message]
 
 
 # ---- in the loader
 
 
-def test_the_second_epoch_does_not_ask_the_store(tmp_path, s3_environment, monkeypatch):
+def test_the_second_epoch_reads_nothing_from_the_store(tmp_path, s3_environment, monkeypatch):
     local = write_set(tmp_path / "set", [40, 40, 40])
     url = f"{s3_environment.bucket('cached')}/{tmp_path.name}"
     for path in sorted((tmp_path / "set").rglob("*")):

@@ -37,7 +37,7 @@ def held(reader: StepReader) -> int:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_the_bytes_read_are_those_of_the_shards(index, ranks):
+def test_every_byte_of_the_shards_is_read_once_per_epoch(index, ranks):
     """Over four epochs from the middle of one on, not counting the windows read ahead at the end."""
     total = 0
     for rank in range(ranks):

@@ -1,4 +1,4 @@
-"""The index finds what is in a tar, and whatever is wrong with it."""
+"""Indexing finds the samples of a tar, and its defects."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def scan(path: Path) -> None:
 
 
 def pairs(*keys: str) -> list[tuple[str, bytes]]:
-    """Whole samples of these keys."""
+    """Complete samples with these keys."""
     return [member for key in keys for member in ((f"{key}.png", png()), (f"{key}.cls", b"1"))]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_reading_by_offsets_gives_the_samples_that_webdataset_gives(tmp_path, format):
+def test_reading_by_offset_gives_the_same_samples_as_webdataset(tmp_path, format):
     names = ["b/x", "a" * 110 + "/long", "äöü", "with.dots/in.folder/n"]
     members = []
     for number, name in enumerate(names):
@@ -64,7 +64,7 @@ def test_reading_by_offsets_gives_the_samples_that_webdataset_gives(tmp_path, fo
             assert (tmp_path / "s" / "0.tar").read_bytes()[start : start + size] == sample[extension]
 
 
-def test_the_index_says_what_the_images_are(tmp_path):
+def test_the_index_has_the_format_of_the_images(tmp_path):
     index = write_set(tmp_path / "set", [3, 4])
     assert (index.channels, index.height, index.width, index.levels, index.classes) == (1, 4, 6, 256, 7)
     assert index.counts.tolist() == [3, 4]
@@ -73,7 +73,7 @@ def test_the_index_says_what_the_images_are(tmp_path):
     assert index.shard(1).bytes == (tmp_path / "set" / "0001.tar").stat().st_size
 
 
-def test_the_fingerprint_follows_content_and_names_but_not_the_place(tmp_path):
+def test_the_fingerprint_depends_on_contents_and_names_but_not_on_the_url(tmp_path):
     one, copy = write_set(tmp_path / "a", [3, 4]), write_set(tmp_path / "b", [3, 4])
     assert one.fingerprint == copy.fingerprint
     others = [write_set(tmp_path / "c", [4, 3]), write_set(tmp_path / "d", [3, 4], labels=False)]
@@ -83,7 +83,7 @@ def test_the_fingerprint_follows_content_and_names_but_not_the_place(tmp_path):
     assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
-def test_images_of_different_sizes_and_colours_are_told(tmp_path):
+def test_different_sizes_and_channels_are_indexed(tmp_path):
     write_members(tmp_path / "0.tar", [("a.png", png()), ("b.png", png(1, channels=3))])
     meta = index_shards(str(tmp_path), str(tmp_path / "index")).meta
     assert (meta.channels, meta.height, meta.width, meta.classes) == (3, 4, 6, 0)
@@ -94,7 +94,7 @@ def test_images_of_different_sizes_and_colours_are_told(tmp_path):
     assert (meta.height, meta.width) == (0, 0)
 
 
-def test_names_of_classes_are_kept_and_have_to_be_enough(tmp_path):
+def test_class_names_are_kept_and_must_cover_all_labels(tmp_path):
     write_members(tmp_path / "0.tar", pairs("a", "b"))
     index_shards(str(tmp_path), str(tmp_path / "index"), class_names=("cat", "dog", "owl"))
     index = Index.open(str(tmp_path))
@@ -116,7 +116,7 @@ def test_a_tar_cut_anywhere_before_its_end_is_truncated(tmp_path):
             scan(cut)
 
 
-def test_a_header_flipped_anywhere_is_found(tmp_path):
+def test_a_bit_flipped_anywhere_in_a_header_is_found(tmp_path):
     path = tmp_path / "a.tar"
     write_members(path, pairs("a", "b", "c"))
     data = path.read_bytes()
@@ -128,7 +128,7 @@ def test_a_header_flipped_anywhere_is_found(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ([*pairs("a"), ("b.png", png())], "sample 'b' has no .cls, but 'a' has one"),
         ([("a.cls", b"1")], "sample 'a' has 0 images among its members"),
@@ -141,16 +141,16 @@ def test_a_header_flipped_anywhere_is_found(tmp_path):
         ([("a.png", png()), ("a.cls", b"-1")], "'-1' is not a non-negative integer"),
     ],
 )
-def test_what_webdataset_would_pass_over_is_one_line(tmp_path, members, told):
+def test_what_webdataset_skips_silently_is_a_one_line_error(tmp_path, members, message):
     write_members(tmp_path / "s.tar", members)
-    with pytest.raises(DataError, match=told) as error:
+    with pytest.raises(DataError, match=message) as error:
         scan(tmp_path / "s.tar")
     assert str(error.value).startswith(f"{tmp_path}/s.tar: ")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "empty"),
         (b"hello " * 500, "not a tar"),
@@ -159,14 +159,14 @@ def test_what_webdataset_would_pass_over_is_one_line(tmp_path, members, told):
         (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd"),
     ],
 )
-def test_what_is_no_tar_is_one_line(tmp_path, data, told):
+def test_a_file_that_is_not_a_tar_is_a_one_line_error(tmp_path, data, message):
     (tmp_path / "s.tar").write_bytes(data)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         index_shards(str(tmp_path), str(tmp_path / "index"))
     assert not (tmp_path / "index" / "index.json").exists()
 
 
-def test_archives_behind_each_other_are_found(tmp_path):
+def test_concatenated_archives_are_refused(tmp_path):
     write_members(tmp_path / "s.tar", pairs("a"))
     (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes() * 2)
     with pytest.raises(DataError, match="the bytes after"):
@@ -183,7 +183,7 @@ def test_links_and_devices_are_refused(tmp_path, kind):
         scan(tmp_path / "s.tar")
 
 
-def test_folders_in_a_tar_are_passed_over(tmp_path):
+def test_folders_in_a_tar_are_skipped(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         folder = tarfile.TarInfo("x")
         folder.type = tarfile.DIRTYPE
@@ -195,21 +195,21 @@ def test_folders_in_a_tar_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda folder: None, "no such folder, or it is empty"),
         (lambda folder: folder.mkdir(), "no such folder, or it is empty"),
         (lambda folder: write_members(folder / "0.tar", pairs("a")), r"make it with: python -m jobs\.index /"),
     ],
 )
-def test_a_set_without_an_index_says_how_to_make_one(tmp_path, make, told):
+def test_the_error_of_a_missing_index_says_how_to_make_one(tmp_path, make, message):
     make(tmp_path / "set")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         Index.open(str(tmp_path / "set"))
 
 
 @pytest.mark.parametrize("name", ["index.json", "shards.arrow"])
-def test_a_damaged_index_is_one_line(tmp_path, name):
+def test_a_damaged_index_is_a_one_line_error(tmp_path, name):
     write_set(tmp_path / "set", [3])
     (tmp_path / "set" / "index" / name).write_bytes(b'{"version": 1}')
     with pytest.raises(DataError, match=rf"{name}: (damaged|not the index)"):
@@ -224,7 +224,7 @@ def test_an_index_of_another_version_is_refused(tmp_path):
         Index.open(str(tmp_path / "set"))
 
 
-def test_an_index_may_lie_elsewhere(tmp_path):
+def test_an_index_may_be_in_another_folder(tmp_path):
     write_members(tmp_path / "set" / "0.tar", pairs("a"))
     index_shards(str(tmp_path / "set"), str(tmp_path / "elsewhere"))
     assert not (tmp_path / "set" / "index").exists()
@@ -233,7 +233,7 @@ def test_an_index_may_lie_elsewhere(tmp_path):
     assert held.image(0)[0] == png()
 
 
-def test_a_shard_that_shrank_since_it_was_indexed_is_told_for_the_samples_it_lost(tmp_path):
+def test_a_shard_that_shrank_is_reported_for_the_samples_it_lost(tmp_path):
     index = write_set(tmp_path / "set", [9])
     shard = tmp_path / "set" / "0000.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
@@ -248,7 +248,7 @@ def test_a_shard_that_shrank_since_it_was_indexed_is_told_for_the_samples_it_los
         reader.decode(held, 0, index.format)
 
 
-def test_indexed_images_are_those_that_were_packed(tmp_path):
+def test_indexed_images_equal_the_packed_ones(tmp_path):
     index = write_set(tmp_path / "set", [5])
     reader = ShardReader(index)
     held = reader.read(Range(0, 2, 5))
@@ -257,7 +257,7 @@ def test_indexed_images_are_those_that_were_packed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kinds", "told"),
+    ("kinds", "message"),
     [
         ([1, 1, 1, 1], ""),
         ([3, 3, 3, 3], ""),
@@ -269,17 +269,17 @@ def test_indexed_images_are_those_that_were_packed(tmp_path):
         ([1, 1, 3, 3], "0000.tar: sample '000000' is grey, as are 2 of all 4 images"),
     ],
 )
-def test_a_set_of_grey_and_coloured_images_is_told(tmp_path, kinds, told):
+def test_a_set_of_grey_and_colour_images_has_a_warning(tmp_path, kinds, message):
     members = [(f"{number:06d}.png", png(number, channels)) for number, channels in enumerate(kinds)]
     for shard in range(2):
         write_members(tmp_path / f"000{shard}.tar", members[2 * shard : 2 * shard + 2])
     index_shards(str(tmp_path), str(tmp_path / "index"))
     line = Index.open(str(tmp_path)).mixed_colours
-    assert line.startswith(f"{tmp_path}/{told}") if told else not line
+    assert line.startswith(f"{tmp_path}/{message}") if message else not line
     assert "\n" not in line
 
 
-def test_an_index_of_the_version_before_is_read(tmp_path):
+def test_an_older_index_is_read(tmp_path):
     index = write_set(tmp_path, [3, 4])
     table = read_table(Storage(str(tmp_path / "index")), "shards.arrow")
     Storage(str(tmp_path / "index")).write(
@@ -292,15 +292,15 @@ def test_an_index_of_the_version_before_is_read(tmp_path):
 
 
 @given(st.lists(st.lists(st.one_of(st.none(), st.integers(0, 2**32 - 1)))), st.integers(0, 9))
-def test_a_column_of_numbers_is_an_array(chunks, skipped):
+def test_a_column_of_integers_becomes_an_array(chunks, skipped):
     column = pa.chunked_array([pa.array(chunk, pa.uint32()) for chunk in chunks], pa.uint32())[skipped:]
     values = numbers(column, missing=7)
     assert values.dtype == np.uint32
     assert values.tolist() == [7 if value is None else value for value in column.to_pylist()]
 
 
-def test_what_a_loader_process_imports_is_little(tmp_path):
-    """Neither torch nor pydantic, nor pandas, which Arrow likes to have: they would cost it seconds."""
+def test_a_loader_process_imports_neither_torch_nor_pydantic_nor_pandas(tmp_path):
+    """They would cost it seconds; Arrow imports pandas if it can."""
     write_set(tmp_path, [3])
     script = """if True:
         import sys, datasets.loading.loader_process
