@@ -68,6 +68,8 @@ def submit(
 
     `metadata["secrets"]` names variables that must stand in the environment of the cluster's machines.
     """
+    from trainer.checkpoints.provenance import COMMIT, commit_name  # which imports torch
+
     command = "exec " + shlex.join(["python", "-m", module, *arguments])
     needed = metadata.get("secrets", "").split()
     checks = [f': "${{{name}:?is not in the environment of the cluster}}" && ' for name in needed]
@@ -77,7 +79,11 @@ def submit(
             submission_id=job,
             runtime_env={
                 "working_dir": str(ROOT),  # Ray leaves out what .gitignore and .rayignore name
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONUNBUFFERED": "1"},
+                "env_vars": {
+                    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+                    "PYTHONUNBUFFERED": "1",
+                    COMMIT: commit_name(),
+                },
             },
             metadata=dict(metadata),
         )

@@ -106,7 +106,7 @@ class TrainingRun:
             checkpointer.restore(state.restore)
             state.evaluation_owed &= not self._is_evaluated(state.images)
             say_on_rank_zero(f"resuming after {state.images:,} images")
-        on_rank_zero(self._write_configuration)
+        on_rank_zero(self._write_configuration, checkpointer.group)
         self._start_trackers()
         self.events.rows = []  # a failed attempt leaves some
         self.events.common = {"restarts": checkpointer.restarts, "rollbacks": state.noise_salt}
@@ -116,7 +116,9 @@ class TrainingRun:
             assert checkpointer.newest is not None
             facts = {"images_seen": outcome.images, "weights": "ema", "commit": checkpointer.newest.name}
             facts |= {"fingerprint": self.fingerprint, "provenance": self.provenance}
-            on_rank_zero(lambda: write_model(self.run.folder(FINAL), self.description | facts, tensors))
+            on_rank_zero(
+                lambda: write_model(self.run.folder(FINAL), self.description | facts, tensors), checkpointer.group
+            )
         return outcome
 
     def _check(self, saved: dict[str, Any]) -> None:
@@ -135,7 +137,8 @@ class TrainingRun:
 
     def _is_evaluated(self, images: int) -> bool:
         """Whether the evaluation at `images` is in the metrics: an extended run was finished with it."""
-        rows = on_rank_zero(lambda: [row for row in read_metrics(self.run) if row["images"] == images])
+        group = self.checkpointer.group  # reading all rows may take longer than trainer.hang_timeout
+        rows = on_rank_zero(lambda: [row for row in read_metrics(self.run) if row["images"] == images], group)
         return any("evaluation/seconds" in row for row in rows)
 
     def _release_memory(self) -> None:

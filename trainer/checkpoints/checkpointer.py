@@ -14,14 +14,13 @@ from typing import Any
 import torch.distributed as dist
 
 from cluster.storage.storage import Storage
-from trainer.checkpoints.background import BackgroundWrites
 from trainer.checkpoints.commit import Commit, FileDigest
 from trainer.checkpoints.journal import Row, read_metrics, write_rows
 from trainer.checkpoints.lineage import Attempt, Lineage
 from trainer.checkpoints.reading import SavedState, newest_intact
 from trainer.checkpoints.retention import Bounds, CheckpointConfig, delete_old
 from trainer.checkpoints.staging import HostCopy, State
-from trainer.checkpoints.writing import CheckpointThread
+from trainer.checkpoints.writing import BackgroundWrites, CheckpointThread
 from trainer.distributed.node import Node, this_node
 from trainer.distributed.ranks import all_gather_object, new_gloo_group, on_rank_zero, portable, rank
 from trainer.errors import DamagedError, DivergedError, TrainingError
@@ -54,7 +53,8 @@ class Checkpointer:
         self.attempt: Attempt | None = None
         self.saved: SavedState | None = None  # what the attempt starts from
         self.host_copy = HostCopy()
-        self.group: dist.ProcessGroup | None = None  # with a timeout of PATIENCE, of this attempt
+        self.group: dist.ProcessGroup | None = None
+        """The ranks of this attempt, with a timeout of PATIENCE: to wait for what rank 0 does with the store."""
         self.node = Node([rank()], None)
         self.started = 0
         self.newest: Commit | None = None

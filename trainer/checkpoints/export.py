@@ -18,7 +18,7 @@ from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.snapshots import reconstruct
-from trainer.checkpoints.tensors import pack, unpack
+from trainer.checkpoints.tensor_files import pack, unpack
 from trainer.checkpoints.weights import width_of
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec

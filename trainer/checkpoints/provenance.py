@@ -44,6 +44,12 @@ def code() -> dict[str, Any]:
     }
 
 
+def commit_name() -> str:
+    """The git commit for the environment of processes that run a copy of this code; "" if unknown."""
+    git = _git(REPOSITORY)
+    return (git["commit"] or "") + ("-dirty" if git["clean"] is False else "")
+
+
 def _git(folder: Path) -> dict[str, Any]:
     """The commit of a repository and whether its working tree is clean."""
 
@@ -56,7 +62,7 @@ def _git(folder: Path) -> dict[str, Any]:
             raise OSError("a folder inside another repository")
         return {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}
     except (OSError, subprocess.SubprocessError):
-        return {"commit": os.environ.get(COMMIT), "clean": None}
+        return {"commit": os.environ.get(COMMIT) or None, "clean": None}
 
 
 def _version(name: str) -> str | None:

@@ -21,7 +21,7 @@ from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.profiles import Snapshot, combination
-from trainer.checkpoints.tensors import pack, unpack
+from trainer.checkpoints.tensor_files import pack, unpack
 from trainer.distributed.ranks import rank
 from trainer.errors import TrainingError
 

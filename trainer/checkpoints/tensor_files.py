@@ -13,8 +13,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+
+from trainer.errors import TrainingError
 
 LAYOUT = "layout.json"
 CHUNK = 256 << 10  # bytes per checksum; what a reader reads too much on either side costs less than a request
@@ -64,6 +68,30 @@ def file_of(section: str, rank: int, ranks: int) -> str:
 def section_of(file: str) -> str:
     """The section that a file belongs to."""
     return file.rpartition(".")[0].partition("-")[0]
+
+
+# ---- whole files
+
+
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """The tensors, from any device, as the content of a .safetensors file."""
+    # Copies, as the format refuses tensors that share memory (tied weights).
+    copies = {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    return safetensors.torch.save(copies)
+
+
+def unpack(where: str, data: bytes) -> dict[str, Tensor]:
+    """The tensors of a file's content, on the CPU; shapes and dtypes are kept. Nothing is ever unpickled.
+
+    Raises TrainingError, naming `where`, if it is not safetensors.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise TrainingError(f"{where}: is not a safetensors file ({error})") from error
 
 
 # ---- writing

@@ -1,9 +1,10 @@
-"""A checkpoint being written in the background, by a thread of each rank."""
+"""What is written in the background: a checkpoint by a thread of each rank, snapshots of averages by rank 0."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -84,3 +85,31 @@ class CheckpointThread(threading.Thread):
         layout = merged(part.layout for part in parts)
         files[LAYOUT] = self.folder.write_file(LAYOUT, layout_json(layout))
         self.complete(self.commit, files)
+
+
+class BackgroundWrites:
+    """Small writes of rank 0 to the run folder, one at a time, all done before the next commit is made.
+
+    What the store refuses is lost, with a warning.
+    """
+
+    def __init__(self, warn: Callable[[str], None]):
+        self.warn = warn
+        self._pool = ThreadPoolExecutor(1, "run folder writer")
+        self._last: Future[None] | None = None
+
+    def submit(self, what: str, write: Callable[[], None]) -> None:
+        """Write when the write before is done, for which this waits: at most one holds its data in memory."""
+        self.wait()
+        self._last = self._pool.submit(self._write, what, write)
+
+    def wait(self) -> None:
+        """Return when everything submitted is written, or lost. Raises what is not the store's failure."""
+        if self._last is not None:
+            self._last.result()
+
+    def _write(self, what: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.warn(f"{what} was not stored, training continues: {error}")

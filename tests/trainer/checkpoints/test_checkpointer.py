@@ -14,7 +14,7 @@ from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.retention import CheckpointConfig
-from trainer.checkpoints.tensors import pack, unpack
+from trainer.checkpoints.tensor_files import pack, unpack
 from trainer.errors import TrainingError
 
 

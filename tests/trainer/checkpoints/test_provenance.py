@@ -37,6 +37,7 @@ def test_the_commit_and_whether_the_tree_is_clean(repository: Path) -> None:
     assert provenance()["git"] == {"commit": head, "clean": True}
     (repository / "code.py").write_text("2")
     assert provenance()["git"] == {"commit": head, "clean": False}
+    assert module.commit_name() == f"{head}-dirty"  # of a copy of this tree, which a job runs
 
 
 def test_without_a_repository_the_environment_names_the_commit(repository: Path, monkeypatch) -> None:

@@ -30,8 +30,7 @@ from trainer.checkpoints.commit import Commit, CommitFolder
 from trainer.checkpoints.read_plan import Target, plan
 from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.retention import CheckpointConfig
-from trainer.checkpoints.tensor_files import CHUNK, Piece, StoredTensor, checksums
-from trainer.checkpoints.tensors import pack
+from trainer.checkpoints.tensor_files import CHUNK, Piece, StoredTensor, checksums, pack
 from trainer.distributed.ranks import on_rank_zero
 from trainer.errors import DamagedError, TrainingError
 

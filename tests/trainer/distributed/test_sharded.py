@@ -16,8 +16,7 @@ from tests.testbed.ranks import together
 from tests.testbed.steps import train
 from trainer.checkpoints.export import load
 from trainer.checkpoints.snapshots import reconstruct
-from trainer.checkpoints.tensor_files import Piece, StoredTensor, blocks, layout_json, merged, parsed_layout
-from trainer.checkpoints.tensors import unpack
+from trainer.checkpoints.tensor_files import Piece, StoredTensor, blocks, layout_json, merged, parsed_layout, unpack
 
 
 def test_a_stream_is_a_safetensors_file():
