@@ -87,11 +87,11 @@ SCRIPT = """
 import sys
 from jobs import evaluate, sample
 from jobs.config.loading import load_config
-from jobs.run.training import work
+from jobs.run.training import train_rank
 
 config, out = sys.argv[1:]
 run = load_config(config).run
-assert work(load_config(config)).finished
+assert train_rank(load_config(config)).finished
 for bound in ("elbo", "exact"):
     evaluate.main([run, "--bound", bound])
 sample.main([run, "--count", "4", "--sharpness", "100", "--out", out])
