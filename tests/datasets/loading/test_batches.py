@@ -20,6 +20,7 @@ from datasets.errors import DataError
 from datasets.loading.batches import Batch
 from datasets.loading.build import evaluation_batches, training_batches
 from datasets.order.shuffled import ShuffledOrder
+from datasets.order.streams import memory_needed
 from datasets.shards.index import Index
 from tests.datasets.small_sets import image_of, locate, number_of, write_set
 from tests.testbed.processes import REPOSITORY
@@ -226,21 +227,34 @@ def test_closing_ends_the_loader_processes_at_once(index):
 
 
 @pytest.mark.parametrize(
-    ("cores", "ranks", "workers", "processes"),
-    [(6, 1, "auto", 6), (6, 2, "auto", 3), (64, 1, "auto", 8), (1, 1, "auto", 1), (6, 1, 4, 4), (6, 1, 50, 20)],
+    ("cores", "ranks", "batch", "workers", "processes"),
+    [
+        (3, 1, 30, "auto", 3),
+        (6, 2, 15, "auto", 3),
+        (1, 1, 30, "auto", 1),
+        (64, 1, 30, "auto", 4),  # there are four steps
+        (64, 1, 6, "auto", 8),
+        (1, 1, 30, 2, 2),
+        (1, 1, 30, 50, 4),
+    ],
 )
 def test_an_evaluation_has_loader_processes_for_the_cores_of_the_machine(
-    index, monkeypatch, cores, ranks, workers, processes
+    index, monkeypatch, cores, ranks, batch, workers, processes
 ):
-    """116 images in batches of 6 are 20 steps, in batches of 3 to two ranks as well."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     before = set(children(os.getpid()))
     settings = config(index, workers=workers)
-    with evaluation_batches(settings, index, batch=6 // ranks, ranks=ranks, rank=0) as batches:
+    with evaluation_batches(settings, index, batch=batch, ranks=ranks, rank=0) as batches:
         assert len(set(children(os.getpid())) - before) == processes
         assert f"{processes} loader process" in batches.describe()
         assert sum(int(batch.weights.sum()) for batch in batches) == -(-IMAGES // ranks)
+
+
+def test_the_loader_processes_of_an_evaluation_share_the_bound_on_memory(index):
+    settings = config(index, workers=4, memory=2 * memory_needed(index, 1, 20))
+    with evaluation_batches(settings, index, batch=20) as batches:
+        assert "2 loader processes" in batches.describe()
 
 
 SCRIPT = """
