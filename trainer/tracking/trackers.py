@@ -135,6 +135,7 @@ def send_report(
         config,
         say,
         f"{run_id(run)}-{name}",
+        on_failure="the report is in the run folder only",
         name=f"{group} {name}",
         group=group,
         job_type="evaluation",

@@ -1,4 +1,4 @@
-"""A run of W&B that never stops ours: whatever W&B does, training continues."""
+"""A run of W&B whose failures are reported and never raised."""
 
 from __future__ import annotations
 
@@ -40,10 +40,16 @@ class WandbRun:
     """Online, else offline, else disabled. The files of an offline run are in <run>/wandb."""
 
     def __init__(
-        self, run: Storage, tracking: TrackingConfig, say: Callable[[str], None], id: str, **arguments: Any
+        self,
+        run: Storage,
+        tracking: TrackingConfig,
+        say: Callable[[str], None],
+        id: str,
+        on_failure: str = "training continues; missing rows are re-sent on resume",
+        **arguments: Any,
     ) -> None:
-        """`arguments` are those of wandb.init: name, group, config ..."""
-        self.run, self.say, self.id, self.failed = run, say, id, False
+        """`on_failure`: what a failure means for the user. `arguments` of wandb.init: name, group, config ..."""
+        self.run, self.say, self.id, self.failed, self.on_failure = run, say, id, False, on_failure
         self.scratch = None if run.local_path() else TemporaryDirectory(prefix="lowerbound-wandb-")
         self.folder = Path(self.scratch.name) if self.scratch else run.local_path() or Path()
         (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
@@ -129,7 +135,7 @@ class WandbRun:
         """Report the first failure."""
         if not self.failed:
             reason = " ".join(str(error).split())
-            self.say(f"W&B fails ({reason}); training continues, and missing rows are sent again on resume")
+            self.say(f"W&B fails ({reason}); {self.on_failure}")
         self.failed = True
 
 

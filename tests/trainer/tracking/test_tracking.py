@@ -12,6 +12,7 @@ import torch
 import wandb
 from PIL import Image
 
+import trainer.tracking.wandb_run
 from cluster.storage.storage import Storage
 from trainer.images import ImageSpec
 from trainer.tracking.listener import Listener
@@ -223,7 +224,7 @@ def test_an_error_at_the_end_is_reported_and_not_raised(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tracker.wandb.wandb, "finish", fail)
     tracker.finish()
-    assert "W&B fails (broken pipe); training continues, and missing rows are sent again on resume" in lines
+    assert "W&B fails (broken pipe); training continues; missing rows are re-sent on resume" in lines
 
 
 # ---- the files of an offline run in an object store
@@ -301,3 +302,14 @@ sys.stdin.readline()
 tracker.on_row({"images": 20}, {})
 tracker.finish()
 """
+
+
+def test_a_report_that_cannot_be_sent_says_where_it_is(tmp_path, wandb_server, monkeypatch):
+    for name, value in wandb_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(trainer.tracking.wandb_run, "INIT_SECONDS", 4.0)
+    wandb_server.failing = 503
+    lines = []
+    send_report(Storage(str(tmp_path)), TrackingConfig(mode="online"), "a", {}, {"evaluation/bpd": 3.0}, lines.append)
+    assert lines[0].startswith("W&B fails (")
+    assert lines[0].endswith("); the report is in the run folder only")
