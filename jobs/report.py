@@ -8,13 +8,12 @@ them; of a run in progress up to its newest checkpoint.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.storage.storage import Storage, absolute
-from jobs.cli import run
+from jobs.cli import command_parser, run
 from jobs.errors import ConfigError
 from jobs.reporting.history import RunHistory, read_history
 from jobs.reporting.page import page
@@ -23,7 +22,7 @@ PICTURES = 8.0  # MB
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.report", description=(__doc__ or "").partition("\n")[0])
+    parser = command_parser("report", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="URL of a run folder")
     parser.add_argument("--out", default="report.html", help="file to write, path or URL (default: report.html)")
     parser.add_argument(

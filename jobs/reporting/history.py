@@ -92,7 +92,7 @@ def read_history(url: str) -> RunHistory:
     """
     run = Storage(url)
     try:
-        text = run.read("config.yaml").decode(errors="replace")
+        text = without_secrets(run.read("config.yaml").decode(errors="replace"))
     except MissingError as error:
         raise ConfigError(f"{run.url}: no run here; a run folder has a config.yaml") from error
     problems: list[str] = []
@@ -110,7 +110,7 @@ def read_history(url: str) -> RunHistory:
         storage=run,
         name=run.url.rstrip("/").rpartition("/")[2],
         config=attempt("config.yaml", lambda: dict(yaml.safe_load(text)), {}),
-        config_text=without_secrets(text),
+        config_text=text,
         rows=attempt("metrics", lambda: _rows(run), []),
         attempts=attempt("attempts", lineage.attempts, {}),
         lineage=attempt("attempts", lambda: [number for number, _, _ in lineage.segments()], []),
@@ -148,7 +148,7 @@ def _evaluations(run: Storage, problems: list[str]) -> dict[str, Values]:
         if not entry.path.endswith(".json"):
             continue
         try:
-            report = json.loads(run.read(entry.path))
+            report = json.loads(without_secrets(run.read(entry.path).decode()))
         except ValueError as error:
             problems.append(f"{run.url}/{entry.path} cannot be read: {error}")
             continue

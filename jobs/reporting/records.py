@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from jobs.reporting.drawing import plain
 from jobs.reporting.history import RunHistory, Values, number
 from jobs.reporting.markup import Markup, facts, join, table, tag
-from jobs.reporting.summary import flat
+from jobs.reporting.summary import NONE, flat
 from trainer.checkpoints.lineage import Attempt
 
 MOST = 100  # rows of a table
@@ -25,7 +26,7 @@ def ledger(run: RunHistory) -> Markup:
     if epochs:
         expected = sum(int(number(epoch, "expected") or 0) for epoch in epochs)
         seen = sum(int(number(epoch, "seen") or 0) for epoch in epochs)
-        text = f"{len(epochs):,} finished epochs: {seen:,} of {expected:,} images seen, each once. "
+        text = f"{len(epochs):,} finished epochs: {seen:,} of {expected:,} images seen. "
         other = f"{len(epochs) - len(whole):,} epochs are not complete:" if len(whole) < len(epochs) else ""
         parts.append(tag("p", text + (other or "Every epoch is complete.")))
     columns = ["epoch", "expected", "seen", "quarantined"]
@@ -81,7 +82,7 @@ def evaluations(runs: Sequence[RunHistory]) -> Markup:
     rows, below = [], []
     for run in runs:
         for name, report in run.evaluations.items():
-            given = [f"{key} {value}" for key, value in flat(_settings(report)) if value]
+            given = [f"{key} {value}" for key, value in flat(_settings(report)) if value != NONE]
             figures = [tag("span", f"{key} ", tag("b", value), class_="figure") for key, value in _figures(report)]
             label = f"{run.name}: {name}" if len(runs) > 1 else name
             rows.append([tag("span", label, class_="whole"), join(figures), ", ".join(given)])
@@ -137,4 +138,6 @@ def _limited(columns: Sequence[str], entries: Sequence[Values], text: Sequence[s
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return plain(value) if math.isfinite(value) else str(value)
     return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)[:300]

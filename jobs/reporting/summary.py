@@ -14,6 +14,7 @@ from jobs.reporting.markup import Markup, join, table, tag
 Fact = tuple[str, str, str]  # name, value, what it is of
 FEW = 16  # settings that are listed without a click
 MOST_DIFFERENCES = 60  # lines of the table of settings
+NONE = "none"  # a setting without a value
 MOST_SETTINGS = 5000  # of a configuration
 
 
@@ -113,14 +114,14 @@ def flat(values: Values, prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict) and value and key.count(".") < 20:
             for name, below in value.items():
                 yield from walk(below, f"{key}.{name}" if key else str(name))
-        else:
+        elif key:
             yield key, _text(value)
 
     return [pair for pair, _ in zip(walk(values, prefix), range(MOST_SETTINGS), strict=False)]
 
 
 def _text(value: object) -> str:
-    text = "" if value is None else str(value)
+    text = NONE if value is None else str(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,7 +87,8 @@ class TrainingRun:
         if outcome.finished:
             say_on_rank_zero(f"finished after {outcome.images:,} images. {_where_to_look(self.run)}")
         else:
-            say_on_rank_zero(f"stopped and committed after {outcome.images:,} images; the same command resumes the run")
+            resume = "the same command resumes the run"
+            say_on_rank_zero(f"stopped and committed after {outcome.images:,} images; {resume}. {_report(self.run)}")
         return outcome
 
     def _attempt(self) -> Outcome:
@@ -190,4 +192,8 @@ def _count(model: Model) -> int:
 def _where_to_look(run: Storage) -> str:
     pictures = [entry.path for entry in run.list("pictures") if "/samples-" in entry.path]
     samples = f"Samples: {join(run.url, pictures[-1])}. " if pictures else ""
-    return f"{samples}Weights: {join(run.url, FINAL)}"
+    return f"{samples}Weights: {join(run.url, FINAL)}. {_report(run)}"
+
+
+def _report(run: Storage) -> str:
+    return f"Report: python -m jobs.report {shlex.quote(run.url)} --out report.html"
