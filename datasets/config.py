@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from cluster.storage.storage import absolute, is_local
+from datasets.images.kinds import MAX_PIXELS
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -63,7 +64,7 @@ class TransformConfig(_Section):
     """Crop, resize and flip. The random parts depend only on (seed, position)."""
 
     size: tuple[int, int]
-    """Output size: [height, width] in pixels."""
+    """Output size: [height, width] in pixels, at most 67,108,864 in all."""
     crop: Literal["centre", "random", "none"] = "centre"
     """Crop before resizing. centre: the largest crop of the output's aspect ratio. random: one of random scale and
     place (training only; evaluation crops the centre). none: resize the whole image, which changes its aspect ratio."""
@@ -71,6 +72,13 @@ class TransformConfig(_Section):
     """With `crop: random`: range of the crop's sides, as a fraction of the largest possible crop's."""
     flip: bool = False
     """Random horizontal flip, p = 0.5 (training only)."""
+
+    @field_validator("size")
+    @classmethod
+    def _possible(cls, size: tuple[int, int]) -> tuple[int, int]:
+        if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+            raise ValueError(f"{size[0]} x {size[1]} is not a size between 1 and {MAX_PIXELS:,} pixels")
+        return size
 
 
 class DiskCacheConfig(_Section):

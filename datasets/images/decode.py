@@ -1,4 +1,7 @@
-"""Decode images and labels from the bytes of tar members. Only the formats listed here; nothing is ever unpickled."""
+"""Decode images and labels from the bytes of tar members or files.
+
+Only the formats listed here; nothing is ever unpickled. The bytes decide which format an image has, not its extension.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,28 @@ from PIL import ExifTags, Image
 from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from datasets.errors import DataError
+from datasets.images.kinds import (
+    FILE_KINDS,
+    MAX_PIXELS,
+    PICTURE_KINDS,
+    check_jpeg_depth,
+    jpeg_segments,
+    kind_of,
+    not_an_image,
+    refuse_depth,
+)
 
 Pixels = NDArray[np.uint8]
 
-IMAGE_FORMATS = {"png": ["PNG"], "jpg": ["JPEG"], "jpeg": ["JPEG"], "webp": ["WEBP"], "npy": []}
+IMAGE_FORMATS = ("png", "jpg", "jpeg", "webp", "npy")  # extensions of the images in shards
+BACKGROUND = "white"  # transparent pixels are composited on it
 LABEL = "cls"
 LABEL_BYTES = 32  # only these bytes of a label are parsed
-MAX_PIXELS = 1 << 26  # per image, 8192 x 8192: a limit against decompression bombs
 _MODES = {1: "L", 3: "RGB"}
-_GREY = ("1", "L", "I;16", "I;16B", "I")  # Pillow's modes with one channel
+_GREY = ("1", "L", "LA")  # Pillow's modes with one channel
+_DEEP = {"I;16": 16, "I;16L": 16, "I;16B": 16, "I;16N": 16, "I": 32, "F": 32}  # bits of Pillow's other grey modes
+_PNG_DEPTH = 24  # offset of the bit depth in a PNG
+_TIFF_DEPTH = 258  # tag
 _MAX_NPY_HEADER = 1 << 12  # bytes
 
 # Where Pillow keeps EXIF and XMP, and the names of the PNG chunks (which may follow the pixels) that hold them.
@@ -61,15 +77,15 @@ class Format(NamedTuple):
 def decode_image(data: bytes | memoryview, extension: str, format: Format, out: Pixels | None = None) -> Pixels:
     """Decode an image to uint8 [H, W, C], upright (EXIF orientation applied), with values below `format.levels`.
 
-    Any size is accepted if `format.height` is 0. 16-bit images keep their upper 8 bits; alpha is dropped. `out`
-    (contiguous, of the format's shape) is filled and returned if the decoder can write into it; otherwise the result
-    is a new array. Raises `DataError` (without shard and key, which the caller knows) if `data` is not an image of
-    the format.
+    Any size is accepted if `format.height` is 0. Transparent pixels are composited on white. `out` (contiguous, of the
+    format's shape) is filled and returned if the decoder can write into it; otherwise the result is a new array. Raises
+    `DataError` (without shard and key, which the caller knows) if `data` is not an image of the format, or has more
+    than 8 bits per channel.
     """
-    decoder = _DECODERS.get(extension, _decode_picture)
+    _check_extension(extension)
     try:
-        image = decoder(data, extension, format, out)
-    except DataError:
+        image = _decode(data, format, out)
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise all kinds of exceptions on crafted bytes
         raise _undecodable(error) from error
@@ -82,21 +98,47 @@ def decode_image(data: bytes | memoryview, extension: str, format: Format, out: 
     return image
 
 
+def decode_file(data: bytes) -> Pixels:
+    """Decode a file of any of `FILE_KINDS`, as `decode_image` does; of several frames the first. Raises `DataError`."""
+    try:
+        picture = _open(data, FILE_KINDS)
+        return _pixels(picture, Format(1 if picture.mode in _GREY else 3, 0, 0))
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise _undecodable(error) from error
+
+
+def has_alpha(data: bytes) -> bool:
+    """Whether some pixel of a file of `FILE_KINDS` is transparent. Decodes it if it has an alpha channel."""
+    if kind_of(data) not in FILE_KINDS:
+        return False
+    try:
+        picture = _open(data, FILE_KINDS)
+        return picture.has_transparency_data and _least_alpha(picture) < 255
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise _undecodable(error) from error
+
+
 def image_size(data: bytes | memoryview, extension: str) -> tuple[int, int, int]:
-    """(height, width, channels) of the upright image, from its header where possible. Raises `DataError`."""
-    if extension == "npy":
-        shape = _npy_header(io.BytesIO(data))[0]
-        if len(shape) not in (2, 3):
-            raise DataError(f"the array has {len(shape)} axes, expected [height, width] or [height, width, channels]")
+    """(height, width, channels) of the upright image, from its header where possible.
+
+    Raises `DataError`, also for more than 8 bits per channel.
+    """
+    _check_extension(extension)
+    if kind_of(data) == "npy":
+        shape = _npy_shape(io.BytesIO(data))
         return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
     try:
-        picture = _open(data, extension)
-        if extension == "png" and any(name in bytes(data) for name in _PNG_METADATA):
+        picture = _open(data, PICTURE_KINDS)
+        if picture.format == "PNG" and any(name in bytes(data) for name in _PNG_METADATA):
             picture.load()  # Pillow reads chunks that follow the pixels only then
         width, height = picture.size
         if _orientation(picture) in (5, 6, 7, 8):
             width, height = height, width
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         raise _undecodable(error) from error
@@ -119,12 +161,28 @@ def describe(height: int, width: int, channels: int = 1, *more: int) -> str:
     return f"{width} x {height} with {channels} channel{'s' * (channels != 1)}"
 
 
-def _decode_jpeg(data: bytes | memoryview, extension: str, format: Format, out: Pixels | None) -> Pixels:
-    """Decode by libjpeg-turbo directly: the same pixels as Pillow's, faster. Unusual JPEGs are left to Pillow."""
+def _decode(data: bytes | memoryview, format: Format, out: Pixels | None) -> Pixels:
+    kind = kind_of(data)
+    if kind == "npy":
+        return _decode_npy(data)
+    if kind == "jpeg":
+        try:
+            image = _decode_jpeg(data, format, out)
+        except ValueError as error:  # libjpeg remarks on bytes that Pillow may still decode
+            if isinstance(error, DataError):
+                raise
+            image = None
+        if image is not None:
+            return image
+    return _pixels(_open(data, PICTURE_KINDS, format), format)
+
+
+def _decode_jpeg(data: bytes | memoryview, format: Format, out: Pixels | None) -> Pixels | None:
+    """Decode by libjpeg-turbo directly: the same pixels as Pillow's, faster. None for JPEGs that need Pillow."""
     height, width, colours, _ = decode_jpeg_header(data)
     grey = colours == "Gray"
     if _may_be_rotated(data) or colours in ("CMYK", "YCCK") or grey != (format.channels == 1):
-        return _decode_picture(data, extension, format, out)
+        return None
     _check_size(width, height, format)
     image = decode_jpeg(data, "GRAY" if grey else "RGB", buffer=out)
     return image if out is None else out
@@ -132,35 +190,24 @@ def _decode_jpeg(data: bytes | memoryview, extension: str, format: Format, out: 
 
 def _may_be_rotated(data: bytes | memoryview) -> bool:
     """Whether a JPEG has EXIF or an XMP orientation in any segment before its scan, or segments that do not parse."""
-    place = 2
-    while place + 4 <= len(data):
-        if data[place] != 0xFF:
+    for marker, start, stop in jpeg_segments(data):
+        if not marker:
             return True
-        marker = data[place + 1]
-        if marker == 0xFF:  # a fill byte
-            place += 1
-            continue
-        if marker in (0xDA, 0xD9):  # start of scan, end of image
-            return False
-        start, place = place + 4, place + 2 + (data[place + 2] << 8 | data[place + 3])
         if marker == 0xE1:  # APP1
-            segment = bytes(data[start:place])
+            segment = bytes(data[start:stop])
             if segment.startswith(b"Exif") or b"tiff:Orientation" in segment:
                 return True
     return False
 
 
-def _decode_picture(data: bytes | memoryview, extension: str, format: Format, out: Pixels | None) -> Pixels:
-    picture = _open(data, extension)
-    width, height = picture.size
-    if format.height and {width, height} != {format.width, format.height}:
-        _check_size(width, height, format)
+def _pixels(picture: Image.Image, format: Format) -> Pixels:
+    """The upright, opaque pixels of an opened picture, with the format's channels."""
     picture.load()
     if (transpose := _TRANSPOSE.get(_orientation(picture))) is not None:
         picture = picture.transpose(transpose)
-    if picture.mode == "1" and format.levels == 2:
+    if picture.mode == "1" and format.levels == 2 and not picture.has_transparency_data:
         return np.asarray(picture).astype(np.uint8)
-    if picture.mode != _MODES[format.channels]:
+    if picture.mode != _MODES[format.channels] or picture.has_transparency_data:
         picture = _convert(picture, format)
     values = np.frombuffer(picture.tobytes(), dtype=np.uint8)  # faster than np.asarray(picture)
     return values.reshape(picture.height, picture.width, format.channels)
@@ -188,24 +235,54 @@ def _check_size(width: int, height: int, format: Format) -> None:
 
 
 def _convert(picture: Image.Image, format: Format) -> Image.Image:
-    """The picture with the format's channels."""
+    """The picture with the format's channels, its transparent pixels composited on the background."""
     if format.channels == 1 and picture.mode not in _GREY:
         raise DataError(f"the image is in colour ({picture.mode}), but the set is grey (1 channel)")
-    if format.levels < 256 and picture.mode != "L":
-        raise DataError(f"the image is {picture.mode}; levels below 256 are stored as the values of a grey PNG")
-    if picture.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if format.levels < 256:
+        found = "has transparent pixels" if picture.has_transparency_data else f"is {picture.mode}"
+        raise DataError(f"the image {found}; levels below 256 are stored as the values of an opaque grey PNG")
+    if picture.has_transparency_data:
+        canvas = Image.new("RGBA", picture.size, BACKGROUND)
+        canvas.alpha_composite(picture.convert("RGBA"))
+        picture = canvas
     return picture.convert(_MODES[format.channels])
 
 
-def _open(data: bytes | memoryview, extension: str) -> Image.Image:
-    try:
-        formats = IMAGE_FORMATS[extension]
-    except KeyError:
-        raise DataError(f"{extension!r} is not an image format; supported: {', '.join(IMAGE_FORMATS)}") from None
-    picture = Image.open(io.BytesIO(data), formats=formats)
-    _check_size(picture.width, picture.height, Format(3, 0, 0))
+def _least_alpha(picture: Image.Image) -> int:
+    least, _ = picture.convert("RGBA").getchannel("A").getextrema()
+    return int(least)  # type: ignore[arg-type]  # of one band of bytes
+
+
+def _check_extension(extension: str) -> None:
+    if extension not in IMAGE_FORMATS:
+        raise DataError(f"{extension!r} is not an image format; supported: {', '.join(IMAGE_FORMATS)}")
+
+
+def _open(data: bytes | memoryview, kinds: tuple[str, ...], format: Format | None = None) -> Image.Image:
+    """Open a picture of one of `kinds` without decoding it; its size, if a format is given, and depth are checked."""
+    kind = kind_of(data)
+    if kind not in kinds:
+        found = f"its bytes are {kind}; supported: {', '.join(kinds)}" if kind else not_an_image(data)
+        raise DataError(f"the image does not decode ({found})")
+    if kind == "jpeg":
+        check_jpeg_depth(data)
+    picture = Image.open(io.BytesIO(data), formats=[kind])
+    _check_depth(picture, data)
+    width, height = picture.size
+    unlike = format is not None and format.height and {width, height} != {format.width, format.height}
+    _check_size(width, height, format if format and unlike else Format(3, 0, 0))
     return picture
+
+
+def _check_depth(picture: Image.Image, data: bytes | memoryview) -> None:
+    """Refuse more than 8 bits per channel: Pillow reduces some of them to 8 without a warning."""
+    bits = _DEEP.get(picture.mode, 8)
+    if picture.format == "PNG":
+        bits = data[_PNG_DEPTH]
+    elif picture.format == "TIFF":
+        bits = max(picture.tag_v2.get(_TIFF_DEPTH, (1,)))  # type: ignore[attr-defined]
+    if bits > 8:
+        raise refuse_depth(bits)
 
 
 def _undecodable(error: Exception) -> DataError:
@@ -226,16 +303,19 @@ def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _decode_npy(data: bytes | memoryview, extension: str, format: Format, out: Pixels | None) -> Pixels:
-    stream = io.BytesIO(data)
+def _npy_shape(stream: io.BytesIO) -> tuple[int, ...]:
+    """The shape of an array of pixels, from its header."""
     shape, dtype = _npy_header(stream)
     if dtype != np.uint8 or len(shape) not in (2, 3):
         raise DataError(f"the array is {dtype} of shape {shape}, expected uint8 [height, width, channels]")
+    return shape
+
+
+def _decode_npy(data: bytes | memoryview) -> Pixels:
+    stream = io.BytesIO(data)
+    shape = _npy_shape(stream)
     if math.prod(shape) != len(data) - stream.tell():  # checked before memory is allocated
         raise DataError(f"the array of shape {shape} has {len(data) - stream.tell()} bytes")
     stream.seek(0)
     array: Pixels = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_MAX_NPY_HEADER)
     return array
-
-
-_DECODERS = {"npy": _decode_npy, "jpg": _decode_jpeg, "jpeg": _decode_jpeg}

@@ -21,6 +21,7 @@ Box = tuple[float, float, float, float]  # left, upper, right, lower
 def output_format(config: DataConfig, index: Index) -> Format:
     """The format of a run's images: the index's, with the size of `data.transform`. Raises `DataError`."""
     if config.transform is not None:
+        check_levels(config.transform, index.format)
         height, width = config.transform.size
         return index.format._replace(height=height, width=width)
     if not index.height:
@@ -31,15 +32,35 @@ def output_format(config: DataConfig, index: Index) -> Format:
     return index.format
 
 
+def check_levels(config: TransformConfig, format: Format, random: bool = True) -> None:
+    """Raise `DataError` if binary images would be resampled; `random`: as in training, with random crops.
+
+    Levels in between do not exist, and rounding to 0 or 1 moves edges. Images of more levels are rounded to 0..L-1.
+    """
+    if format.levels != 2 or not _resamples(config, format, random):
+        return
+    size = f"data.transform.size: [{format.height}, {format.width}]" if format.height else "images of one size"
+    raise DataError(
+        f"binary images cannot be resampled (values between 0 and 1 do not exist): use {size} without crop: random"
+    )
+
+
+def _resamples(config: TransformConfig, format: Format, random: bool) -> bool:
+    """Whether some image is resized or cropped between pixels."""
+    height, width = config.size
+    if config.crop == "none" or not format.height:
+        return config.size != (format.height, format.width)
+    moved = random and config.crop == "random" and config.scale != (1, 1)
+    return moved or min(format.width / width, format.height / height) != 1
+
+
 class Transform:
     """Applies a `TransformConfig`. Deterministic (centre crop, no flip) if `seed` is None, as in evaluation."""
 
     def __init__(self, config: TransformConfig, format: Format, seed: int | None):
-        if format.levels < 256 and config.size != (format.height, format.width):
-            raise DataError(
-                f"images of {format.levels} levels cannot be resized: set data.transform.size to their size"
-            )
+        check_levels(config, format, seed is not None)
         self._config = config
+        self._highest = format.levels - 1
         self._height, self._width = config.size
         self._key = None if seed is None else key_of(seed, "transform")
 
@@ -86,5 +107,7 @@ class Transform:
             left, upper = int(box[0]), int(box[1])
             return image[upper : upper + self._height, left : left + self._width]
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        resized = picture.resize((self._width, self._height), Image.Resampling.BICUBIC, box=box)
-        return np.asarray(resized).reshape(self._height, self._width, -1)
+        resized = np.asarray(picture.resize((self._width, self._height), Image.Resampling.BICUBIC, box=box))
+        if self._highest < 255:  # bicubic interpolation overshoots
+            resized = np.minimum(resized, self._highest)
+        return resized.reshape(self._height, self._width, -1)

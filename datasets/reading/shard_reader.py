@@ -224,7 +224,7 @@ class ShardReader:
 def _shard_members(index: Index, number: int) -> ShardMembers:
     table = index.members(number)
     names = {name.removesuffix(".offset") for name in table.column_names if name.endswith(".offset")}
-    extensions = sorted(names & IMAGE_FORMATS.keys())
+    extensions = sorted(names.intersection(IMAGE_FORMATS))
     if not extensions:
         raise DataError(f"{index.where(number)}: no images; supported formats: {', '.join(IMAGE_FORMATS)}")
     columns = [_column(table, extension) for extension in extensions]

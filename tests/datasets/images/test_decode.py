@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from simplejpeg import decode_jpeg
 
 from datasets.errors import DataError
-from datasets.images.decode import MAX_PIXELS, Format, decode_image, decode_label, image_size
+from datasets.images.decode import Format, decode_file, decode_image, decode_label, has_alpha, image_size
+from datasets.images.kinds import MAX_PIXELS
 
 GREY, COLOUR = Format(1, 5, 7), Format(3, 5, 7)
 
@@ -80,9 +86,10 @@ def test_one_bit_images_are_levels_0_and_1_or_black_and_white():
     [
         (encoded(noise(7, 5, 1), "PNG"), "png", "the image is 5 x 7 with 1 channel, expected 7 x 5 with 1 channel"),
         (encoded(noise(5, 7, 1), "PNG")[:60], "png", "does not decode"),
-        (b"", "png", "does not decode"),
-        (encoded(noise(5, 7, 1), "PNG"), "jpg", "does not decode"),
-        (encoded(noise(5, 7, 1), "BMP"), "png", "does not decode"),
+        (b"", "png", "does not decode .empty"),
+        (encoded(noise(5, 7, 1), "BMP"), "png", "does not decode .its bytes are bmp; supported: png, jpeg, webp"),
+        (b" <!DOCTYPE html><title>404</title>", "jpg", "does not decode .HTML or XML, not an image"),
+        (bytes(100), "jpg", "does not decode .not an image format that is read"),
         (encoded(noise(5, 7, 1), "PNG"), "gif", "'gif' is not an image format; supported: png"),
         (npy(noise(5, 8, 1)), "npy", "is 8 x 5 with 1 channel, expected 7 x 5"),
         (npy(np.zeros((5, 7, 1))), "npy", "float64 of shape"),
@@ -96,6 +103,152 @@ def test_errors_of_wrong_images_are_one_line(data, extension, message):
         decode_image(data, extension, GREY)
     assert "\n" not in str(error.value)
     assert "0x" not in str(error.value)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "jpeg", "webp", "npy"])
+def test_the_bytes_decide_and_not_the_extension(extension):
+    image = noise(5, 7, 3)
+    for data in (encoded(image, "PNG"), encoded(image, "WEBP", lossless=True), npy(image)):
+        assert np.array_equal(decode_image(data, extension, COLOUR), image)
+        assert image_size(data, extension) == (5, 7, 3)
+    flat = np.full((5, 7, 3), 90, dtype=np.uint8)
+    assert np.array_equal(decode_image(encoded(flat, "JPEG"), extension, COLOUR), flat)
+
+
+def deep_jpeg() -> bytes:
+    """A JPEG whose frame header has 12 bits per channel."""
+    data = bytearray(encoded(noise(5, 7, 1), "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = 12
+    return bytes(data)
+
+
+def deep_colour_png() -> bytes:
+    """A PNG of 16 bits per channel in colour, which Pillow opens as 8-bit RGB."""
+    rows = b"".join(b"\0" + noise(7, 3, 2)[y].tobytes() * 7 for y in range(5))
+    header = struct.pack(">IIBBBBB", 7, 5, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+DEEP = {
+    "grey PNG": ("png", encoded(np.arange(35, dtype=np.uint16).reshape(5, 7) * 1800, "PNG"), 16),
+    "colour PNG": ("png", deep_colour_png(), 16),
+    "JPEG": ("jpg", deep_jpeg(), 12),
+}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_more_than_eight_bits_are_refused_when_indexed_and_when_decoded(case):
+    extension, data, bits = DEEP[case]
+    message = rf"has {bits} bits per channel \({2**bits:,} levels\); only 8 bits"
+    with pytest.raises(DataError, match=message):
+        image_size(data, extension)
+    for format in (GREY, COLOUR):
+        with pytest.raises(DataError, match=message):
+            decode_image(data, extension, format)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_arrays_of_other_types_are_refused_when_indexed(dtype):
+    with pytest.raises(DataError, match=rf"the array is {np.dtype(dtype)} of shape \(5, 7\), expected uint8"):
+        image_size(npy(np.zeros((5, 7), dtype)), "npy")
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_tiffs_of_more_than_eight_bits_are_refused(dtype):
+    with pytest.raises(DataError, match="bits per channel"):
+        decode_file(encoded(np.ones((5, 7), dtype), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
+def test_files_of_a_person_decode_from_more_formats(kind):
+    image = noise(5, 7, 1) if kind == "GIF" else noise(5, 7, 3)
+    decoded = decode_file(encoded(image, kind))
+    assert np.array_equal(decoded, np.repeat(image, decoded.shape[2] // image.shape[2], axis=2))
+
+
+def transparent(mode: str) -> tuple[bytes, np.ndarray]:
+    """A PNG whose left half is opaque, value 40, and whose right half hides other values; how it looks on white."""
+    channels = 1 if mode == "LA" else 3
+    pixels = np.full((4, 6, channels + 1), 40, np.uint8)
+    pixels[:, :, -1] = 255
+    pixels[:, 3:, :-1], pixels[:, 3:, -1] = 200, 0
+    looks = np.where(pixels[:, :, -1:] == 255, pixels[:, :, :-1], 255)
+    picture = Image.fromarray(pixels)
+    stream = io.BytesIO()
+    (picture.quantize(4) if mode == "P" else picture).save(stream, "PNG")
+    return stream.getvalue(), looks.astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_hidden_colours_are_composited_on_white(mode):
+    data, looks = transparent(mode)
+    assert Image.open(io.BytesIO(data)).mode == mode
+    assert image_size(data, "png") == looks.shape
+    assert has_alpha(data)
+    assert np.array_equal(decode_image(data, "png", Format(looks.shape[2], 4, 6)), looks)
+    with pytest.raises(DataError, match="has transparent pixels; levels below 256"):
+        decode_image(transparent("LA")[0], "png", Format(1, 4, 6, levels=17))
+
+
+def test_partial_transparency_is_mixed_with_white_and_an_opaque_alpha_channel_changes_nothing():
+    image = noise(5, 7, 4)
+    over = image[:, :, :3] * (image[:, :, 3:] / 255) + 255 - image[:, :, 3:].astype(float)
+    assert np.abs(decode_image(encoded(image, "PNG"), "png", COLOUR) - over).max() <= 1
+    image[:, :, 3] = 255
+    assert not has_alpha(encoded(image, "PNG"))
+    assert np.array_equal(decode_image(encoded(image, "PNG"), "png", COLOUR), image[:, :, :3])
+
+
+def remarked() -> dict[str, bytes]:
+    """JPEGs on which libjpeg warns and which every viewer shows."""
+    plain = encoded(np.kron(noise(5, 7, 3), np.ones((8, 8, 1), np.uint8)), "JPEG", quality=95)
+    tables = plain.index(b"\xff\xdb")
+    version = bytearray(plain)
+    version[version.index(b"JFIF\0") + 5] = 7
+    adobe = b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\x09"
+    return {
+        "bytes before a marker": plain[:tables] + b"\0\0\0" + plain[tables:],
+        "an unknown JFIF revision": bytes(version),
+        "an unknown Adobe transform": plain[:2] + adobe + plain[tables:],
+    }
+
+
+@pytest.mark.parametrize("case", remarked())
+def test_jpegs_with_remarks_decode_as_pillow_decodes_them(case):
+    data = remarked()[case]
+    with pytest.raises(ValueError, match=r"."):
+        decode_jpeg(data, "RGB")  # the fast decoder refuses it
+    theirs = np.asarray(Image.open(io.BytesIO(data)))
+    assert np.array_equal(decode_image(data, "jpg", Format(3, 40, 56)), theirs)
+    assert image_size(data, "jpg") == (40, 56, 3)
+
+
+def test_a_truncated_jpeg_is_refused_by_both_decoders():
+    data = encoded(noise(64, 64, 3), "JPEG")
+    with pytest.raises(DataError, match="does not decode"):
+        decode_image(data[: len(data) // 2], "jpg", Format(3, 64, 64))
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from datasets.images.decode import Format, decode_image
+data = sys.stdin.buffer.read()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
+decode_image(data, "png", Format(3, 6000, 6000))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its address space")
+def test_a_lack_of_memory_is_not_the_image_being_corrupt():
+    data = io.BytesIO()
+    Image.new("RGB", (6000, 6000)).save(data, "PNG")
+    ran = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY], input=data.getvalue(), capture_output=True, check=False
+    )
+    assert ran.stderr.strip().splitlines()[-1].startswith(b"MemoryError")
 
 
 class Trap:

@@ -94,9 +94,43 @@ def test_images_of_different_sizes_are_resized_to_one(tmp_path):
         assert next(batches).images.shape == (3, 3, 8, 8)
 
 
-def test_images_with_few_levels_cannot_be_resized():
-    with pytest.raises(DataError, match="17 levels cannot be resized"):
-        Transform(TransformConfig(size=(4, 4)), Format(1, 8, 8, levels=17), None)
+@pytest.mark.parametrize("config", [{"size": (8, 8), "crop": "random"}, {"size": (4, 4)}, {"size": (13, 11)}])
+def test_resampled_images_have_no_levels_beyond_their_own(config):
+    edges = np.kron(np.random.default_rng(0).integers(0, 2, (4, 4, 1)) * 16, np.ones((2, 2, 1))).astype(np.uint8)
+    transform = Transform(TransformConfig(**config), Format(1, 8, 8, levels=17), 1)
+    outs = np.stack([transform(edges, position) for position in range(200)])
+    assert outs.max() == 16
+    assert len(np.unique(outs)) > 2  # they were resampled
+
+
+@pytest.mark.parametrize(
+    ("config", "random", "refused"),
+    [
+        ({"size": (8, 8), "crop": "random"}, True, True),
+        ({"size": (8, 8), "crop": "random"}, False, False),
+        ({"size": (4, 4)}, False, True),
+        ({"size": (8, 4), "crop": "none"}, False, True),
+        ({"size": (8, 8), "crop": "none", "flip": True}, True, False),
+        ({"size": (8, 4)}, True, False),  # whole columns
+        ({"size": (8, 4), "crop": "random", "scale": (1, 1)}, True, False),
+    ],
+)
+def test_binary_images_are_cropped_and_flipped_but_not_resampled(config, random, refused):
+    config, format = TransformConfig(**config), Format(1, 8, 8, levels=2)
+    seed = 3 if random else None
+    if refused:
+        with pytest.raises(DataError, match=r"binary images cannot be resampled.*size: \[8, 8\] without crop: random"):
+            Transform(config, format, seed)
+        return
+    image = np.random.default_rng(0).integers(0, 2, (8, 8, 1), dtype=np.uint8)
+    transform = Transform(config, format, seed)
+    assert all(transform(image, position).max() == 1 for position in range(50))
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (0, 5), (-3, 4)])
+def test_sizes_that_no_image_can_have_are_refused(size):
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} is not a size between 1 and 67,108,864 pixels"):
+        TransformConfig(size=size)
 
 
 def test_exif_orientation_rotates_the_image_and_its_size(tmp_path):
@@ -107,11 +141,6 @@ def test_exif_orientation_rotates_the_image_and_its_size(tmp_path):
     assert image_size(sideways, "jpg") == (40, 16, 1)
     decoded = decode_image(sideways, "jpg", Format(1, 40, 16))
     assert np.abs(decoded[:, :, 0].astype(int) - upright).max() < 6
-
-
-def test_sixteen_bit_images_keep_their_upper_eight_bits():
-    values = (np.arange(35).reshape(5, 7) * 1800).astype(np.uint16)
-    assert np.array_equal(decode_image(encoded(values, "PNG"), "png", Format(1, 5, 7))[:, :, 0], values >> 8)
 
 
 @pytest.mark.parametrize("quality", [50, 75, 95])
