@@ -1,8 +1,8 @@
-"""Train several models on the same images with the same budget, and put their bounds side by side.
+"""Train several models on the same images with the same budget and compare their bounds.
 
     python -m jobs.compare CONFIG CONFIG ... [--out runs/compare] [key=value ...]
 
-Writes <out>/table.md, table.json and samples.png. A comparison that was stopped goes on where it was.
+Writes <out>/table.md, table.json and samples.png. The same command resumes a comparison that was stopped.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from trainer.noise import Noise
 from trainer.tracking.pictures import captioned_rows
 from trainer.training.evaluation import Evaluation, batch_size, evaluate
 
-COLUMNS = 16  # samples of a model in the picture, in two rows
+COLUMNS = 16  # of the picture, which has two rows of samples per model
 SAME = ("shards", "mixture", "validation", "transform")  # of the data section
 
 
 class Entry(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     name: str
     evaluation: Evaluation
@@ -46,11 +46,17 @@ class Entry(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int | None:
-    """Train what is not trained yet, evaluate, write the table and the picture."""
+    """Train the models that are not trained yet, evaluate all, write the table and the picture."""
     parser = command_parser("compare", __doc__)
-    parser.add_argument("configs", nargs="+", metavar="CONFIG|key=value", help="YAML files, and overrides for all")
+    parser.add_argument("configs", nargs="+", metavar="CONFIG|key=value", help="YAML files, and overrides of all")
     parser.add_argument("--out", default="runs/compare", help="URL of the folder for the runs and the table")
-    parser.add_argument("--samples", type=int, default=10, metavar="K", help="draws an image in the final evaluation")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=10,
+        metavar="K",
+        help="draws of the latents in the evaluation",
+    )
     options = parser.parse_intermixed_args(arguments)
     overrides = [argument for argument in options.configs if "=" in argument]
     out = absolute(options.out)
@@ -81,11 +87,11 @@ def main(arguments: Sequence[str]) -> int | None:
 
 
 def table(entries: list[Entry], budget: int, samples: int) -> str:
-    """The comparison as Markdown, the best bound first."""
+    """The comparison as a Markdown table, best bound first."""
     images = entries[0].evaluation.images
     lines = [
         f"Negative ELBO on {images:,} held-out images ({samples} draws each, averaged weights, float32) after "
-        f"{budget:,} training images; distortion and rates in nats an image.",
+        f"{budget:,} training images; distortion and rates in nats per image.",
         "",
         "| model | bits per dimension | nats | distortion | rate per level | parameters | training images/s |",
         "|---|---|---|---|---|---|---|",
@@ -118,14 +124,14 @@ def _entry(name: str, resolved: ResolvedRun, samples: int) -> Entry:
 
 
 def _check_same(configs: dict[str, RunConfig]) -> None:
-    """Raises ConfigError if the models would not see the same images, or not as many."""
+    """Raises ConfigError unless all models train on the same images, and on equally many."""
     (first_name, first), *others = configs.items()
     if not first.data.validation:
-        raise ConfigError(f"{first_name}: data.validation is needed to compare on")
+        raise ConfigError(f"{first_name}: data.validation is missing; the models are compared on it")
     for name, config in others:
         if config.trainer.images != first.trainer.images:
             images = f"{first.trainer.images:,} in {first_name} and {config.trainer.images:,} in {name}"
-            raise ConfigError(f"the budgets differ: {images} images; give trainer.images=N for all")
+            raise ConfigError(f"the budgets differ: {images} images; add trainer.images=N for all")
         for key in SAME:
             if getattr(config.data, key) != getattr(first.data, key):
                 raise ConfigError(

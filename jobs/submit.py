@@ -1,13 +1,13 @@
-"""Send a training run to a Ray cluster; look at the jobs there, and stop them.
+"""Submit a training run to a Ray cluster; list, follow and stop jobs.
 
     python -m jobs.submit CONFIG [key=value ...] [--address http://head:8265] [--workers 4 | 1-8] [--follow]
     python -m jobs.submit --list | --logs ID [--follow] | --stop ID
 
-Everything that can be checked here is, before anything is sent. The same with Ray alone, unchecked:
+Checks everything that can be checked from here before submitting. Without the checks, with Ray alone:
 `ray job submit --working-dir . -- python -m jobs.train CONFIG [key=value ...]`.
 
-Secrets stay where they are: the cluster's machines have them in their environment, where ranks inherit them. A job
-carries at most their names (--secret), and does not start where one is missing.
+Secrets are not sent: the machines of the cluster have them in their environment, which ranks inherit. A job carries at
+most their names (--secret), and does not start if one is missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jobs.cli import config_parser, run
 from jobs.errors import ConfigError
 from jobs.ray.submissions import ROOT, connect, details, follow, running_at, stop, submit
 
-if TYPE_CHECKING:  # looking at jobs takes no PyTorch
+if TYPE_CHECKING:  # listing and following jobs needs no PyTorch
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     from jobs.config.resolved import ResolvedRun
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         print(client.get_job_logs(options.logs), end="")
         return 0
     if not options.config:
-        parser.error("name a CONFIG, or --list, --logs ID, --stop ID")
+        parser.error("give a CONFIG, or --list, --logs ID, --stop ID")
     overrides = [*options.overrides, *_ray_overrides(options)]
     resolved, sent = checked(options.config, overrides)
     if options.dry_run:
@@ -64,24 +64,24 @@ def main(arguments: Sequence[str]) -> int:
     config = resolved.config
     secrets = sorted({*options.secret, *(["WANDB_API_KEY"] if config.tracking.mode == "online" else [])})
     if wrong := next((name for name in secrets if not re.fullmatch(r"[A-Za-z_]\w*", name)), None):
-        # Not repeated in full: what was given may be a secret itself.
-        raise ConfigError(f"--secret takes the name of a variable, not its value ({wrong[:4]}...)")
+        # Not printed in full: it may be the secret itself.
+        raise ConfigError(f"--secret {wrong[:4]}...: give the name of a variable, not its value")
     check_run_folder(resolved)
     client = connect(options.address)
     if other := running_at(client, config.run):
-        raise ConfigError(f"{config.run}: job {other} is at work on this run; stop it first: --stop {other}")
+        raise ConfigError(f"{config.run}: job {other} is training this run; stop it first: --stop {other}")
     name = options.name or f"{config.run.rsplit('/', 1)[-1]}-{time.strftime('%m%d-%H%M%S')}"
     metadata = {"run": config.run, "secrets": " ".join(secrets)}
     job = submit(client, name, "jobs.train", [relative(options.config), *sent], metadata)
-    _tell(client, job, config)
+    _print_job(client, job, config)
     return _follow(client, job) if options.follow else 0
 
 
-# ---- before anything is sent
+# ---- before submitting
 
 
 def checked(path: str, overrides: Sequence[str]) -> tuple[ResolvedRun, list[str]]:
-    """The run, and the overrides with which the cluster reads it from the same file: local paths absolute.
+    """The run, and the overrides with which the cluster reads the same from the same file: local paths absolute.
 
     Raises ConfigError, DataError or StorageError in one line if the run could not start.
     """
@@ -98,8 +98,8 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[ResolvedRun, list[str]
     for url in _urls(config):
         if "://" in url and (urlsplit(url).username or urlsplit(url).password):
             raise ConfigError(
-                f"{re.sub('://.*@', '://...@', url)}: holds a name or password, which everybody who sees the job would "
-                "read; credentials belong into the environment of the cluster's machines"
+                f"{re.sub('://.*@', '://...@', url)}: contains a user name or password, which would be visible to "
+                "everybody who sees the job; set credentials in the environment of the cluster's machines"
             )
     resolved = resolve(config, gpu=config.ray.gpus_per_worker != 0)
     most = config.ray.workers if isinstance(config.ray.workers, int) else config.ray.workers[1]
@@ -112,7 +112,7 @@ def checked(path: str, overrides: Sequence[str]) -> tuple[ResolvedRun, list[str]
 
 
 def absolute_paths(config: RunConfig) -> list[str]:
-    """The overrides with which another machine reads the local paths of a configuration as this one does."""
+    """Overrides that make the local paths of a configuration absolute."""
     from jobs.config.resolved import with_absolute_paths
 
     before, after = _paths(config), _paths(with_absolute_paths(config))
@@ -128,25 +128,25 @@ def check_run_folder(resolved: ResolvedRun) -> None:
     folder = Storage(config.run)
     try:
         saved = config_of(folder)
-    except ConfigError:  # no run yet, or one of another version, of which the job itself will tell
+    except ConfigError:  # no run yet, or one of another version, which the job reports itself
         saved = config
     if differs := difference(completed(fixed_settings(saved), config), fixed_settings(config)):
         raise ConfigError(f"{config.run}: {differs}; use another run folder (run=...), or the run's own settings")
     probe = f"submit-check-{os.getpid()}"
-    folder.write(probe, b"written and removed by jobs.submit")
+    folder.write(probe, b"written and deleted by jobs.submit")
     folder.delete(probe)
 
 
 def relative(path: str) -> str:
-    """The configuration's path from the root of what is sent."""
+    """The path of a configuration relative to the root of what is uploaded."""
     try:
         return str(Path(path).resolve().relative_to(ROOT))
     except ValueError as error:
-        raise ConfigError(f"{path}: lies outside {ROOT}, which is what the cluster gets; copy it there") from error
+        raise ConfigError(f"{path}: is outside {ROOT}, which is uploaded to the cluster; copy it there") from error
 
 
 def _paths(config: RunConfig) -> dict[str, object]:
-    """What `with_absolute_paths` may change, by dotted keys."""
+    """The values that `with_absolute_paths` may change, by dotted key."""
     values = config.model_dump(mode="json")
     found = {"run": values["run"], "init_from": values["init_from"]}
     found |= {f"data.{name}": value for name, value in values["data"].items()}
@@ -165,7 +165,7 @@ def _ray_overrides(options: argparse.Namespace) -> list[str]:
     if options.workers:
         least, dash, most = options.workers.partition("-")
         if not least.isdigit() or (dash and not most.isdigit()):
-            raise ConfigError(f"--workers {options.workers}: a number, as in 4, or a range, as in 1-8")
+            raise ConfigError(f"--workers {options.workers}: must be a number, as in 4, or a range, as in 1-8")
         found.append(f"ray.workers=[{least},{most}]" if dash else f"ray.workers={least}")
     if options.gpus_per_worker is not None:
         found.append(f"ray.gpus_per_worker={options.gpus_per_worker}")
@@ -177,15 +177,15 @@ def _flow(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
 
 
-# ---- afterwards
+# ---- after submitting
 
 
-def _tell(client: JobSubmissionClient, job: str, config: RunConfig) -> None:
+def _print_job(client: JobSubmissionClient, job: str, config: RunConfig) -> None:
     here = f"python -m jobs.submit --address {client.get_address()}"
     print(f"submitted {job}")
     print(f"run:       {config.run}")
     if is_local(config.run):
-        print("           (a folder that every machine of the cluster must see at this path)")
+        print("           (a folder that every machine of the cluster must have at this path)")
     print(f"dashboard: {client.get_address()}/#/jobs/{job}")
     if config.tracking.mode in ("auto", "online"):
         print(f"W&B:       {_wandb_address(config)}")
@@ -194,19 +194,19 @@ def _tell(client: JobSubmissionClient, job: str, config: RunConfig) -> None:
 
 
 def _wandb_address(config: RunConfig) -> str:
-    """Where the run's figures will be seen, as far as it can be known here."""
+    """The address of the run's W&B page, as far as it is known here."""
     from trainer.tracking.wandb_run import run_id
 
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").replace("//api.wandb.ai", "//wandb.ai")
     entity = config.tracking.entity or os.environ.get("WANDB_ENTITY")
     name = run_id(Storage(config.run))
     if entity is None:
-        return f"run {name} of project {config.tracking.project}; the log prints its address"
+        return f"run {name} of project {config.tracking.project}; its log prints the address"
     return f"{server}/{entity}/{config.tracking.project}/runs/{name}"
 
 
 def _follow(client: JobSubmissionClient, job: str) -> int:
-    """Print the log to its end. Ctrl-C asks whether to stop the job."""
+    """Print the log until the job ends. Ctrl-C asks whether to stop the job."""
     details(client, job)
     while True:
         try:
@@ -214,9 +214,9 @@ def _follow(client: JobSubmissionClient, job: str) -> int:
         except KeyboardInterrupt:
             print()
             if not sys.stdin.isatty() or input(f"stop job {job} as well? [y/N] ").strip().lower() not in ("y", "yes"):
-                print(f"{job} goes on; follow it again with --logs {job} --follow")
+                print(f"{job} continues; follow it with --logs {job} --follow")
                 return 0
-            print("stopping it; it commits first")
+            print("stopping it, after a commit")
             client.stop_job(job)
 
 
@@ -226,7 +226,7 @@ def _ended(client: JobSubmissionClient, job: str, status: JobStatus) -> int:
 
 
 def _newest_commit(client: JobSubmissionClient, job: str) -> str:
-    """The run's newest commit in words, where the store can be reached from here."""
+    """The run's newest commit in words, if the store can be reached from here."""
     from trainer.checkpoints.lineage import Lineage
 
     run_url = (details(client, job).metadata or {}).get("run")
@@ -252,14 +252,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--address", help="dashboard of the cluster (default: RAY_API_SERVER_ADDRESS)")
     parser.add_argument("--workers", metavar="N | MIN-MAX", help="ranks (ray.workers)")
     parser.add_argument("--gpus-per-worker", type=int, metavar="N", help="ray.gpus_per_worker")
-    parser.add_argument("--name", help="the job's id (default: the run folder's name and the time)")
+    parser.add_argument("--name", help="job id (default: name of the run folder and time)")
     parser.add_argument("--secret", action="append", default=[], metavar="NAME", help="variable the cluster must have")
-    parser.add_argument("--follow", action="store_true", help="print the log until the job has ended")
-    parser.add_argument("--dry-run", action="store_true", help="send nothing; print what the run will take")
+    parser.add_argument("--follow", action="store_true", help="print the log until the job ends")
+    parser.add_argument("--dry-run", action="store_true", help="submit nothing; print the sizes of the run")
     other = parser.add_mutually_exclusive_group()
-    other.add_argument("--list", action="store_true", help="the cluster's jobs")
-    other.add_argument("--logs", metavar="ID", help="a job's log")
-    other.add_argument("--stop", metavar="ID", help="let a job commit and end it")
+    other.add_argument("--list", action="store_true", help="list the cluster's jobs")
+    other.add_argument("--logs", metavar="ID", help="print a job's log")
+    other.add_argument("--stop", metavar="ID", help="stop a job, after a commit")
     return parser
 
 

@@ -2,8 +2,7 @@
 
     python -m cluster.deploy.dashboard --entity NAME [--project NAME]
 
-With --view URL the panels of a view that was made before are made anew. Needs the package wandb-workspaces and
-a W&B key. Panels are made only for figures that a run logs.
+With --view URL the panels of an existing view are replaced. Needs the package wandb-workspaces and a W&B key.
 """
 
 from __future__ import annotations
@@ -18,43 +17,43 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """A plot over images seen."""
+    """A plot against images seen."""
 
     title: str
     metrics: tuple[str, ...] = ()
-    every: str = ""  # in place of `metrics`: a regular expression, for names that depend on the model
+    every: str = ""  # instead of `metrics`: a regular expression, for names that depend on the model
     stacked: bool = False
 
 
 BOUND = (
     Line("bits per dimension", ("train/bpd", "validation/bpd")),
-    Line("negative bound, nats an image", ("train/nats", "validation/nats")),
-    Line("rates of the levels, nats (training, raw weights)", every="^train/rate/.*", stacked=True),
-    Line("rates of the levels, nats (validation, averaged weights)", every="^validation/rate/.*", stacked=True),
-    Line("distortion, nats an image", ("train/distortion", "validation/distortion")),
+    Line("negative bound, nats per image", ("train/nats", "validation/nats")),
+    Line("rate per level, nats (training, raw weights)", every="^train/rate/.*", stacked=True),
+    Line("rate per level, nats (validation, averaged weights)", every="^validation/rate/.*", stacked=True),
+    Line("distortion, nats per image", ("train/distortion", "validation/distortion")),
 )
 PICTURES = ("samples", "reconstructions")
 MACHINE = (
-    Line("images a second, all ranks together", ("images_per_second",)),
-    Line("images a second, each GPU", ("images_per_second_per_device",)),
-    Line("MFU: share of the peak FLOP/s that the model uses", ("mfu",)),
-    Line("share of the time that waits for data", ("data_wait",)),
-    Line("seconds held up by checkpoints, since the row before", ("checkpoint_stall",)),
+    Line("images per second, all ranks", ("images_per_second",)),
+    Line("images per second and GPU", ("images_per_second_per_device",)),
+    Line("MFU: fraction of peak FLOP/s used by the model", ("mfu",)),
+    Line("fraction of time waiting for data", ("data_wait",)),
+    Line("seconds stalled by checkpoints, since the last row", ("checkpoint_stall",)),
     Line("restarts", ("restarts",)),
     Line("quarantined images", ("data/quarantined",)),
     Line("gradient norm", ("train/gradient_norm",)),
     Line("learning rate", ("train/lr",)),
-    Line("steps skipped for gradients that are not finite", ("train/skipped",)),
+    Line("skipped steps", ("train/skipped",)),
 )
 
 
 def workspace(entity: str, project: str) -> Workspace:
     """The view, not saved yet."""
-    import wandb_workspaces.reports.v2 as reports
-    import wandb_workspaces.workspaces as workspaces
+    from wandb_workspaces import workspaces
+    from wandb_workspaces.reports.v2.interface import LinePlot, MediaBrowser
 
-    def plot(line: Line) -> reports.LinePlot:
-        return reports.LinePlot(
+    def plot(line: Line) -> LinePlot:
+        return LinePlot(
             title=line.title,
             x="images",
             y=list(line.metrics),
@@ -62,7 +61,7 @@ def workspace(entity: str, project: str) -> Workspace:
             plot_type="stacked-area" if line.stacked else "line",
         )
 
-    pictures: list[Any] = [reports.MediaBrowser(title=name, media_keys=[name]) for name in PICTURES]
+    pictures: list[Any] = [MediaBrowser(title=name, media_keys=[name]) for name in PICTURES]
     sections = [
         workspaces.Section(name="Bound", panels=[plot(line) for line in BOUND], is_open=True),
         workspaces.Section(name="Pictures (averaged weights)", panels=pictures, is_open=True),
@@ -72,19 +71,19 @@ def workspace(entity: str, project: str) -> Workspace:
 
 
 def updated(url: str, view: Workspace) -> Workspace:
-    """The view at an address with the panels of another one. Raises ValueError if there is none."""
-    import wandb_workspaces.workspaces as workspaces
+    """The existing view at `url` with the panels of `view`. Raises ValueError if there is none."""
+    from wandb_workspaces import workspaces
 
-    there = workspaces.Workspace.from_url(url)
-    there.sections = view.sections
-    return there
+    existing: Workspace = workspaces.Workspace.from_url(url)
+    existing.sections = view.sections
+    return existing
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m cluster.deploy.dashboard", description=__doc__.partition(":")[0])
     parser.add_argument("--entity", required=True, help="W&B user or team")
     parser.add_argument("--project", default="lowerbound", help="default: %(default)s")
-    parser.add_argument("--view", metavar="URL", help="of a view to bring up to date (default: make another one)")
+    parser.add_argument("--view", metavar="URL", help="view to update (default: create one)")
     options = parser.parse_args(arguments)
     try:
         view = workspace(options.entity, options.project)
@@ -93,8 +92,9 @@ def main(arguments: Sequence[str]) -> None:
     except ModuleNotFoundError:
         sys.exit("error: wandb-workspaces is not installed: .venv/bin/uv pip install wandb-workspaces")
     except ValueError as error:
-        sys.exit(f"error: --view {options.view}: {error}; the address of a saved view of the project is needed")
-    print(view.save().url)
+        sys.exit(f"error: --view {options.view}: {error}; give the URL of a saved view of the project")
+    save: Any = view.save  # untyped
+    print(save().url)
 
 
 if __name__ == "__main__":

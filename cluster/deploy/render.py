@@ -1,9 +1,8 @@
-"""The manifests with the settings of a cluster put in, ready for kubectl, ray or sbatch.
+"""Render a manifest with the settings of a cluster, for kubectl, ray or sbatch.
 
     python -m cluster.deploy.render kuberay/job.yaml [--settings FILE] [name=value ...] | kubectl apply -f -
 
-A manifest is a template with ${name} for a setting ($$ is a dollar). A name that nobody set and a setting that does not
-exist are errors.
+A manifest is a template with ${name} for a setting ($$ for a dollar sign). Missing and unknown settings are errors.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ MANIFESTS = ("kuberay/cluster.yaml", "kuberay/job.yaml", "aws.yaml", "slurm.sh")
 
 
 class SettingsError(ValueError):
-    """A setting is missing, unknown or not usable; the message is one line."""
+    """A missing, unknown or invalid setting; the message is one line."""
 
 
 class _WithoutAliases(yaml.SafeDumper):
-    """Writes what occurs twice twice: a person reads it."""
+    """Repeats values instead of using YAML aliases, for readability."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, str]:
-    """The settings of a file, with `name=value` overrides. Raises SettingsError."""
+    """The settings of a file with `name=value` overrides. Raises SettingsError."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -43,7 +42,7 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, str]:
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise SettingsError(f"{path}: settings are a YAML mapping of names to values")
+        raise SettingsError(f"{path}: not a YAML mapping of names to values")
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
@@ -55,12 +54,12 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, str]:
             near = difflib.get_close_matches(name, known, 1)
             raise SettingsError(f"{path}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         if isinstance(value, dict | list) or re.search(r"[\"'\\\n$`]", str(value)):
-            raise SettingsError(f"{path}: {name}: {value!r} is not a plain word, number or URL")
+            raise SettingsError(f"{path}: {name}: {value!r} must be a plain word, number or URL")
     return {name: str(value) for name, value in values.items()}
 
 
 def render(manifest: str, settings: dict[str, str]) -> str:
-    """The text of a manifest with the settings put in; a RayJob carries the spec of kuberay/cluster.yaml."""
+    """The text of a manifest with the settings inserted; a RayJob gets the cluster spec of kuberay/cluster.yaml."""
     text = (FOLDER / manifest).read_text()
     try:
         ranks = {f"ranks_{end}": int(settings[f"workers_{end}"]) * int(settings["gpus"]) for end in ("min", "max")}
@@ -68,7 +67,7 @@ def render(manifest: str, settings: dict[str, str]) -> str:
     except KeyError as error:
         raise SettingsError(f"{manifest} needs the setting {error.args[0]!r}") from error
     except ValueError as error:
-        raise SettingsError(f"workers_min, workers_max and gpus are numbers: {error}") from error
+        raise SettingsError(f"workers_min, workers_max and gpus must be numbers: {error}") from error
     if manifest != "kuberay/job.yaml":
         return text
     job, *others = yaml.safe_load_all(text)
@@ -85,7 +84,7 @@ def documents(manifest: str, settings: dict[str, str]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str]) -> None:
     """Print a manifest."""
     parser = argparse.ArgumentParser(
-        prog="python -m cluster.deploy.render", description="Print a manifest, settings put in."
+        prog="python -m cluster.deploy.render", description="Print a manifest with the settings of a cluster."
     )
     parser.add_argument("manifest", choices=MANIFESTS)
     parser.add_argument("overrides", nargs="*", metavar="name=value")

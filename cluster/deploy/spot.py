@@ -1,9 +1,9 @@
-"""Run a command on an AWS spot instance and end it in time.
+"""Run a command on an AWS spot instance and stop it before the instance is reclaimed.
 
     python -m cluster.deploy.spot ray start --address=... --block
 
-AWS announces two minutes ahead that it takes a spot machine. The command is then sent SIGTERM, upon which `ray start
---block` drains its node: the ranks on it are told, commit, and go on elsewhere. SIGTERM and SIGINT are handed on.
+AWS gives two minutes' notice before it reclaims a spot instance. The command then receives SIGTERM, on which `ray start
+--block` drains its node: its ranks are notified, commit, and restart elsewhere. SIGTERM and SIGINT are forwarded.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
-METADATA = "http://169.254.169.254"  # AWS's service for a machine about itself (IMDSv2)
+METADATA = "http://169.254.169.254"  # instance metadata service (IMDSv2)
 POLL_SECONDS = 5.0
 
 
 def reclaimed(metadata: str) -> bool:
-    """Whether AWS has announced that it takes this machine. False also where nobody answers."""
+    """Whether AWS has announced that it reclaims this instance. False without an answer."""
     try:
         ask = urllib.request.Request(
             f"{metadata}/latest/api/token", method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}
@@ -33,12 +33,12 @@ def reclaimed(metadata: str) -> bool:
         )
         with urllib.request.urlopen(notice, timeout=2):
             return True
-    except (urllib.error.URLError, OSError):  # 404: nothing is announced
+    except (urllib.error.URLError, OSError):  # 404: no notice
         return False
 
 
 def main(command: Sequence[str]) -> int:
-    """Run the command to its end, which a notice brings about. Returns its exit status."""
+    """Run the command; terminate it on a notice. Returns its exit status."""
     metadata = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", METADATA).rstrip("/")
     child = subprocess.Popen(command)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,13 +50,13 @@ def main(command: Sequence[str]) -> int:
         except subprocess.TimeoutExpired:
             if not announced and reclaimed(metadata):
                 announced = True
-                print("AWS takes this machine: draining it", flush=True)
+                print("AWS reclaims this instance: draining it", flush=True)
                 child.terminate()
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(
-            "error: name the command to run, as in: python -m cluster.deploy.spot ray start --address=HEAD:6379 --block"
+            "error: give the command to run, as in: python -m cluster.deploy.spot ray start --address=HEAD:6379 --block"
         )
     sys.exit(main(sys.argv[1:]))

@@ -7,18 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.local.hosts import LocalClusterError, down, drain, plug, running, start_host, up
+from cluster.local.hosts import down, drain, plug, running, start_host, up
+from cluster.local.namespaces import LocalClusterError
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m cluster.local", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--folder", type=Path, default=Path("/tmp/lb-local"), help="of its state (default: %(default)s)"
+        "--folder", type=Path, default=Path("/tmp/lb-local"), help="folder of its state (default: %(default)s)"
     )
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start a cluster")
     start.add_argument("--hosts", type=int, default=3, help="default: %(default)s")
-    start.add_argument("--cpus", type=int, default=2, help="that each host offers (default: %(default)s)")
+    start.add_argument("--cpus", type=int, default=2, help="CPUs per host (default: %(default)s)")
     start.add_argument("--plain", action="store_true", help="plain processes, no namespaces")
     for name in ("env", "down"):
         commands.add_parser(name)
@@ -47,7 +48,7 @@ def _run(options: argparse.Namespace) -> None:
         for name, value in cluster.client_environment.items():
             print(f"export {name}={value}")
     elif not 0 <= options.number < cluster.hosts:
-        raise LocalClusterError(f"host {options.number}: the hosts are 0 to {cluster.hosts - 1}")
+        raise LocalClusterError(f"host {options.number}: must be 0 to {cluster.hosts - 1}")
     elif options.command == "drain":
         drain(cluster, options.number)
     elif options.command == "start":

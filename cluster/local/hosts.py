@@ -1,14 +1,14 @@
 """A real multi-host Ray cluster on one Linux machine, to try a cluster before paying for one.
 
     python -m cluster.local up [--hosts 3] [--cpus 2]     start it; prints how to submit to it
-    python -m cluster.local env                           the variables that a client needs, for eval "$(...)"
-    python -m cluster.local drain NUMBER                  take a host away as a spot machine is taken: with a notice
-    python -m cluster.local cut NUMBER | mend NUMBER      pull its network cable, and plug it in again
-    python -m cluster.local down                          end it; nothing stays behind
+    python -m cluster.local env                           print a client's environment variables, for eval "$(...)"
+    python -m cluster.local drain NUMBER                  reclaim a host as a spot machine, with a notice
+    python -m cluster.local cut NUMBER | mend NUMBER      disconnect a host's network, and reconnect it
+    python -m cluster.local down                          stop it and remove everything
 
-A host is a network namespace with an address, a host name, a /dev/shm and a process table of its own, in which one
-`ray start --block` runs, as in a container. That takes root; without it the hosts are plain processes that
-share this machine's network (no `cut`). Jobs are authenticated by a token made at `up`.
+A host is a network namespace with its own address, host name, /dev/shm and process table, in which one `ray start
+--block` runs, as in a container. This needs root; without root the hosts are plain processes that share this machine's
+network (no `cut`). Jobs are authenticated by a token created at `up`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MARK = "LOWERBOUND_LOCAL_CLUSTER"  # in the environment of every process of the 
 GCS_PORT, DASHBOARD_PORT = 6399, 8265
 START_SECONDS = 120.0
 
-# What production has in its image and manifests, and a loss of contact that is noticed in 8 s instead of 64.
+# As in the production image and manifests; a lost node is noticed in 8 s instead of 64.
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_worker_niceness": "0",
@@ -50,7 +50,7 @@ SETTINGS = {
 
 
 class Cluster(NamedTuple):
-    """A cluster that was started: its folder has this as state.json, beside the token and the hosts' logs."""
+    """A running cluster. Its folder has this as state.json, beside the token and the hosts' logs."""
 
     folder: Path
     hosts: int
@@ -67,7 +67,7 @@ class Cluster(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Of the dashboard and of the job API."""
+        """Address of the dashboard and the job API."""
         return f"http://{self.head}:{DASHBOARD_PORT}"
 
     @property
@@ -76,7 +76,7 @@ class Cluster(NamedTuple):
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """What `ray job submit` and jobs.submit need."""
+        """Environment variables for `ray job submit` and jobs.submit."""
         return {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
@@ -85,15 +85,15 @@ class Cluster(NamedTuple):
 
 
 def up(folder: Path, hosts: int, cpus: int, plain: bool = False) -> Cluster:
-    """Start a cluster and wait until all its hosts have joined. Raises LocalClusterError."""
+    """Start a cluster and wait until all hosts have joined. Raises LocalClusterError."""
     if folder.exists():
-        raise LocalClusterError(f"{folder}: a cluster is up already; end it with: python -m cluster.local down")
+        raise LocalClusterError(f"{folder}: a cluster is already running; stop it with: python -m cluster.local down")
     if not 1 <= hosts <= 200:
-        raise LocalClusterError(f"--hosts {hosts}: from 1 to 200")
-    cluster = Cluster(folder, hosts, cpus, namespaces=not plain and namespaces.can_be_had())
+        raise LocalClusterError(f"--hosts {hosts}: must be 1 to 200")
+    cluster = Cluster(folder, hosts, cpus, namespaces=not plain and namespaces.available())
     if cluster.namespaces and namespaces.left():
         raise LocalClusterError(
-            f"{namespaces.BRIDGE}: the network of another local cluster; end that first (down, with its --folder)"
+            f"{namespaces.BRIDGE}: in use by another local cluster; stop that first (down, with its --folder)"
         )
     folder.mkdir(mode=0o700, parents=True)
     try:
@@ -103,7 +103,7 @@ def up(folder: Path, hosts: int, cpus: int, plain: bool = False) -> Cluster:
         (folder / "state.json").write_text(json.dumps(state))
         if cluster.namespaces:
             namespaces.make(hosts, folder / "hosts")
-        for number in range(hosts):  # one by one: starting is what a small machine finds hardest
+        for number in range(hosts):  # one by one: starting takes most of a small machine
             start_host(cluster, number)
     except BaseException:
         down(folder)
@@ -116,32 +116,34 @@ def running(folder: Path) -> Cluster:
     try:
         state = json.loads((folder / "state.json").read_text())
     except FileNotFoundError as error:
-        raise LocalClusterError(f"{folder}: no cluster is up; start one with: python -m cluster.local up") from error
+        raise LocalClusterError(
+            f"{folder}: no cluster is running; start one with: python -m cluster.local up"
+        ) from error
     return Cluster(**state | {"folder": folder})
 
 
 def down(folder: Path) -> None:
-    """End whatever is left of the cluster of a folder: processes, network, files."""
+    """Stop what remains of the cluster of a folder: processes, network, files."""
     _end_processes(folder)
-    if not _processes(None):  # else the network is that of another folder's cluster
+    if not _processes(None):  # otherwise the network belongs to another folder's cluster
         namespaces.remove()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def start_host(cluster: Cluster, number: int) -> None:
-    """Start a host, also one that was drained, and wait until it has joined; number 0 is the head."""
+    """Start a host, or restart a drained one, and wait until it has joined; number 0 is the head."""
     log = cluster.folder / f"h{number}.log"
     before = _alive(cluster)
-    for _ in range(3):  # Ray gives a node 30 s to start, which is not much on a busy machine
+    for _ in range(3):  # Ray gives a node 30 s to start, too little on a busy machine
         process = _launch(cluster, number, log)
         deadline = time.monotonic() + START_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
-            if _alive(cluster) - before:  # not a count: the loss of another may be noticed only now
+            if _alive(cluster) - before:  # not their number: the loss of another host may be noticed only now
                 return
             time.sleep(0.5)
         process.kill()
-    said = log.read_text(errors="replace").strip().splitlines()
-    raise LocalClusterError(f"host {number} does not come up: {said[-1] if said else 'it says nothing'}")
+    lines = log.read_text(errors="replace").strip().splitlines()
+    raise LocalClusterError(f"host {number} did not start: {lines[-1] if lines else 'its log is empty'}")
 
 
 def _launch(cluster: Cluster, number: int, log: Path) -> subprocess.Popen[bytes]:
@@ -160,7 +162,7 @@ def _launch(cluster: Cluster, number: int, log: Path) -> subprocess.Popen[bytes]
         ray += [f"--dashboard-host={address}", "--include-dashboard=true"]
     else:
         ray += [f"--address={cluster.head}:{GCS_PORT}"]
-    if not cluster.namespaces:  # hosts share their ports: any that are free
+    if not cluster.namespaces:  # hosts share ports: use free ones
         ray += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--metrics-export-port=0"]
     command = namespaces.inside(number, cluster.folder, ray) if cluster.namespaces else ray
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -179,20 +181,20 @@ def _launch(cluster: Cluster, number: int, log: Path) -> subprocess.Popen[bytes]
 
 
 def drain(cluster: Cluster, number: int) -> None:
-    """Send a host the notice that it will be taken away: SIGTERM to its `ray start --block`, which drains the node."""
+    """Notify a host that it will be reclaimed: SIGTERM to its `ray start --block`, which drains the node."""
     for process in _processes(cluster.folder):
         words = _words(process, "cmdline")
         address = f"--node-ip-address={namespaces.address(number)}"
         if "start" in words and "--block" in words and address in words and "unshare" not in words[0]:
             os.kill(process, signal.SIGTERM)
             return
-    raise LocalClusterError(f"host {number} is not running, or is a plain process among others")
+    raise LocalClusterError(f"host {number} is not running, or has no namespace of its own")
 
 
 def plug(cluster: Cluster, number: int, state: str) -> None:
-    """Pull a host's network cable (`down`), or plug it in (`up`)."""
+    """Disconnect a host's network (`down`), or reconnect it (`up`)."""
     if not cluster.namespaces:
-        raise LocalClusterError("plain processes have no network cables of their own")
+        raise LocalClusterError("plain processes share one network; cut needs namespaces")
     namespaces.plug(number, state)
 
 
@@ -200,8 +202,8 @@ def plug(cluster: Cluster, number: int, state: str) -> None:
 
 
 def _processes(folder: Path | None) -> list[int]:
-    """Every process of the cluster, or of any (None): those with the mark, and whatever they have started (some of
-    Ray's write their names over their environment).
+    """The processes of a cluster, or of all (None): those with the mark and their descendants (some of Ray's overwrite
+    their environment with their name).
     """
     found, children = [], dict[int, list[int]]()
     for entry in Path("/proc").iterdir():
@@ -211,22 +213,22 @@ def _processes(folder: Path | None) -> list[int]:
             marks = [word.removeprefix(f"{MARK}=") for word in _words(number, "environ") if word.startswith(f"{MARK}=")]
             if marks and (folder is None or str(folder) in marks):
                 found.append(number)
-    for number in found:  # grows meanwhile
+    for number in found:  # grows during the loop
         found += [child for child in children.get(number, []) if child not in found]
     return found
 
 
 def _end_processes(folder: Path) -> None:
     deadline = time.monotonic() + 20
-    known: set[int] = set()  # also those whose parents are gone
+    known: set[int] = set()  # also those whose parents have exited
     while left := known | {*_processes(folder)}:
         for process in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise LocalClusterError(f"processes {sorted(left)} do not end")
+            raise LocalClusterError(f"processes {sorted(left)} do not exit")
         time.sleep(0.2)
-        known = {process for process in left if _words(process, "cmdline") not in ([], [""])}  # else ended
+        known = {process for process in left if _words(process, "cmdline") not in ([], [""])}  # otherwise it has exited
 
 
 def _parent(process: int) -> int:
@@ -239,12 +241,12 @@ def _parent(process: int) -> int:
 def _words(process: int, file: str) -> list[str]:
     try:
         return Path(f"/proc/{process}/{file}").read_bytes().decode(errors="replace").split("\0")
-    except OSError:  # it has ended, or is another person's
+    except OSError:  # it has exited, or belongs to another user
         return []
 
 
 def _alive(cluster: Cluster) -> set[str]:
-    """The ids of the nodes that are alive, as the dashboard sees them."""
+    """The ids of the live nodes, as the dashboard reports them."""
     request = urllib.request.Request(
         f"{cluster.address}/nodes?view=summary", headers={"Authorization": f"Bearer {cluster.token.read_text()}"}
     )

@@ -1,4 +1,4 @@
-"""Hosts on one Linux machine: network namespaces, each with a cable to one bridge."""
+"""Hosts on one Linux machine: network namespaces, each linked to one bridge."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 
 BRIDGE = "lb0"
 _NETWORK = "10.77.0"  # .1, .2, ... are the hosts
-HERE = f"{_NETWORK}.254"  # the address of this machine to its hosts
-_SPACE, _CABLE = "lbh", "lbv"  # with the number of the host
+HERE = f"{_NETWORK}.254"  # the address of this machine for its hosts
+_SPACE, _LINK = "lbh", "lbv"  # with the number of the host
 
 
 class LocalClusterError(RuntimeError):
-    """The cluster cannot be had, or is not there; the message is one line."""
+    """The cluster cannot be started, or is not running; the message is one line."""
 
 
-def can_be_had() -> bool:
-    """Whether network namespaces, links and mounts can be made here: by root on a Linux that lets it."""
+def available() -> bool:
+    """Whether network namespaces, links and mounts can be created here: by root, on a Linux that allows it."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
         return False
     tried = subprocess.run(
@@ -31,12 +31,12 @@ def can_be_had() -> bool:
 
 
 def address(number: int) -> str:
-    """Of a host."""
+    """The address of a host."""
     return f"{_NETWORK}.{number + 1}"
 
 
 def make(hosts: int, names: Path) -> None:
-    """A bridge, and a namespace with a cable to it for every host, whose names go into the file `names` (/etc/hosts).
+    """Create a bridge and a linked namespace per host; write the host names to the file `names` (/etc/hosts).
 
     Raises LocalClusterError.
     """
@@ -47,27 +47,27 @@ def make(hosts: int, names: Path) -> None:
         "127.0.0.1 localhost\n" + "".join(f"{address(number)} lb-host-{number}\n" for number in range(hosts))
     )
     for number in range(hosts):
-        space, cable = f"{_SPACE}{number}", f"{_CABLE}{number}"
+        space, link = f"{_SPACE}{number}", f"{_LINK}{number}"
         _ip("netns", "add", space)
-        _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
-        _ip("link", "set", cable, "master", BRIDGE, "up")
+        _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+        _ip("link", "set", link, "master", BRIDGE, "up")
         _ip("-n", space, "addr", "add", f"{address(number)}/24", "dev", "eth0")
         _ip("-n", space, "link", "set", "eth0", "up")
         _ip("-n", space, "link", "set", "lo", "up")
 
 
 def left() -> list[str]:
-    """What there is of namespaces, cables and the bridge, by name."""
+    """The names of the existing namespaces, links and bridge."""
     links = [path.name for path in Path("/sys/class/net").glob("*")]
-    return [*_spaces(), *(name for name in links if name == BRIDGE or name.startswith(_CABLE))]
+    return [*_spaces(), *(name for name in links if name == BRIDGE or name.startswith(_LINK))]
 
 
 def remove() -> None:
-    """End all of them. Their processes must have ended. Raises LocalClusterError."""
+    """Remove all of them, after their processes have exited. Raises LocalClusterError."""
     if not shutil.which("ip"):
         return
-    for cable in Path("/sys/class/net").glob(f"{_CABLE}*"):  # the kernel takes its time to end them with a namespace
-        _ip("link", "del", cable.name)
+    for link in Path("/sys/class/net").glob(f"{_LINK}*"):  # the kernel removes them with their namespace, but late
+        _ip("link", "del", link.name)
     for name in _spaces():
         _ip("netns", "del", name)
     if Path("/sys/class/net", BRIDGE).exists():
@@ -75,19 +75,19 @@ def remove() -> None:
 
 
 def inside(number: int, folder: Path, command: Sequence[str]) -> list[str]:
-    """The words that run a command on a host. A shell is the host's first process, as in a container: it waits for
-    those whose parents have gone (else a job that has ended stays in the table of processes, and Ray waits for it).
+    """The command line that runs a command on a host. A shell is the host's first process, as in a container, and reaps
+    orphans (otherwise a finished job remains a zombie, for which Ray waits).
     """
     script = f"hostname lb-host-{number}; mount -t tmpfs tmpfs /dev/shm; mount --bind {folder}/hosts /etc/hosts; "
-    # Ray gives every node the path of the head's sessions: here too each must find a disk of its own there.
+    # Ray passes the head's session path to every node: each host needs a disk of its own there.
     script += f"mount --bind {folder}/h{number} {folder}/ray; {shlex.join(command)}; exit"
     private = ["unshare", "--pid", "--uts", "--mount", "--fork", "--mount-proc", "--kill-child"]
     return ["ip", "netns", "exec", f"{_SPACE}{number}", *private, "sh", "-ec", script]
 
 
 def plug(number: int, state: str) -> None:
-    """Pull a host's network cable (`down`), or plug it in (`up`)."""
-    _ip("link", "set", f"{_CABLE}{number}", state)
+    """Disconnect a host's network (`down`), or reconnect it (`up`)."""
+    _ip("link", "set", f"{_LINK}{number}", state)
 
 
 def _spaces() -> list[str]:

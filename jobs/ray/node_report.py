@@ -1,4 +1,4 @@
-"""What a machine says of itself when jobs.doctor asks; runs on every machine of a cluster."""
+"""The report of a machine for jobs.doctor; runs on every machine of a cluster."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ ALL_REDUCE_BYTES = 1 << 28
 
 
 class NodeReport(NamedTuple):
-    """A machine, as seen from inside."""
+    """The state of a machine, as seen from inside."""
 
     host: str
     versions: dict[str, str]
-    gpus: int  # that torch can use
-    gpus_there: int  # that the driver lists
+    gpus: int  # usable by torch
+    gpus_listed: int  # by the driver
     shared_memory: int  # bytes free in /dev/shm
     wandb_key: bool
-    store: str = ""  # "ok", or what went wrong; "" if nothing was asked
-    probe: str = ""  # the name of the file that it left in the run folder, if that is a local one
-    clock_offset: float = 0.0  # seconds that its clock is ahead; filled in by who asked
+    store: str = ""  # "ok", or the error; "" if not checked
+    probe: str = ""  # name of the file that it left in a local run folder
+    clock_offset: float = 0.0  # seconds that its clock is ahead; filled in by the caller
 
 
 def inspect(run: str | None, data: DataConfig | None) -> NodeReport:
-    """Look at this machine; with a run's folder and data also at the store as seen from here."""
+    """Inspect this machine; with a run folder and data also the store, as seen from here."""
     import torch
 
     store, probe = _try_store(run, data) if run and data else ("", "")
@@ -45,7 +45,7 @@ def inspect(run: str | None, data: DataConfig | None) -> NodeReport:
         host=socket.gethostname(),
         versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        gpus_there=_gpus_there(),
+        gpus_listed=_gpus_listed(),
         shared_memory=shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0,
         wandb_key=bool(os.environ.get("WANDB_API_KEY")),
         store=store,
@@ -60,8 +60,8 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _gpus_there() -> int:
-    """GPUs that the driver lists, whether or not torch can use them."""
+def _gpus_listed() -> int:
+    """Number of GPUs that the driver lists, whether torch can use them or not."""
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -69,16 +69,16 @@ def _gpus_there() -> int:
 
 
 def _try_store(run: str, data: DataConfig) -> tuple[str, str]:
-    """Open the indexes, read the first shard's beginning, write into the run folder."""
+    """Open the indexes, read the members of the first shard, write to the run folder: ("ok" or the error, probe)."""
     try:
         index = Index.of(data)
         if data.validation:
             Index.open(data.validation)
         index.members(0)
         folder, name = Storage(run), f"doctor-{uuid.uuid4().hex[:12]}"
-        folder.write(name, b"written by jobs.doctor, which removes it")
+        folder.write(name, b"written by jobs.doctor, which deletes it")
         if folder.local_path() is not None:
-            return "ok", name  # who asked looks whether it lies on one disk for all, and removes it
+            return "ok", name  # the caller checks that all machines see it, and deletes it
         folder.delete(name)
     except (DataError, StorageError) as error:
         return str(error), ""
@@ -86,7 +86,7 @@ def _try_store(run: str, data: DataConfig) -> tuple[str, str]:
 
 
 def all_reduce_bandwidth(_: dict[str, Any] | None = None) -> None:
-    """The train function of a Ray job: reports the bus bandwidth of an all-reduce in gigabytes a second."""
+    """Train function of a Ray job: report the bus bandwidth of an all-reduce, in GB/s."""
     import ray.train
     import torch
     import torch.distributed as dist
@@ -102,6 +102,6 @@ def all_reduce_bandwidth(_: dict[str, Any] | None = None) -> None:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     ranks, middle = dist.get_world_size(), sorted(seconds)[len(seconds) // 2]
-    # Each byte of a ring all-reduce passes the bus 2 (n - 1) / n times; the figure that nccl-tests calls busbw.
+    # Each byte of a ring all-reduce crosses the bus 2 (n - 1) / n times: nccl-tests' busbw.
     bus = values.numel() * 4 * 2 * (ranks - 1) / ranks / middle
     ray.train.report({"gigabytes_per_second": bus / 1e9})

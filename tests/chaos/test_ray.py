@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 @pytest.fixture(scope="module")
 def bench(only_ray, tmp_path_factory, digits):  # noqa: F811
-    if not namespaces.can_be_had():
+    if not namespaces.available():
         pytest.skip("network namespaces cannot be had here")
     if namespaces.left():
         pytest.skip("a local cluster is up on this machine already")

@@ -38,17 +38,17 @@ def command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_without_a_cluster_the_commands_say_so(words: list[str], tmp_path: Path) -> None:
     told = command(*words, folder=tmp_path / "none")
     assert told.returncode == 1
-    assert told.stderr == f"error: {tmp_path}/none: no cluster is up; start one with: python -m cluster.local up\n"
+    assert told.stderr == f"error: {tmp_path}/none: no cluster is running; start one with: python -m cluster.local up\n"
 
 
 def test_a_second_cluster_is_refused(tmp_path: Path) -> None:
     told = command("up", folder=tmp_path)
     assert told.returncode == 1
-    assert "a cluster is up already" in told.stderr
+    assert "a cluster is already running" in told.stderr
 
 
 def test_a_number_of_hosts_that_cannot_be_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
-    with pytest.raises(local.LocalClusterError, match="from 1 to 200"):
+    with pytest.raises(namespaces.LocalClusterError, match="must be 1 to 200"):
         local.up(tmp_path / "cluster", 0, 1)
     assert not (tmp_path / "cluster").exists()
 
@@ -85,7 +85,7 @@ def test_down_ends_every_process_of_the_cluster_and_no_other(tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def cluster(only_ray: None) -> Iterator[local.Cluster]:
     """Three hosts in network namespaces."""
-    if not namespaces.can_be_had():
+    if not namespaces.available():
         pytest.skip("network namespaces cannot be had here")
     if namespaces.left():
         pytest.skip("a local cluster is up on this machine already")
@@ -112,10 +112,10 @@ def test_a_wrong_token_is_refused(client: Mapping[str, str], tmp_path: Path) -> 
     (tmp_path / "token").write_text("0" * 64)
     told = run_job("submit", "--list", env={**client, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, timeout=PATIENCE)
     assert told.status == 1
-    assert told.error.endswith("refuses our token, the one in RAY_AUTH_TOKEN_PATH")
+    assert told.error.endswith("rejects the token in RAY_AUTH_TOKEN_PATH")
     told = run_job("submit", "--list", env={**client, "RAY_AUTH_MODE": "disabled"}, timeout=PATIENCE)
     assert told.status == 1
-    assert "asks for a token" in told.error
+    assert "requires a token" in told.error
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_a_run_is_submitted_followed_stopped_continued_and_loses_a_host(
     with Job("submit", CONFIG, *settings, "--workers=1-3", "--name=first", "--follow", env={**client, **secret}) as job:
         job.wait_for("images/s", PATIENCE)
         again = run_job("submit", CONFIG, *settings, env=client, timeout=PATIENCE)
-        assert "job first is at work on this run; stop it first" in again.error
+        assert "job first is training this run; stop it first" in again.error
         stopped = run_job("submit", "--stop", "first", env=client, timeout=PATIENCE)
         assert stopped.status == 0
         first = newest(run)

@@ -30,22 +30,22 @@ def test_machines_that_are_alike_are_well() -> None:
         (
             "versions",
             {"versions": {"ray": "2.59.0", "torch": "2.13.0"}},
-            "b: ray 2.59.0, not 2.60.0; give all machines",
+            "b: ray 2.59.0, not 2.60.0; install one image",
         ),
         ("clock", {"clock_offset": -2 * CLOCK_SECONDS}, "differs by 10.0 s; run NTP"),
         ("CUDA", {"gpus": 0}, "b: torch uses 0 of 1 GPUs"),
-        ("/dev/shm", {"shared_memory": 64 << 20}, "b: 0.1 GiB free; give the container more"),
+        ("/dev/shm", {"shared_memory": 64 << 20}, "b: 0.1 GiB free; increase it"),
         ("store", {"store": "s3://x: access denied; check the credentials"}, "b: s3://x: access denied"),
     ],
 )
 def test_a_machine_that_is_not_well_is_named_with_what_to_do(check: str, changed: dict, said: str) -> None:
     findings = nodes_findings([WELL, WELL._replace(host="b", **changed)])
     assert [row.check for row in findings if not row.ok] == [check]
-    assert said in finding(check, findings).said
+    assert said in finding(check, findings).message
 
 
 def test_a_run_that_asks_for_gpus_needs_some() -> None:
-    blind = WELL._replace(gpus=0, gpus_there=0)
+    blind = WELL._replace(gpus=0, gpus_listed=0)
     assert finding("GPUs", nodes_findings([blind])).ok
     assert not finding("GPUs", nodes_findings([blind], needs_gpu=True)).ok
 
@@ -68,8 +68,8 @@ def test_a_store_that_cannot_be_read_is_told(config_file: Callable[..., Path], t
 @pytest.mark.parametrize(
     ("mode", "key", "ok", "said"),
     [
-        ("off", None, True, "no key is needed"),
-        ("auto", None, True, "figures stay in the run folder"),
+        ("off", None, True, "no key needed"),
+        ("auto", None, True, "metrics stay in the run folder"),
         ("online", None, False, "no WANDB_API_KEY on"),
         ("online", "a-key", True, "every machine has a key"),
     ],
@@ -82,8 +82,8 @@ def test_the_key_of_wandb_is_missed_where_it_is_needed(
         monkeypatch.setenv("WANDB_API_KEY", key)
     row = finding("W&B", diagnose(load_config(str(config_file(tracking={"mode": mode})))))
     assert row.ok == ok
-    assert said in row.said
-    assert "a-key" not in row.said
+    assert said in row.message
+    assert "a-key" not in row.message
 
 
 def test_the_doctors_status_says_whether_all_is_well(config_file: Callable[..., Path]) -> None:

@@ -69,7 +69,7 @@ def test_several_sets_are_sent_with_absolute_paths(digits: Path, monkeypatch: py
         ("ray.workers=65", DataError, "data.streams=64 cannot be dealt to 65 ranks"),
         ("ray.workers=[1,65]", DataError, "data.streams=64 cannot be dealt to 65 ranks"),
         ("run=s3://", StorageError, "no bucket"),
-        ("run=s3://me:hunter2@bucket/run", ConfigError, "s3://...@bucket/run: holds a name or password"),
+        ("run=s3://me:hunter2@bucket/run", ConfigError, "s3://...@bucket/run: contains a user name or password"),
         ("init_from=/nowhere", TrainingError, "/nowhere: no model here"),
         ("model.likelihood={kind: bernoulli}", ConfigError, r"^model\."),
     ],
@@ -83,7 +83,7 @@ def test_what_cannot_begin_is_found_before_anything_is_sent(
 
 
 def test_a_configuration_that_would_not_be_sent_is_refused(config_file: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match=f"lies outside {ROOT}, which is what the cluster gets"):
+    with pytest.raises(ConfigError, match=f"is outside {ROOT}, which is uploaded to the cluster"):
         checked(str(config_file()), [])
 
 
@@ -128,7 +128,7 @@ def test_the_options_for_workers_are_keys_of_the_configuration(
 
 @pytest.mark.parametrize("workers", ["four", "1-", "-2", "1-2-3"])
 def test_a_number_of_workers_that_is_none_is_refused(workers: str, overrides: list[str]) -> None:
-    with pytest.raises(ConfigError, match="a number, as in 4, or a range, as in 1-8"):
+    with pytest.raises(ConfigError, match="must be a number, as in 4, or a range, as in 1-8"):
         main([CONFIG, f"--workers={workers}", *overrides])
 
 
@@ -146,12 +146,12 @@ def test_a_cluster_that_is_not_there_is_told_in_one_line(overrides: list[str]) -
     told = run_job("submit", CONFIG, *overrides, "--address", address, env={"RAY_AUTH_MODE": "disabled"})
     assert told.status == 1
     assert told.stderr == (
-        f"error: {address}: no Ray cluster answers there; the address is that of its dashboard, http://head:8265\n"
+        f"error: {address}: no Ray cluster answers; the address must be its dashboard's, http://head:8265\n"
     )
 
 
 def test_the_value_of_a_secret_is_not_taken_for_its_name_nor_shown(overrides: list[str]) -> None:
-    with pytest.raises(ConfigError, match="takes the name of a variable, not its value") as raised:
+    with pytest.raises(ConfigError, match="give the name of a variable, not its value") as raised:
         main([CONFIG, *overrides, "--secret", "0123-the-key-itself"])
     assert "the-key-itself" not in str(raised.value)
 
@@ -159,7 +159,7 @@ def test_the_value_of_a_secret_is_not_taken_for_its_name_nor_shown(overrides: li
 def test_a_submission_without_anything_to_do_says_what_there_is() -> None:
     told = call_job("submit")
     assert told.status == 2
-    assert told.error.endswith("name a CONFIG, or --list, --logs ID, --stop ID")
+    assert told.error.endswith("give a CONFIG, or --list, --logs ID, --stop ID")
 
 
 def test_what_is_sent_holds_neither_data_nor_runs_nor_keys(tmp_path: Path) -> None:

@@ -219,8 +219,8 @@ def test_the_versions_of_ray_agree(settings: dict[str, str]) -> None:
     [
         ("worker_max=3", "unknown setting 'worker_max'; did you mean 'workers_max'?"),
         ("workers_max", "'workers_max': an override is name=value"),
-        ("name=a b$(rm)", "is not a plain word, number or URL"),
-        ("gpus=two", "workers_min, workers_max and gpus are numbers"),
+        ("name=a b$(rm)", "must be a plain word, number or URL"),
+        ("gpus=two", "workers_min, workers_max and gpus must be numbers"),
     ],
 )
 def test_a_setting_that_is_wrong_is_told_in_one_line(
