@@ -59,7 +59,7 @@ class ShardFolder:
 
     @property
     def remedy(self) -> str:
-        """How to mend an index that does not match its shards."""
+        """The remedy for an index that does not match its shards."""
         return f"run python -m jobs.index {self.entry}"
 
 

@@ -111,7 +111,7 @@ def _spoil(draw: st.DrawFn, data: bytearray) -> None:
         del data[place:]
     elif how == "insert":
         data[place:place] = draw(st.binary(max_size=600))
-    else:  # a field of a header set to something hostile, the checksum mended
+    else:  # a crafted header field with a valid checksum
         block = place // 512 * 512
         header = data[block : block + 512]
         if len(header) == 512:
