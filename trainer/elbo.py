@@ -1,4 +1,4 @@
-"""The evidence lower bound, term by term, and the one place where nats become bits per dimension.
+"""The evidence lower bound, term by term, and the only conversion from nats to bits per dimension.
 
 log p(x) >= E_q[log p(x | z_1)] - sum of rates  (source text, equations 3 and 16-18; Luo 2022, arXiv 2208.11970)
 """
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 class Elbo(NamedTuple):
-    """What every model returns: nats, float32, one entry an image."""
+    """The result of every model: nats, float32, one entry per image."""
 
     distortion: Tensor  # [B]  E_q[-log p(x | z_1)]
     rates: dict[str, Tensor]  # [B] each: the signed contribution of each level ("z1".."zT"; "prior", "diffusion"):
     #                           a KL where it is closed, a sampled log-ratio where not
-    objective: Tensor | None = None  # [B]  what to descend if not the bound (KL warm-up, free bits, min-SNR ...)
+    objective: Tensor | None = None  # [B]  minimised instead of the bound (KL warm-up, free bits, min-SNR ...)
 
     @property
     def negative_bound(self) -> Tensor:
-        """[B] nats: -ELBO, the honest one (beta = 1, no free bits, no re-weighting)."""
+        """[B] nats: -ELBO, with beta = 1 and without free bits or re-weighting."""
         total = self.distortion
         for rate in self.rates.values():
             total = total + rate
@@ -29,10 +29,10 @@ class Elbo(NamedTuple):
 
     @property
     def loss(self) -> Tensor:
-        """[B] what the optimiser sees: the objective where the model has one of its own, else the bound."""
+        """[B] nats, minimised in training: the objective if the model has one of its own, else the bound."""
         return self.negative_bound if self.objective is None else self.objective
 
 
 def bits_per_dimension(nats: float, dimensions: int) -> float:
-    """Nats an image to bits a dimension (one channel of one pixel); the only conversion in the project."""
+    """Nats per image to bits per dimension (one channel of one pixel); the only conversion in the project."""
     return nats / (dimensions * math.log(2))

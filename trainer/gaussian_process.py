@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def expand_to(values: Tensor, x: Tensor) -> Tensor:
-    """One value an image, [B], shaped to broadcast over x [B, ...]; a scalar stays one."""
+    """One value per image, [B], reshaped to broadcast over x [B, ...]; a scalar stays a scalar."""
     return values if values.dim() == 0 else values.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def alpha(gamma: Tensor) -> Tensor:
-    """The share of the signal, sqrt(sigmoid(-gamma))."""
+    """The factor of the signal, sqrt(sigmoid(-gamma))."""
     return torch.sqrt(torch.sigmoid(-gamma))
 
 
@@ -40,7 +40,7 @@ def prior_rate(x: Tensor, gamma_1: Tensor) -> Tensor:
 def posterior(z: Tensor, x: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [B, ...] and standard deviation (of gamma's shape) of q(z_s | z_t, x), s < t (VDM, equations 25-28).
 
-    With the denoiser's x in the place of x it is p(z_s | z_t).
+    With the denoiser's estimate for x it is p(z_s | z_t).
     """
     gamma_t, gamma_s = expand_to(gamma_t, z), expand_to(gamma_s, z)
     c = -torch.expm1(gamma_s - gamma_t)  # sigma_{t|s}^2 / sigma_t^2

@@ -1,4 +1,4 @@
-"""What the images of a data set are: their shape, their levels, and the scale on which networks see them."""
+"""The format of a data set's images: shape, levels, and the scale on which networks see them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class ImageSpec(NamedTuple):
-    """The images that a model is for. `levels` is the number L of values that a channel of a pixel can take."""
+    """Shape and values of a model's images. `levels` is the number L of values of a channel of a pixel."""
 
     channels: int
     height: int
@@ -24,7 +24,7 @@ class ImageSpec(NamedTuple):
 
     @property
     def dimensions(self) -> int:
-        """D, the number of values in an image: what bits per dimension are divided by."""
+        """D, the number of values in an image: the divisor of bits per dimension."""
         return self.channels * self.height * self.width
 
     def scaled(self, levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -42,7 +42,7 @@ class ImageSpec(NamedTuple):
         return (2 * levels.to(dtype) + 1) / self.levels - 1
 
     def nearest_cell(self, x: Tensor) -> Tensor:
-        """The level in whose cell x lies: uint8, any shape."""
+        """The level whose cell contains x: uint8, any shape."""
         return ((x + 1) * self.levels / 2).floor().clamp(0, self.levels - 1).to(torch.uint8)
 
 

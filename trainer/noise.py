@@ -1,9 +1,9 @@
-"""Noise that belongs to the image, not to the rank.
+"""Noise as a function of the image, not of the rank.
 
 Every draw is a pure function of (seed, purpose, name, position of the image, draw), so one rank or eight, any
-micro-batch and any number of sampling workers draw the same numbers, and no random state has to be saved.
+micro-batch and any number of sampling workers draw the same numbers, and there is no random state to save.
 The generator is counter-based: a 32-bit integer hash of (key of the image, element), the finaliser "lowbias32" of
-C. Wellons, with a second key word of the image injected between its two rounds; normals are by Box and Muller (1958).
+C. Wellons, with a second 32-bit key of the image injected between its two rounds; normals are by Box and Muller (1958).
 The integers are the same on every device.
 """
 
@@ -28,7 +28,7 @@ _SILVER = 0x6A09E667  # 2^32 (sqrt 2 - 1): spreads consecutive draws
 class Noise:
     """The noise of a batch of images.
 
-    `positions` are the images' places in the whole job's order (training), set (evaluation) or run of samples.
+    `positions` are the images' indices in the global order (training), in the set (evaluation) or among the samples.
     """
 
     seed: int
@@ -44,7 +44,7 @@ class Noise:
         return replace(self, draw=draw, draws=draws)
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal values, [B, *shape]; different for every name."""
+        """Standard normal values, [B, *shape]; independent for each name."""
         n = math.prod(shape)
         half = (n + 1) // 2
         bits = self._bits(name, 2 * half)
@@ -92,7 +92,7 @@ class Noise:
         low = _mix(low + _signed(first + draw * _GOLDEN))
         key = _mix(low ^ _mix(high + _signed(second)))[:, None]
         element = torch.arange(n, dtype=torch.int32, device=counter.device) * _signed(_GOLDEN)
-        # The draw enters twice, by different steps: what one brings together for two images, the other keeps apart.
+        # The draw enters twice, with different multipliers: two images that collide in one differ in the other.
         return _mix(element + key, inject=_mix(low + _signed(second + draw * _SILVER))[:, None])
 
 

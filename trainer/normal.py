@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Normal:
-    """N(mean, exp(log_scale)^2), diagonal. Both [B, ...], of one shape; sums run over all but the first dimension."""
+    """N(mean, exp(log_scale)^2), diagonal. Both [B, ...], of the same shape; sums run over all but the batch."""
 
     def __init__(self, mean: Tensor, log_scale: Tensor):
         self.mean, self.log_scale = mean, log_scale
@@ -40,5 +40,5 @@ class Normal:
 
 
 def bounded(log_scale: Tensor, limit: float = 5.0) -> Tensor:
-    """A log-scale kept smoothly inside (-limit, limit), so that no exponential overflows (NVAE, Vahdat 2020)."""
+    """A log-scale squashed smoothly into (-limit, limit), so that no exponential overflows (NVAE, Vahdat 2020)."""
     return limit * torch.tanh(log_scale / limit)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 
-SMALLEST_DENSITY = 0.02  # of gamma under a learned schedule, as a share of the uniform one: slopes stay below 50 times
+SMALLEST_DENSITY = 0.02  # of a learned schedule; 1 is linear, so slopes stay below 50 times the linear one
 
 
 class _ScheduleConfig(Config):
@@ -38,7 +38,7 @@ class LinearConfig(_ScheduleConfig):
 
     kind: Literal["linear"] = "linear"
 
-    def build(self) -> Schedule:
+    def build(self) -> NoiseSchedule:
         return Linear(self)
 
 
@@ -47,7 +47,7 @@ class CosineConfig(_ScheduleConfig):
 
     kind: Literal["cosine"] = "cosine"
 
-    def build(self) -> Schedule:
+    def build(self) -> NoiseSchedule:
         return Cosine(self)
 
 
@@ -60,14 +60,14 @@ class LearnedConfig(_ScheduleConfig):
     pieces: PositiveInt = 32
     """Number of pieces, of equal length in gamma."""
 
-    def build(self) -> Schedule:
+    def build(self) -> NoiseSchedule:
         return Learned(self)
 
 
-ScheduleConfig = Annotated[LinearConfig | CosineConfig | LearnedConfig, Field(discriminator="kind")]
+NoiseScheduleConfig = Annotated[LinearConfig | CosineConfig | LearnedConfig, Field(discriminator="kind")]
 
 
-class Schedule(nn.Module):
+class NoiseSchedule(nn.Module):
     """gamma(t) = gamma_0 + (gamma_1 - gamma_0) u(t), with u rising from 0 to 1."""
 
     def __init__(self, config: _ScheduleConfig):
@@ -89,19 +89,19 @@ class Schedule(nn.Module):
         return gamma_0 + (gamma_1 - gamma_0) * u, (gamma_1 - gamma_0) * slope
 
     def variance_objective(self, gamma: Tensor, loss: Tensor) -> Tensor | None:
-        """[B] zeros, whose gradient moves the shape towards a small variance of `loss` [B]; None: nothing to learn."""
+        """[B] zeros whose gradient moves the shape towards a small variance of `loss` [B]; None: nothing to learn."""
         return None
 
 
-class Linear(Schedule):
+class Linear(NoiseSchedule):
     """u(t) = t."""
 
     def unit(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t, torch.ones_like(t)
 
 
-class Cosine(Schedule):
-    """gamma = 2 log tan(pi r / 2), with r running over the part of [0, 1] between the two ends."""
+class Cosine(NoiseSchedule):
+    """gamma = 2 log tan(pi r / 2), with r in the part of [0, 1] between the two ends."""
 
     def __init__(self, config: CosineConfig):
         super().__init__(config)
@@ -115,13 +115,13 @@ class Cosine(Schedule):
         return u, slope
 
 
-class Learned(Schedule):
+class Learned(NoiseSchedule):
     """The inverse function t(u) is the cumulative sum of a piecewise constant density p(u).
 
     The continuous-time bound is the integral of a loss e(gamma) / 2 over gamma, whatever the shape; sampling t evenly
-    samples u from p. Its second moment is that of (e / 2p), the integral of e^2 / 4p, and the derivative by the
-    parameters of p is -E[(e / 2p)^2 grad log p]: it needs the value of each image's loss, and no gradient of it. So
-    the variance is descended without a pass through the denoiser (VDM squares the loss and goes back through it).
+    samples u from p. The second moment of the estimate e / 2p is the integral of e^2 / 4p, and its derivative by the
+    parameters of p is -E[(e / 2p)^2 grad log p]: it needs the value of each image's loss, but not its gradient. So
+    the variance is minimised without a pass through the denoiser (VDM squares the loss and differentiates it).
     """
 
     logits: Tensor

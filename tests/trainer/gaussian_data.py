@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainer.gaussian_process import alpha, expand_to, sigma
 from trainer.samplers import Denoised
-from trainer.schedules import Learned, Schedule
+from trainer.schedules import Learned, NoiseSchedule
 
 
 class Optimal(nn.Module):
@@ -40,7 +40,7 @@ def normal_grid(n: int, reach: float = 8.0) -> tuple[Tensor, Tensor]:
     return nodes, torch.softmax(-0.5 * nodes.square(), 0)
 
 
-def time_grid(schedule: Schedule, n: int) -> tuple[Tensor, Tensor]:
+def time_grid(schedule: NoiseSchedule, n: int) -> tuple[Tensor, Tensor]:
     """n of Gauss and Legendre's nodes and weights in each part of [0, 1] on which gamma(t) is smooth; float64."""
     nodes, weights = (torch.from_numpy(values) / 2 for values in np.polynomial.legendre.leggauss(n))
     lengths = torch.ones(1, dtype=torch.float64)

@@ -11,7 +11,7 @@ from trainer.gaussian_process import diffuse, posterior
 from trainer.images import ImageSpec
 from trainer.models.diffusion import DiffusionConfig
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
-from trainer.models.diffusion.predictions import LevelsConfig, MixtureConfig, PlainConfig
+from trainer.models.diffusion.predictions import GaussianMixtureConfig, LevelsConfig, PlainConfig
 from trainer.models.diffusion.reconstruction import level_costs, level_log_prob
 from trainer.noise import Noise
 
@@ -131,7 +131,9 @@ def test_four_predictions_give_one_loss_when_converted():
         torch.testing.assert_close(a * x + s * eps, z, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("prediction", [LevelsConfig(kind="levels"), MixtureConfig(kind="mixture", components=3)])
+@pytest.mark.parametrize(
+    "prediction", [LevelsConfig(kind="levels"), GaussianMixtureConfig(kind="mixture", components=3)]
+)
 def test_estimates_of_x_and_eps_make_up_z(prediction):
     kind = prediction.build(ImageSpec(2, 3, 3, 5))
     z, gamma = torch.randn(64, 2, 3, 3, dtype=torch.float64), torch.linspace(-13, 5, 64, dtype=torch.float64)
@@ -145,7 +147,7 @@ def test_mixture_prediction_of_one_gaussian_is_the_optimal_denoiser_of_gaussian_
     output = torch.zeros(64, 3, 2, 2, dtype=torch.float64)
     output[:, 1], output[:, 2] = 0.3, 6 * math.atanh(math.log(0.5) / 6)
     expected = Optimal(0.3, 0.25)(z, gamma)
-    kind = MixtureConfig(kind="mixture", components=1).build(None)
+    kind = GaussianMixtureConfig(kind="mixture", components=1).build(None)
     torch.testing.assert_close(kind(output, z, gamma), expected, check_stride=False)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.golden import record
 from tests.trainer.models import ALL_MODELS, batch, build, training_noise
 from trainer.elbo import bits_per_dimension
-from trainer.models.diffusion import DiffusionModel
+from trainer.models.diffusion import DiffusionBase
 from trainer.models.hierarchy import Hierarchy
 from trainer.noise import Noise
 from trainer.training.optimizer import OptimConfig, adamw
@@ -127,7 +127,7 @@ def test_pictures_can_be_drawn_with_and_without_held_out_images(name):
 
 def in_few_steps(model):
     """A diffusion in continuous time taken at 10 steps: its weights are those of a chain, so its bound must be too."""
-    if isinstance(model, DiffusionModel):
+    if isinstance(model, DiffusionBase):
         model.diffuser.steps = model.diffuser.steps or 10
     return model
 

@@ -8,14 +8,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from tests.trainer.gaussian_data import time_grid
 from trainer.noise import Noise
-from trainer.schedules import LearnedConfig, ScheduleConfig
+from trainer.schedules import LearnedConfig, NoiseScheduleConfig
 
 ALL_SCHEDULES = ["linear", "cosine", "learned"]
 
 
 def built(kind: str, **settings):
     """A schedule in float64; the learned one bent at random."""
-    schedule = TypeAdapter(ScheduleConfig).validate_python({"kind": kind, **settings}).build().double()
+    schedule = TypeAdapter(NoiseScheduleConfig).validate_python({"kind": kind, **settings}).build().double()
     if kind == "learned":
         with torch.no_grad():
             schedule.logits.copy_(torch.randn(len(schedule.logits), generator=torch.Generator().manual_seed(1)))

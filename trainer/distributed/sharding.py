@@ -1,4 +1,4 @@
-"""How the ranks share a model's state: a copy each (DDP), or a part each (FSDP2, Zhao et al. 2023)."""
+"""A model's state on the ranks: replicated (DDP), or sharded (FSDP2, Zhao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Sharding = Literal["ddp", "fsdp"]
 
 
 class Parallel:
-    """A model as the ranks train it together: called like the model, it exchanges gradients in the backward pass.
+    """A model wrapped for data-parallel training: called like the model, exchanges gradients in the backward pass.
 
-    "fsdp" keeps a part of the weights, gradients, averages and optimiser state on each rank, and gathers the weights
-    for the forward and again for the backward pass, as one unit: models call their parts in ways of their own.
+    "fsdp" shards weights, gradients, averages and optimizer state, and gathers the weights for the forward and again
+    for the backward pass, as one unit. It needs a process group; one rank is enough.
     """
 
     def __init__(self, model: Model, accelerator: Accelerator, sharding: Sharding):
@@ -36,7 +36,7 @@ class Parallel:
             from torch.distributed.fsdp import fully_shard
 
             _refuse_scalars(model)
-            # Without resharding, whoever looks at the parameters after an evaluation would see gathered copies.
+            # Without resharding the parameters would be gathered copies after an evaluation.
             fully_shard(model, reshard_after_forward=True)  # in place
             self.forward: nn.Module = model
         else:
@@ -50,7 +50,7 @@ class Parallel:
 
     @contextlib.contextmanager
     def exchanging(self, exchange: bool) -> Iterator[None]:
-        """Whether the backward passes of the block exchange gradients; they add up until one does."""
+        """Whether the backward passes in the block exchange gradients; until one does they accumulate."""
         if _gathers(self.forward):
             self.forward.set_requires_gradient_sync(exchange)
             yield
@@ -62,12 +62,12 @@ class Parallel:
 def _refuse_scalars(model: nn.Module) -> None:
     scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
     if scalars:
-        raise TrainingError(f"trainer.sharding: fsdp cannot cut the scalar parameter {scalars[0]}; use ddp")
+        raise TrainingError(f"trainer.sharding: fsdp cannot shard the scalar parameter {scalars[0]}; use ddp")
 
 
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """The model has whole weights inside the block, for calls other than `forward`. All ranks together."""
+    """Gathers the weights inside the block, for calls other than `forward`. All ranks together."""
     if not _gathers(model):
         yield
         return
@@ -79,18 +79,18 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def _gathers(model: nn.Module) -> TypeGuard[FSDPModule]:
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # if nobody has imported it, nothing is of its kind
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is an FSDPModule before the import
     return fsdp is not None and isinstance(model, fsdp.FSDPModule)
 
 
 def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
-    """Whether this rank holds a part of the tensor only."""
+    """Whether this rank holds only a part of the tensor."""
     tensor = sys.modules.get("torch.distributed.tensor")
     return tensor is not None and isinstance(value, tensor.DTensor)
 
 
 def local_part(value: Tensor) -> tuple[Tensor, list[int]]:
-    """This rank's part of a sharded tensor, and where in the whole it begins."""
+    """This rank's part of a sharded tensor, and its offset in the whole."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     assert is_sharded(value)
@@ -99,10 +99,10 @@ def local_part(value: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def local(value: Tensor) -> Tensor:
-    """What this rank holds of a tensor: its part of a sharded one, else all of it."""
+    """This rank's part of a sharded tensor; any other tensor itself."""
     return value.to_local() if is_sharded(value) else value
 
 
 def gathered_tensor(value: Tensor) -> Tensor:
-    """The whole of a tensor. All ranks together."""
+    """The whole tensor. All ranks together."""
     return value.full_tensor() if is_sharded(value) else value

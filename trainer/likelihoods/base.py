@@ -1,4 +1,4 @@
-"""What every likelihood p(x | z_1) offers."""
+"""The interface of likelihoods p(x | z_1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.noise import Noise
 
 
 class Likelihood(nn.Module):
-    """p(x | output): `output` is what the decoder gives, [B, outputs, H, W] in float32."""
+    """p(x | output), for the decoder's output [B, outputs, H, W] in float32."""
 
     outputs_per_channel: int
     is_density = False  # a density over x in [-1, 1]^D, not a probability of levels: never bits per dimension
@@ -20,7 +20,7 @@ class Likelihood(nn.Module):
 
     @property
     def outputs(self) -> int:
-        """Channels of what the decoder gives."""
+        """Channels of the decoder's output."""
         return self.outputs_per_channel * self.spec.channels
 
     def log_prob(self, output: Tensor, levels: Tensor) -> Tensor:

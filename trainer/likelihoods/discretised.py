@@ -18,7 +18,7 @@ from trainer.likelihoods.base import Likelihood
 from trainer.noise import Noise
 from trainer.normal import bounded
 
-INITIAL_LOG_SCALE = -1.0  # what a decoder that gives zeros means: a cell is narrow against it, no gradient vanishes
+INITIAL_LOG_SCALE = -1.0  # of a decoder that outputs zeros: wide compared with a cell, so that no gradient vanishes
 
 
 class DiscretisedLogisticConfig(Config):
@@ -99,7 +99,7 @@ class DiscretisedGaussian(Discretised):
     """cdf(x) = Phi(x)."""
 
     def log_mass(self, low: Tensor, high: Tensor) -> Tensor:
-        # The mass is that of the mirrored cell; taken on the left tail it keeps its digits.
+        # The mirrored cell has the same mass; on the left tail it is computed without cancellation.
         right = low > 0
         low, high = torch.where(right, -high, low), torch.where(right, -low, high)
         log_high = torch.special.log_ndtr(high)

@@ -27,7 +27,7 @@ class LogisticMixtureConfig(Config):
         return LogisticMixture(spec, self.components)
 
 
-class Mixture(NamedTuple):
+class MixtureParameters(NamedTuple):
     """K components of C channels at every pixel."""
 
     log_weights: Tensor  # [B, K, H, W]
@@ -59,7 +59,7 @@ class LogisticMixture(Likelihood):
         return torch.logsumexp(mixture.log_weights + log_probs, dim=1).flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
-        """Of the likeliest component at each pixel: the mean of all lies between colours that a mixture keeps apart."""
+        """Of the likeliest component at each pixel; the mean of all would mix colours that the components separate."""
         return self._channels(self._component(self.mixture(output), None), None)
 
     def sample(self, output: Tensor, noise: Noise) -> Tensor:
@@ -67,17 +67,17 @@ class LogisticMixture(Likelihood):
         v = noise.uniform("x", self.spec.shape).clamp(2.0**-25, 1 - 2.0**-24)
         return self._channels(self._component(self.mixture(output), u), v)
 
-    def mixture(self, output: Tensor) -> Mixture:
-        """What the decoder's output [B, outputs, H, W] means; zeros give the initial scale and no coupling."""
+    def mixture(self, output: Tensor) -> MixtureParameters:
+        """The parameters in the decoder's output [B, outputs, H, W]; zeros give the initial scale and no coupling."""
         K, C = self.components, self.spec.channels
         parts = output.unflatten(1, (K, -1))  # [B, K, 1 + 2 C + pairs, H, W]
         coupling = output.new_zeros(len(output), K, C, C, *output.shape[2:])
         for i, (c, d) in enumerate(self.pairs):
             coupling[:, :, c, d] = torch.tanh(parts[:, :, 1 + 2 * C + i])
         log_scales = bounded(parts[:, :, 1 + C : 1 + 2 * C] + INITIAL_LOG_SCALE, 7.0)
-        return Mixture(parts[:, :, 0].log_softmax(1), parts[:, :, 1 : 1 + C], log_scales, coupling)
+        return MixtureParameters(parts[:, :, 0].log_softmax(1), parts[:, :, 1 : 1 + C], log_scales, coupling)
 
-    def _component(self, mixture: Mixture, u: Tensor | None) -> Mixture:
+    def _component(self, mixture: MixtureParameters, u: Tensor | None) -> MixtureParameters:
         """One component at each pixel: the likeliest, or with u in (0, 1) [B, K, H, W] a draw (Gumbel 1954)."""
         score = mixture.log_weights if u is None else mixture.log_weights - torch.log(-torch.log(u))
         index = score.argmax(1)[:, None]  # [B, 1, H, W]
@@ -87,10 +87,10 @@ class LogisticMixture(Likelihood):
             place = index.reshape(len(index), 1, *[1] * (values.dim() - 4), *index.shape[2:])
             return values.gather(1, place.expand(shape))
 
-        return Mixture(*(chosen(values) for values in mixture))
+        return MixtureParameters(*(chosen(values) for values in mixture))
 
-    def _channels(self, one: Mixture, v: Tensor | None) -> Tensor:
-        """Levels channel after channel: means of what is likeliest, or with v in (0, 1) [B, C, H, W] draws."""
+    def _channels(self, one: MixtureParameters, v: Tensor | None) -> Tensor:
+        """Levels, channel after channel: the component's means, or with v in (0, 1) [B, C, H, W] draws from it."""
         levels: list[Tensor] = []
         for c in range(self.spec.channels):
             x = one.means[:, 0, c]

@@ -1,4 +1,4 @@
-"""What models with an encoder from images and a decoder to images have in common."""
+"""Base of the models that encode images to a vector and decode a vector to images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.normal import Normal, bounded
 
 
 class Autoencoder(Model):
-    """q(z | x) = N(m(x), s(x)^2 I) and p(x | z) for the latent z next to the image, a vector of `width` numbers."""
+    """q(z | x) = N(m(x), s(x)^2 I) and p(x | z) for the latent z next to the image, a vector of size `width`."""
 
     def __init__(
         self,
@@ -36,5 +36,5 @@ class Autoencoder(Model):
         return Normal(mean, bounded(log_scale))
 
     def decode(self, z: Tensor) -> Tensor:
-        """The parameters of p(x | z), in the type of z whatever the networks compute in."""
+        """The parameters of p(x | z), in the dtype of z also under autocast."""
         return self.decoder(z).to(z.dtype)

@@ -23,7 +23,7 @@ DISTORTION = "distortion"  # the term of a bound beside its rates
 
 
 class Picture(NamedTuple):
-    """Images to be shown as a grid."""
+    """Images to show as a grid."""
 
     images: Tensor  # uint8 levels [N, C, H, W]
     columns: int | None = None  # None: about a square
@@ -92,7 +92,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
-        """What the decoder makes of the images' own latents, uint8 levels [B, C, H, W]."""
+        """Decoded from the images' own latents, uint8 levels [B, C, H, W]."""
         raise NotImplementedError
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
@@ -141,8 +141,8 @@ class Model(nn.Module):
         raise TrainingError(f"a {type(self).__name__} samples in one step and has no trajectory")
 
     def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
-        """What a person should see: samples, one for each position of `noise`, and reconstructions of held-out
-        `images` beside them, if there are any.
+        """Pictures to look at: samples, one for each position of `noise`, and held-out `images` beside their
+        reconstructions, if given.
 
         A model with more to show (levels of a hierarchy, steps of a diffusion) adds to it.
         """

@@ -1,4 +1,4 @@
-"""What models with several levels of latents offer besides: a look at which level decides what."""
+"""Base of the models with several levels of latents: pictures that show what each level determines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.models.base import Condition, Model, Picture
 from trainer.noise import Noise
 
-COLUMNS = 8  # images in a row of a picture, and most rows of levels
+COLUMNS = 8  # images in a row of a picture, and the largest number of rows of levels
 
 
 class Hierarchy(Model):
@@ -19,10 +19,10 @@ class Hierarchy(Model):
     levels: int  # T
 
     def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
-        """Besides samples and reconstructions, which level decides what.
+        """Samples, reconstructions, and what each level determines.
 
-        "levels": a row for each number of upper levels held, from none (all images differ) to all but the lowest.
-        "decided": a row for each held-out image, after it what its upper levels decide, from the top alone to all.
+        "levels": a row for each number of shared upper levels, from none (all images differ) to all but the lowest.
+        "decided": a row for each held-out image: the image, then its reconstructions from more and more upper levels.
         """
         shown = super().pictures(images, condition, noise)
         few = replace(noise, positions=noise.positions[:COLUMNS])
@@ -38,23 +38,23 @@ class Hierarchy(Model):
     def sample(
         self, noise: Noise, condition: Condition = None, temperature: float = 1.0, shared_levels: int = 0
     ) -> Tensor:
-        """New images; the upper `shared_levels` levels are the same for all, those of position 0."""
+        """New images; all share the upper `shared_levels` levels, those of position 0."""
         raise NotImplementedError
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise, levels: int | None = None) -> Tensor:
-        """What the decoder makes of the images' own latents; of the upper `levels` (1 .. T) alone if given.
+        """Reconstructions from the images' own latents, or from their upper `levels` (1 .. T) only.
 
-        The levels below those are the means of p: what the upper ones have decided.
+        The levels below those are then the means of p.
         """
         raise NotImplementedError
 
 
 def held(noise: Noise, shared: bool) -> Noise:
-    """The noise of a level that all samples share if `shared` (that of position 0, in whatever batch), else `noise`."""
+    """`noise`, or if `shared` the noise of position 0 for every sample, in any batch."""
     return replace(noise, positions=torch.zeros_like(noise.positions)) if shared else noise
 
 
 def _spread(first: int, last: int) -> list[int]:
-    """Whole numbers from `first` to `last`, at most COLUMNS of them, evenly spread."""
+    """At most COLUMNS evenly spaced integers from `first` to `last`."""
     count = min(COLUMNS, last - first + 1)
     return [first] if count == 1 else [round(first + i * (last - first) / (count - 1)) for i in range(count)]

@@ -111,7 +111,7 @@ class Hvae(Autoencoder, Hierarchy):
 class Transition(nn.Module):
     """A normal distribution given a neighbouring latent: [B, inputs] to N(mean, scale^2) of [B, outputs].
 
-    It starts with a linear mean and scale 1: random log-scales would feed on each other along the chain.
+    It starts with a linear mean and scale 1: random log-scales would amplify each other along the chain.
     """
 
     def __init__(self, inputs: int, outputs: int, config: HvaeConfig):

@@ -14,8 +14,8 @@ from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha
 from trainer.images import ImageSpec
 from trainer.models.base import Condition, Model, ModelConfigBase
+from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
-from trainer.models.diffusion.sampled import DiffusionModel
 from trainer.models.vae import Vae, VaeConfig
 from trainer.noise import Noise
 from trainer.normal import Normal
@@ -60,7 +60,7 @@ class LatentConfig(DiffuserConfig):
         return self.model_copy(update={"first_stage": model.vae.config})
 
 
-class Latent(DiffusionModel):
+class Latent(DiffusionBase):
     """-log p(x) <= E_q(z|x)[-log p(x | z) + log q(z | x) - log p(z)], the last term again bounded by the diffusion.
 
     The last step of that is a density, p(z | z_0) = N(z; z_0 / alpha_0, (sigma_0 / alpha_0)^2 I); together with
@@ -94,7 +94,7 @@ class Latent(DiffusionModel):
         return self.vae.likelihood.mean(self.vae.decode(x.flatten(1)))
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
-        """What the VAE makes of its own latents."""
+        """The VAE's reconstructions; the diffusion has no part in them."""
         return self.vae.reconstruct(images, condition, noise)
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""What to descend in place of the bound while a model learns to use its latents.
+"""Training objectives that help a model to use its latents: KL warm-up, free bits, balancing.
 
-The bound that is reported stays the honest one; everything here is a function of one image's own rates, so that it
-does not matter how a batch is split.
+The reported bound does not change. Everything here is a function of one image's own rates, independent of how a batch
+is split.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class WeightedRates(ModelConfigBase):
     """Nats per image that each level may use at no cost in the objective (Kingma et al. 2016, IAF, section 5)."""
 
     def objective(self, distortion: Tensor, rates: dict[str, Tensor], progress: Tensor) -> Tensor | None:
-        """[B] nats, or None where the bound itself is descended; `progress` is the number of images seen."""
+        """[B] nats to minimise, or None for the bound itself; `progress` is the number of images seen."""
         if not self.kl_warmup and not self.free_bits:
             return None
         spent = torch.stack(list(rates.values()), dim=1)  # [B, T]
         return distortion + self.warmth(progress, spent) * self.charged(spent).sum(dim=1)
 
     def charged(self, rates: Tensor) -> Tensor:
-        """The rates [B, T] with what is free left without a gradient."""
+        """The rates [B, T], clamped from below at the free bits: no gradient under that."""
         return rates.clamp(min=self.free_bits) if self.free_bits else rates
 
     def warmth(self, progress: Tensor, like: Tensor) -> Tensor | float:
@@ -40,7 +40,7 @@ class WeightedRates(ModelConfigBase):
 
 
 def balance(rates: Tensor, sizes: Sequence[int]) -> Tensor:
-    """[B, T]: weights of mean 1 over the levels that push them to spend alike for every latent dimension.
+    """[B, T]: weights of mean 1 over the levels, which equalise the rate per latent dimension.
 
     A level that spends more than others for its size (latent dimensions) weighs more. No gradient flows through the
     weights (Vahdat and Kautz 2020, NVAE, appendix A, with the rates [B, T] of the image itself where the paper

@@ -1,4 +1,4 @@
-"""Self-attention over the places of a map."""
+"""Self-attention over tokens and over feature maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.networks.residual import zeroed
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention among n tokens, [B, n, width] to the same; the last projection starts at zero."""
+    """Multi-head attention among n tokens, [B, n, width] to the same; the output projection starts at zero."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -26,7 +26,7 @@ class SelfAttention(nn.Module):
 
 
 class MapAttention(nn.Module):
-    """A residual self-attention over the H x W places of a map [B, C, H, W]."""
+    """Residual self-attention over the H x W positions of a map [B, C, H, W]."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()

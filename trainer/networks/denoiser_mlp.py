@@ -30,7 +30,7 @@ class DenoiserMlpConfig(Config):
         return DenoiserMlp(self, shape, inputs, outputs, embedding)
 
 
-class Block(nn.Module):
+class MlpBlock(nn.Module):
     def __init__(self, width: int, embedding: int, dropout: float, name: str):
         super().__init__()
         self.dropout, self.name = dropout, name
@@ -54,7 +54,7 @@ class DenoiserMlp(nn.Module):
         self.exact = outputs == channels  # one estimate for each value
         self.inner = nn.Linear(inputs * height * width, config.width)
         self.blocks = nn.ModuleList(
-            Block(config.width, embedding, config.dropout, f"mlp{i}") for i in range(config.depth)
+            MlpBlock(config.width, embedding, config.dropout, f"mlp{i}") for i in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width)
         self.outer = zeroed(nn.Linear(config.width, math.prod(self.shape)))

@@ -41,7 +41,7 @@ class DitConfig(Config):
         return Dit(self, shape, inputs, outputs, embedding)
 
 
-class Block(nn.Module):
+class DitBlock(nn.Module):
     """Attention and an MLP, each scaled and shifted before and gated after by the embedding; gates start at zero."""
 
     def __init__(self, config: DitConfig, embedding: int, name: str):
@@ -73,7 +73,7 @@ class Dit(nn.Module):
         self.rows, self.columns = shape[1] // config.patch, shape[2] // config.patch
         self.inward = nn.Linear(inputs * config.patch**2, config.width)
         self.register_buffer("places", places(self.rows, self.columns, config.width), persistent=False)
-        self.blocks = nn.ModuleList(Block(config, embedding, f"dit{i}") for i in range(config.depth))
+        self.blocks = nn.ModuleList(DitBlock(config, embedding, f"dit{i}") for i in range(config.depth))
         self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(embedding, 2 * config.width))
         self.outward = zeroed(nn.Linear(config.width, outputs * config.patch**2))

@@ -13,8 +13,8 @@ from trainer.noise import Noise
 class ConditionedBlock(nn.Module):
     """Two normalised convolutions (Ho et al. 2020), scaled and shifted between them by the embedding.
 
-    [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W]; the second convolution starts at zero. `name` is that
-    of its dropout noise.
+    [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W]; the second convolution starts at zero. `name` names
+    its dropout noise.
     """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, name: str):

@@ -42,7 +42,7 @@ class UnetConfig(Config):
         return Unet(self, shape, inputs, outputs, embedding)
 
 
-class Stage(nn.Module):
+class UnetBlock(nn.Module):
     """A residual block, and attention where the map is of the right size."""
 
     def __init__(self, config: UnetConfig, inputs: int, outputs: int, height: int, embedding: int, name: str):
@@ -73,7 +73,7 @@ class Unet(nn.Module):
                 skips.append(width)
             stages = nn.ModuleList()
             for i in range(config.blocks):
-                stages.append(Stage(config, width, after, height, embedding, f"unet/down{level}.{i}"))
+                stages.append(UnetBlock(config, width, after, height, embedding, f"unet/down{level}.{i}"))
                 width = after
                 skips.append(width)
             self.down.append(stages)
@@ -90,7 +90,7 @@ class Unet(nn.Module):
             stages = nn.ModuleList()
             for i in range(config.blocks + 1):
                 name = f"unet/up{level}.{i}"
-                stages.append(Stage(config, width + skips.pop(), after, height, embedding, name))
+                stages.append(UnetBlock(config, width + skips.pop(), after, height, embedding, name))
                 width = after
             self.up.append(stages)
             if level:

@@ -41,7 +41,7 @@ class VdmUnetConfig(Config):
 
 
 class VdmUnet(nn.Module):
-    """Where the outputs are as many as z's channels, z (the first of the inputs) is added, as theirs does for eps."""
+    """With as many outputs as z has channels, z (the first inputs) is added to them, as VDM does for eps."""
 
     def __init__(self, config: VdmUnetConfig, channels: int, inputs: int, outputs: int, embedding: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Ways from noise to data, one file each; the configuration or the command line chooses by name."""
+"""Samplers, one file each; the configuration or the command line chooses by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.samplers.base import Denoise, Denoised, Sampler, Step
 from trainer.samplers.ddim import ddim
 from trainer.samplers.dpm_solver import dpm_solver
 from trainer.samplers.heun import heun
-from trainer.schedules import Schedule
+from trainer.schedules import NoiseSchedule
 
 SamplerName = Literal["ancestral", "ddim", "dpm_solver", "heun"]
 Spacing = Literal["time", "log_snr", "karras"]
@@ -42,8 +42,8 @@ class SamplingConfig(Config):
     condition."""
 
 
-def noise_levels(schedule: Schedule, steps: int, spacing: Spacing, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[steps + 1] gamma, falling from the schedule's noisy end to its other one."""
+def noise_levels(schedule: NoiseSchedule, steps: int, spacing: Spacing, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[steps + 1] gamma, decreasing from the schedule's noisy end to the other."""
     line = torch.linspace(1, 0, steps + 1, dtype=dtype, device=schedule.ends.device)
     if spacing == "time":
         return schedule(line)[0]

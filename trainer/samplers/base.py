@@ -1,4 +1,4 @@
-"""What all samplers share: a denoiser as a function, a line of noise levels, and the steps that they yield."""
+"""The interface of samplers: a denoiser as a function, a sequence of noise levels, and the steps they yield."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.noise import Noise
 
 
 class Denoised(NamedTuple):
-    """A denoiser's answer for z = alpha x + sigma eps: estimates of both parts, of z's shape."""
+    """A denoiser's estimates of both parts of z = alpha x + sigma eps, of z's shape."""
 
     x: Tensor
     eps: Tensor
@@ -21,7 +21,7 @@ Denoise = Callable[[Tensor, Tensor], Denoised]  # (z [B, ...], gamma, a scalar) 
 
 
 class Step(NamedTuple):
-    """Where a sampler stands: the latent at -log SNR gamma, and the estimate of x that it was made with."""
+    """The latent at -log SNR gamma, and the estimate of x from which it was computed."""
 
     z: Tensor  # [B, ...]
     x: Tensor  # [B, ...]
@@ -31,8 +31,8 @@ class Step(NamedTuple):
 class Sampler(Protocol):
     """From z at gammas[0] down to gammas[-1], one step yielded for each of gammas[1:].
 
-    `gammas` [steps + 1] falls. `temperature` is the standard deviation of the noise that a sampler adds; those that
-    add none are the probability-flow equation's solvers, of the order that their file says.
+    `gammas` [steps + 1] decreases. `temperature` is the standard deviation of the noise that a sampler adds; those
+    that add none solve the probability-flow equation, with the order given in their file.
     """
 
     def __call__(

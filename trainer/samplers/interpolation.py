@@ -1,4 +1,4 @@
-"""Noise between two draws, so that any model's samples can be led from one image to another."""
+"""Noise between two draws, to interpolate between the samples of any model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trainer.noise import Noise
 
 @dataclass(frozen=True)
 class Between(Noise):
-    """The noise of `positions` at share 0, that of `ends` at share 1, and in between cos(a) one + sin(a) other.
+    """The noise of `positions` at share 0, of `ends` at share 1, and cos(a) one + sin(a) other between them.
 
-    That keeps every value standard normal, so that whatever is made of it is a sample too: latents of a VAE, of every
-    level of a hierarchy, the start of a diffusion and each of its steps. Uniform values are those of `positions`.
+    Every value stays standard normal, so every result is a sample: from the latents of a VAE, of each level of a
+    hierarchy, and from the start and each step of a diffusion. Uniform values are those of `positions`.
     """
 
     ends: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))  # [B]

@@ -1,6 +1,6 @@
 """Diffusion models, one concept a file."""
 
+from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.model import Diffusion, DiffusionConfig
-from trainer.models.diffusion.sampled import DiffusionModel
 
-__all__ = ["Diffusion", "DiffusionConfig", "DiffusionModel"]
+__all__ = ["Diffusion", "DiffusionBase", "DiffusionConfig"]

@@ -1,4 +1,4 @@
-"""What a denoiser is told besides z: the noise level, and what the images are conditioned on."""
+"""The inputs of a denoiser besides z: the noise level and the conditions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ConditionConfig = Annotated[ClassConfig | VectorConfig, Field(discriminator="kin
 
 
 class ClassEmbedding(nn.Module):
-    """[B] int64 to [B, width]; the row after the last class stands for a class that is not known."""
+    """[B] int64 to [B, width]; the row after the last class is for unknown classes."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -70,7 +70,7 @@ class Conditioning(nn.Module):
         self.conditions = nn.ModuleDict({name: config.build(width, classes) for name, config in conditions.items()})
 
     def forward(self, gamma: Tensor, condition: Condition) -> Tensor:
-        """[B, width] from gamma [B] and `condition`; what is missing from that is not known."""
+        """[B, width] from gamma [B] and `condition`; missing entries count as unknown."""
         angles = gamma[:, None] * self.frequencies.to(gamma.dtype)
         embedding = in_float32(self.level, torch.cat([angles.sin(), angles.cos()], 1))
         for name, module in self.conditions.items():
@@ -83,7 +83,7 @@ class Conditioning(nn.Module):
 
 
 def dropped(condition: Condition, drop: Tensor) -> Condition:
-    """`condition` not known for the images where drop [B] is true (Ho and Salimans 2022, arXiv 2207.12598)."""
+    """`condition` replaced by unknown where drop [B] is true (Ho and Salimans 2022, arXiv 2207.12598)."""
     if condition is None:
         return None
     unknown = {name: -1 if not value.is_floating_point() else 0 for name, value in condition.items()}

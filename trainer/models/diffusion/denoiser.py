@@ -47,7 +47,10 @@ class DenoiserConfig(Config):
 
 
 class Denoiser(nn.Module):
-    """The networks may run in half precision; what is made of their output has the type of z."""
+    """Network, noise-level embedding and conditions, and the conversion of the output to estimates of x and eps.
+
+    The network may run in bfloat16; the estimates have the dtype of z.
+    """
 
     def __init__(self, config: DenoiserConfig, shape: tuple[int, int, int], spec: ImageSpec | None, classes: int):
         super().__init__()
@@ -61,7 +64,7 @@ class Denoiser(nn.Module):
     def forward(self, z: Tensor, gamma: Tensor, condition: Condition, noise: Noise) -> Denoised:
         """Estimates of x and eps [B, C, H, W] from z [B, C, H, W] at gamma [B]."""
         features = [z]
-        for exponent in self.fourier:  # VDM, appendix C: they tell apart what differs by less than a level
+        for exponent in self.fourier:  # VDM, appendix C: they resolve differences of less than a level
             angle = 2**exponent * math.pi * z
             features += [angle.sin(), angle.cos()]
         output = self.network(torch.cat(features, 1), self.conditioning(gamma, condition), noise)

@@ -24,7 +24,7 @@ from trainer.noise import Noise
 from trainer.normal import Normal
 from trainer.samplers import SAMPLERS, SamplingConfig, Step, noise_levels
 from trainer.samplers.base import Denoise, Denoised
-from trainer.schedules import LinearConfig, ScheduleConfig
+from trainer.schedules import LinearConfig, NoiseScheduleConfig
 
 CHAIN = 128  # steps of the importance-weighted bound of a model in continuous time
 
@@ -32,7 +32,7 @@ CHAIN = 128  # steps of the importance-weighted bound of a model in continuous t
 class DiffuserConfig(ModelConfigBase):
     SamplingOptions: ClassVar[type[Config]] = SamplingConfig
 
-    schedule: ScheduleConfig = LinearConfig()
+    schedule: NoiseScheduleConfig = LinearConfig()
     """Noise schedule: gamma(t) = -log SNR."""
     denoiser: DenoiserConfig = DenoiserConfig()
     """Network, prediction and conditions."""
@@ -46,7 +46,7 @@ class DiffuserConfig(ModelConfigBase):
     """Defaults of sampling, in training and on the command line."""
 
     @model_validator(mode="after")
-    def _ends_descend_the_bound(self) -> Self:
+    def _ends_need_the_bound(self) -> Self:
         if self.schedule.learn_ends and self.weighting.kind != "bound":
             raise ValueError(
                 f"schedule.learn_ends: needs weighting.kind: bound, not {self.weighting.kind}: "
@@ -60,11 +60,11 @@ class Rates(NamedTuple):
 
     prior: Tensor  # KL(q(z_1 | x) || N(0, I))
     diffusion: Tensor  # of all steps between z_1 and z_0, from one time an image
-    objective: Tensor | None  # what to descend in place of their sum
+    objective: Tensor | None  # minimised instead of their sum
 
 
 class Diffuser(nn.Module):
-    """Adds x = z_0's limit, [B, *shape], to p(z_0) as a hierarchy of latents."""
+    """Noise schedule and denoiser: the chain z_1 .. z_0 above any x [B, *shape], its part of the bound, its samples."""
 
     def __init__(
         self, config: DiffuserConfig, shape: tuple[int, int, int], spec: ImageSpec | None = None, classes: int = 0
@@ -88,7 +88,7 @@ class Diffuser(nn.Module):
         )
 
     def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """gamma at random times t in [0, 1), [B], and what the squared error of eps there counts twice.
+        """gamma at random times t in [0, 1), [B], and twice the weight of the squared error of eps there.
 
         Continuous time: the slope (VDM, equation 17). T steps: T (SNR(s) / SNR(t) - 1) (equation 14).
         """

@@ -13,10 +13,10 @@ from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha, diffuse
 from trainer.images import ImageSpec
 from trainer.models.base import Bound, Condition
+from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.diffusion.flow import flow_log_density
 from trainer.models.diffusion.reconstruction import level_log_prob, reconstruction_cost
-from trainer.models.diffusion.sampled import DiffusionModel
 from trainer.noise import Noise
 from trainer.samplers import noise_levels
 
@@ -32,7 +32,7 @@ class DiffusionConfig(DiffuserConfig):
         return Diffusion(self, spec)
 
 
-class Diffusion(DiffusionModel):
+class Diffusion(DiffusionBase):
     """-log p(x) <= E[-log p(x | z_0)] + KL(q(z_1 | x) || p(z_1)) + diffusion loss (VDM, equation 11)."""
 
     def __init__(self, config: DiffusionConfig, spec: ImageSpec):

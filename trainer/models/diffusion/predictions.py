@@ -1,4 +1,4 @@
-"""What a denoising network's output means: the one place where predictions are converted.
+"""Conversions of a denoising network's output, the only ones.
 
 With y = z / alpha = x + n eps and n = sigma / alpha = exp(gamma / 2), every kind gives an estimate of x and the eps
 that goes with it, (y - x) / n. The losses of the kinds differ in weights only: |eps - eps'|^2 = |x - x'|^2 / n^2
@@ -41,7 +41,7 @@ class LevelsConfig(Config):
         return Levels(spec)
 
 
-class MixtureConfig(Config):
+class GaussianMixtureConfig(Config):
     """The network gives a mixture of Gaussians for each value, which Bayes' rule joins with what z says of it."""
 
     kind: Literal["mixture"]
@@ -49,14 +49,14 @@ class MixtureConfig(Config):
     """Components of each mixture."""
 
     def build(self, spec: ImageSpec | None) -> Prediction:
-        return Mixture(self.components)
+        return GaussianMixture(self.components)
 
 
-PredictionConfig = Annotated[PlainConfig | LevelsConfig | MixtureConfig, Field(discriminator="kind")]
+PredictionConfig = Annotated[PlainConfig | LevelsConfig | GaussianMixtureConfig, Field(discriminator="kind")]
 
 
 class Prediction:
-    """Turns output [B, C * outputs_per_channel, H, W] into estimates, given z [B, C, H, W] and gamma [B]."""
+    """Converts output [B, C * outputs_per_channel, H, W] to estimates, given z [B, C, H, W] and gamma [B]."""
 
     outputs_per_channel = 1
 
@@ -109,11 +109,11 @@ class Levels(Prediction):
         values = self.spec.scaled(torch.arange(self.spec.levels, device=z.device), z.dtype)
         logits = output.unflatten(1, (z.shape[1], -1)).movedim(2, -1)  # [B, C, H, W, L]
         weights = torch.softmax(logits - 0.5 * ((y[..., None] - values) / n[..., None]).square(), -1)
-        x = (weights * values).sum(-1)  # no matrix product: autocast would make it half precision
+        x = (weights * values).sum(-1)  # no matrix product: autocast would round it to bfloat16
         return Denoised(x, (y - x) / n)
 
 
-class Mixture(Prediction):
+class GaussianMixture(Prediction):
     """The posterior mean of x = a mixture of N(m_k, s_k^2) seen as y = x + n eps, closed and without cancellation."""
 
     def __init__(self, components: int):

@@ -8,8 +8,8 @@ from torch import Tensor
 from trainer.images import ImageSpec
 
 _NODES, _REACH = 48, 6.0  # of the trapezoidal rule, which converges exponentially for this analytic integrand
-_EDGE = 32  # levels next to the first and the last whose own cost is computed; the others are as far from both ends as
-#             makes no difference
+_EDGE = 32  # levels at either end whose own cost is computed; those between are so far from both ends that their costs
+#             are equal
 
 
 def level_costs(spec: ImageSpec, gamma_0: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Deep top-down hierarchies: ladder VAE, NVAE, VDVAE."""
 
-from trainer.models.ladder.config import LadderConfig
-from trainer.models.ladder.model import Ladder
+from trainer.models.ladder.model import Ladder, LadderConfig
 
 __all__ = ["Ladder", "LadderConfig"]

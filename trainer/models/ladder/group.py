@@ -1,22 +1,20 @@
-"""One group of latents of the walk down: its prior, its posterior, and what its draw adds."""
+"""One group of latents of the walk down: its prior, its posterior, and the effect of its draw on the features."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trainer.models.ladder.config import StageConfig
 from trainer.networks.cells import Cells
 from trainer.networks.residual import scale_down
 from trainer.normal import Normal, bounded
 
-if TYPE_CHECKING:
-    from trainer.models.ladder.config import StageConfig
-
 
 class Draw(NamedTuple):
-    """A group's latents [B, ...], their prior, and their posterior where the image had a say."""
+    """A group's latents [B, ...], their prior, and their posterior if they were drawn from it."""
 
     z: Tensor
     p: Normal
@@ -48,7 +46,7 @@ class Group(nn.Module):
         return self.cells(h + self.merge(z)), Draw(z, p, q)
 
     def prior(self, h: Tensor, eps: Tensor) -> tuple[Normal, Tensor]:
-        """p(z | above), and the features with what its head adds."""
+        """p(z | above), and the features plus the residual of its head."""
         if self.prior_head is None:
             return Normal.standard(eps), h
         out = self.prior_head(h)

@@ -8,29 +8,74 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from annotated_types import Len
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
+from trainer.likelihoods import LikelihoodConfig
+from trainer.likelihoods.discretised import DiscretisedLogisticConfig
 from trainer.models.base import Condition
 from trainer.models.hierarchy import Hierarchy, held
+from trainer.models.ladder.config import StageConfig
 from trainer.models.ladder.group import Draw
 from trainer.models.ladder.stages import Side, StageDown, StageUp
-from trainer.models.rates import balance
+from trainer.models.rates import WeightedRates, balance
+from trainer.networks.cells import CellsConfig
+from trainer.networks.cells.mlp import MlpCells
 from trainer.noise import Noise
-
-if TYPE_CHECKING:
-    from trainer.models.ladder.config import LadderConfig, StageConfig
 
 Features = list[Tensor | None]  # of the image, for every stage from the top down
 
 
+class LadderConfig(WeightedRates):
+    """A pass up over the image, and one walk down that draws each group of latents given all above it."""
+
+    kind: Literal["ladder"]
+    cells: CellsConfig = MlpCells()
+    """Building blocks of both passes. MLP cells make groups of vectors, the others groups of feature maps."""
+    stages: Annotated[tuple[StageConfig, ...], Len(1)] = (StageConfig(width=256),) * 5
+    """Stages, from the image up."""
+    top_prior: Literal["learned", "standard"] = "learned"
+    """p(z_T): a normal distribution with learned parameters, or N(0, I)."""
+    likelihood: LikelihoodConfig = DiscretisedLogisticConfig()
+    """Distribution of the pixels given the decoder's output."""
+    balance: bool = False
+    """During the KL warm-up, weight the levels so that each latent dimension costs alike."""
+    checkpoint_gradients: bool = False
+    """Recompute the features of a cell or group in the backward pass instead of keeping them (less memory, more
+    time)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LadderConfig:
+        if not self.stages[-1].groups:
+            raise ValueError("stages: the last, at the top, has no groups of latents (groups: 1 or more)")
+        if self.stages[0].shrink > 1:
+            raise ValueError("stages: the first has the image's own resolution (shrink: 1; groups may be 0)")
+        if not self.cells.maps and any(stage.shrink > 1 for stage in self.stages):
+            raise ValueError("stages: shrink is for maps; with mlp cells every stage has shrink: 1")
+        if self.balance and not self.kl_warmup:
+            raise ValueError("balance: acts while the rates warm up; give kl_warmup (images) as well")
+        return self
+
+    def unrolled(self) -> list[StageConfig]:
+        """The stages from the image up, repetitions unrolled."""
+        stages = []
+        for stage in self.stages:
+            stages += [stage] + [stage.model_copy(update={"shrink": 1})] * (stage.repeat - 1)
+        return stages
+
+    def build(self, spec: ImageSpec) -> Ladder:
+        return Ladder(self, spec)
+
+
 class Ladder(Hierarchy):
-    """p(x | z_1 .. z_T) is read off the features at the end of the walk down."""
+    """p(x | z_1 .. z_T) is computed from the features at the end of the walk down."""
 
     def __init__(self, config: LadderConfig, spec: ImageSpec):
         super().__init__()
@@ -94,8 +139,8 @@ class Ladder(Hierarchy):
         for stage, seen in zip(stages, features or [None] * len(self.down), strict=True):
             h = stage.enter(h)
             for group in stage.groups:
-                told = seen if informed is None or len(draws) < informed else None
-                h, draw = self._run(group, h, eps(self.levels - len(draws)), told)
+                visible = seen if informed is None or len(draws) < informed else None
+                h, draw = self._run(group, h, eps(self.levels - len(draws)), visible)
                 draws.append(draw)
             for cell in stage.cells:
                 h = self._run(cell, h)
@@ -148,7 +193,7 @@ class Ladder(Hierarchy):
 
 
 def _placed(config: LadderConfig, spec: ImageSpec) -> list[tuple[StageConfig, Side]]:
-    """The stages from the image up, repetitions by themselves, with the sides of their maps."""
+    """The stages from the image up, repetitions unrolled, with the sides of their maps."""
     placed, side = [], (spec.height, spec.width) if config.cells.maps else (1, 1)
     for stage in config.unrolled():
         side = (-(-side[0] // stage.shrink), -(-side[1] // stage.shrink))

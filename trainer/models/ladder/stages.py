@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.models.ladder.config import StageConfig
 from trainer.models.ladder.group import Group
 from trainer.networks.cells import Cells
-
-if TYPE_CHECKING:
-    from trainer.models.ladder.config import StageConfig
 
 Side = tuple[int, int]  # (height, width) of maps; (1, 1) for vectors
 Run = Callable[..., Any]  # run(part, *inputs): part(*inputs), perhaps to be computed again in the backward pass

@@ -1,4 +1,4 @@
-"""What a ladder asks of the cells that it is made of."""
+"""The interface of the cells of a ladder."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ class Cells(Config):
         raise NotImplementedError
 
     def output(self, spec: ImageSpec, width: int, channels: int) -> nn.Module:
-        """Features of the image's own resolution to what the likelihood asks for, [B, channels, H, W]."""
+        """Features of the image's own resolution to the parameters of the likelihood, [B, channels, H, W]."""
         return nn.Sequential(nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))

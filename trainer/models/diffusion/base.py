@@ -1,4 +1,4 @@
-"""What every model whose samples a diffusion makes has in common, whatever it is a diffusion over."""
+"""Base of the models that sample by diffusion, over pixels or over latents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.samplers import SamplingConfig, Step
 TRAJECTORIES, COLUMNS = 6, 10  # of the picture that shows estimates of x on the way to a sample
 
 
-class DiffusionModel(Model):
+class DiffusionBase(Model):
     """A model with a diffusion over some x, and a way to show x as an image."""
 
     diffuser: Diffuser
