@@ -1,10 +1,10 @@
-# lowerbound: `make help` lists what there is. Everything is installed into .venv, once.
+# lowerbound: `make help` lists the targets. Everything is installed into .venv, once.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= jobs/configs/digits-vae.yaml
 ARGS ?=
-# uv does not read pip's list of local folders with wheels; this hands it on where there is one
+# uv does not read pip's list of local wheel folders; this passes it on if there is one
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -14,8 +14,8 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-# Bytecode at once: where PYTHONDONTWRITEBYTECODE is set (containers) every start would compile all of torch again.
-install: .venv/installed  ## install what running needs into .venv (the others do it when needed)
+# Compile bytecode now: with PYTHONDONTWRITEBYTECODE (containers) every start would compile all of torch again.
+install: .venv/installed  ## install the runtime dependencies into .venv (other targets do it when needed)
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; set PYTHON=python3.11'; exit 1; }
@@ -35,27 +35,27 @@ data/digits/validation/index/index.json: | .venv/installed
 train-local: .venv/installed data  ## train on this machine: CONFIG=file.yaml ARGS="optim.lr=1e-4 ..."
 	$(BIN)/python -m jobs.train_local $(CONFIG) $(ARGS)
 
-train-ray: .venv/installed data  ## the same run by Ray Train, two CPU workers on this machine
+train-ray: .venv/installed data  ## train with Ray Train, two CPU workers on this machine
 	$(BIN)/python -m jobs.train $(CONFIG) ray.workers=2 $(ARGS)
 
-compare: .venv/installed data  ## train every family on the digits and write one table and one picture
+compare: .venv/installed data  ## train each model family on the digits; write a table of bounds and a picture of samples
 	$(BIN)/python -m jobs.compare $(FAMILIES) trainer.images=$(IMAGES) $(ARGS)
 
 FAMILIES ?= $(foreach family,vae hvae ladder diffusion,jobs/configs/digits-$(family).yaml)
 IMAGES ?= 300000
 
-submit: .venv/installed  ## send a run to the Ray cluster of RAY_ADDRESS: CONFIG=file.yaml ARGS="--workers 8 --follow"
+submit: .venv/installed  ## submit a run to a Ray cluster: CONFIG=file.yaml ARGS="--address http://head:8265 --workers 8 --follow"
 	$(BIN)/python -m jobs.submit $(CONFIG) $(ARGS)
 
-cluster-local: .venv/installed  ## a Ray cluster of HOSTS hosts on this Linux machine (network namespaces, root)
+cluster-local: .venv/installed  ## start a Ray cluster of HOSTS hosts on this Linux machine (network namespaces, root)
 	$(BIN)/python -m cluster.local up --hosts $(HOSTS) $(ARGS)
 
-cluster-local-down:  ## end that cluster; nothing stays behind
+cluster-local-down:  ## stop that cluster and remove everything
 	$(BIN)/python -m cluster.local down
 
 HOSTS ?= 3
 
-test: .venv/installed-dev  ## run the tests, in two processes: ARGS="tests/trainer -k noise" for some
+test: .venv/installed-dev  ## run the tests in two processes; some of them: ARGS="tests/trainer -k noise"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/installed-dev  ## check style, spelling and which package imports which
@@ -67,7 +67,7 @@ lint: .venv/installed-dev  ## check style, spelling and which package imports wh
 types: .venv/installed-dev  ## check types
 	$(BIN)/mypy
 
-format: .venv/installed-dev  ## bring the code into the common format
+format: .venv/installed-dev  ## format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
@@ -75,7 +75,7 @@ reference: .venv/installed  ## regenerate jobs/configs/schema.json and docs/conf
 	$(BIN)/python -m jobs.config --schema > jobs/configs/schema.json.new && mv jobs/configs/schema.json.new jobs/configs/schema.json
 	$(BIN)/python -m jobs.config --reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 
-bench: .venv/installed-dev  ## measure our loop against a bare PyTorch loop, and our diffusion step against peers'
+bench: .venv/installed-dev  ## measure the loop against bare PyTorch, and the diffusion step against other libraries
 	$(BIN)/python -m tests.benchmarks.loop $(ARGS)
 	$(BIN)/python -m tests.benchmarks.diffusion
 
@@ -83,13 +83,13 @@ bench-peers: .venv/installed-dev  ## install diffusers and denoising-diffusion-p
 	$(BIN)/uv venv --quiet --clear .venv-bench
 	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-bench/bin/python --group bench
 
-bench-start: .venv/installed-dev data  ## measure from jobs.submit to the first step (cluster: RAY_API_SERVER_ADDRESS)
+bench-start: .venv/installed-dev data  ## measure the time from jobs.submit to the first step (cluster: RAY_API_SERVER_ADDRESS)
 	$(BIN)/python -m tests.benchmarks.start $(CONFIG) $(ARGS)
 
-bench-data: .venv/installed-dev  ## measure the data path: pace against the decode limit and peers, bytes read, memory
+bench-data: .venv/installed-dev  ## measure the data path: speed against the decode limit and other libraries, bytes read, memory
 	$(BIN)/python -m tests.benchmarks.data $(ARGS)
 
-bench-checkpoints: .venv/installed-dev  ## measure what checkpoints cost the loop, and their memory
+bench-checkpoints: .venv/installed-dev  ## measure the time and memory that checkpoints cost
 	$(BIN)/python -m tests.benchmarks.checkpoints $(ARGS)
 
 # On a machine with a GPU, torch and accelerate, and perhaps nothing else: with its own Python.
@@ -99,10 +99,10 @@ gpu-check:  ## check and measure on the CUDA GPU of this machine with PYTHON: AR
 gpu-wheels:  ## put the one package that such a machine may lack (obstore) into .gpu/, to be carried there
 	$(PYTHON) -m pip install --quiet --no-deps --target .gpu --upgrade "$$(grep -m 1 '^obstore==' requirements.lock)"
 
-chaos: .venv/installed-dev  ## kill runs, hosts, stores; print what came of it: ARGS="--only ranks,stores" for some
+chaos: .venv/installed-dev  ## inject faults into runs, hosts and stores and print the results; some of them: ARGS="--only ranks,stores"
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-lock: .venv/installed  ## choose the versions of all dependencies anew
+lock: .venv/installed  ## resolve the versions of all dependencies again
 	$(BIN)/uv pip compile $(LOCK_OPTIONS) pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCK_OPTIONS) --group test --group lint -c requirements.lock pyproject.toml -o requirements-dev.lock
 	sed -i -E 's/\+cpu$$//; /^(nvidia|cuda)-|^triton==/d' requirements.lock requirements-dev.lock  # torch pins these itself, where it needs them
