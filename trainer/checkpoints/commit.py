@@ -54,7 +54,6 @@ class Manifest(NamedTuple):
 
     format: int
     files: dict[str, FileDigest]
-    facts: dict[str, Any]  # figures that retention uses
 
 
 class CommitFolder:
@@ -82,10 +81,10 @@ class CommitFolder:
         self.run.write(f"{self.path}/{name}", b"".join(blocks()) if isinstance(data, bytes) else blocks)
         return FileDigest(size, digest.hexdigest())
 
-    def write_manifest(self, files: dict[str, FileDigest], facts: dict[str, Any] | None = None) -> None:
+    def write_manifest(self, files: dict[str, FileDigest]) -> None:
         """Make the commit. All its files must have been written."""
         listed = {name: digest._asdict() for name, digest in sorted(files.items())}
-        manifest = {"format": FORMAT, "files": listed, "facts": facts or {}}
+        manifest = {"format": FORMAT, "files": listed}
         self.run.write(f"{self.path}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
 
     def delete(self) -> None:
@@ -105,14 +104,13 @@ class CommitFolder:
             content = json.loads(self.run.read(f"{self.path}/{MANIFEST}"))
             version = content["format"]
             files = {name: FileDigest(listed["bytes"], listed["sha256"]) for name, listed in content["files"].items()}
-            facts = content.get("facts", {})
         except (MissingError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"{where}: not the manifest of a checkpoint ({error!r})") from error
         if version not in READABLE:
             raise TrainingError(f"{where}: is in format {version!r}, this version reads {READABLE}")
         if strange := [name for name in files if not _FILE.fullmatch(name)]:
             raise TrainingError(f"{where}: lists {strange[0]!r}, which is no file of a checkpoint")
-        return Manifest(version, files, facts)
+        return Manifest(version, files)
 
     def read_file(self, manifest: Manifest, name: str) -> bytes:
         """The content of a file. Raises DamagedError if it is not what the manifest says."""

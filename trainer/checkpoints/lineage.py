@@ -132,10 +132,10 @@ class Lineage:
         """The files of a commit."""
         return CommitFolder(self.run, commit)
 
-    def complete(self, commit: Commit, files: dict[str, FileDigest], facts: dict[str, Any] | None = None) -> None:
+    def complete(self, commit: Commit, files: dict[str, FileDigest]) -> None:
         """Make the commit, all its files having been written. Raises SupersededError if a newer attempt has begun."""
         self.check_not_superseded(commit.attempt)
-        self.folder(commit).write_manifest(files, facts)
+        self.folder(commit).write_manifest(files)
 
     def orphans(self) -> set[Commit]:
         """Incomplete checkpoints, files without a manifest: still being written, or left by a process that died."""
