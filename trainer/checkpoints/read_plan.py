@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.checkpoints.tensor_files import CHUNK, Piece, StoredTensor
 from trainer.distributed.sharding import is_sharded, local_part
 
-REQUEST = 64 * CHUNK  # most bytes of one request (16 MiB)
+REQUEST = 32 * CHUNK  # most bytes of one request (8 MiB)
 
 
 class Target(NamedTuple):
@@ -51,14 +51,14 @@ class Rows:
         size = math.prod(self.piece.shape) * self.target.stored.dtype.itemsize
         return self.start // CHUNK * CHUNK, min(-(-self.stop // CHUNK) * CHUNK, size)
 
-    def add(self, begin: int, data: Tensor) -> None:
+    def add(self, begin: int, data: memoryview) -> None:
         """Take bytes that begin at byte `begin` of the piece; with the last ones the target is filled."""
-        first, last = max(begin, self.start), min(begin + data.numel(), self.stop)
+        first, last = max(begin, self.start), min(begin + len(data), self.stop)
         if first >= last:
             return
         if self._buffer is None:
             self._buffer = torch.empty(self.stop - self.start, dtype=torch.uint8)
-        self._buffer[first - self.start : last - self.start] = data[first - begin : last - begin]
+        writable(self._buffer)[first - self.start : last - self.start] = data[first - begin : last - begin]
         self.missing -= last - first
         if self.missing == 0:
             self._copy(self._buffer)
@@ -112,11 +112,16 @@ class Request(NamedTuple):
                     return True
         return False
 
-    def deliver(self, data: Tensor) -> None:
-        """Give the bytes, uint8 [stop - start], to the targets."""
+    def deliver(self, data: memoryview) -> None:
+        """Give the bytes [start, stop) to the targets."""
         for rows, start, stop in self.spans:
             begin = rows.piece.start + start - self.start
             rows.add(start, data[begin : begin + stop - start])
+
+
+def writable(tensor: Tensor) -> memoryview:
+    """The bytes of a uint8 tensor in host memory."""
+    return memoryview(tensor.numpy())  # type: ignore[arg-type]
 
 
 def plan(targets: Iterable[Target], whole_files: Mapping[str, int] | None = None) -> list[Request]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.checkpoints.commit import Commit, CommitFolder, Manifest
 from trainer.checkpoints.lineage import Lineage
-from trainer.checkpoints.read_plan import Request, Target, plan
+from trainer.checkpoints.read_plan import Request, Target, plan, writable
 from trainer.checkpoints.tensor_files import LAYOUT, Layout, file_sizes, layout_of_format_1, parsed_layout, section_of
 from trainer.distributed.node import Node
 from trainer.distributed.ranks import rank
@@ -94,11 +94,11 @@ class SavedState:
         whole_files = {name: digest.bytes for name, digest in self.manifest.files.items()}
         return plan(targets, whole_files if self.manifest.format == 1 else None)
 
-    def _read_ahead(self, requests: list[Request]) -> Iterator[tuple[Request, Callable[[], Tensor]]]:
-        """The requests in order, each with a function that waits for its bytes, uint8 [n]; several are on the way."""
+    def _read_ahead(self, requests: list[Request]) -> Iterator[tuple[Request, Callable[[], memoryview]]]:
+        """The requests in order, each with a function that waits for its bytes; several are on the way."""
         in_flight = 1 if self.manifest.format == 1 else IN_FLIGHT
         with ThreadPoolExecutor(in_flight, "checkpoint reader") as pool:
-            pending: deque[tuple[Request, Future[Tensor]]] = deque()
+            pending: deque[tuple[Request, Future[memoryview]]] = deque()
             ahead = iter(requests)
             try:
                 while True:
@@ -124,7 +124,7 @@ class SavedState:
             message = torch.zeros(request.stop - request.start + 1, dtype=torch.uint8)  # the last byte: it was read
             if reader == node.ranks[node.place] and failure is None:
                 try:
-                    message[:-1] = next(mine)[1]()
+                    writable(message)[:-1] = next(mine)[1]()
                     message[-1] = 1
                 except Exception as error:
                     failure = error
@@ -133,20 +133,20 @@ class SavedState:
                 raise failure or DamagedError(f"{self.folder.url}: rank {reader} could not read {request.file}")
             try:
                 if failure is None:
-                    request.deliver(message[:-1])
+                    request.deliver(writable(message)[:-1])
             except Exception as error:  # the others learn of it when it is this rank's turn to read
                 failure = error
         if failure is not None:
             raise failure
 
-    def _read(self, request: Request) -> Tensor:
-        """The bytes of a request, uint8 [n]; read twice if they are not what was written. Raises DamagedError."""
+    def _read(self, request: Request) -> memoryview:
+        """The bytes of a request; read twice if they are not what was written. Raises DamagedError."""
         try:
             return self._read_once(request)
         except DamagedError:
             return self._read_once(request)
 
-    def _read_once(self, request: Request) -> Tensor:
+    def _read_once(self, request: Request) -> memoryview:
         if self.manifest.format == 1:
             data = memoryview(self.folder.read_file(self.manifest, request.file))
             damaged = not bytes(data).startswith(self.headers[request.file])
@@ -155,7 +155,7 @@ class SavedState:
             damaged = request.failed_checksum(data)
         if damaged:
             raise DamagedError(f"{self.folder.url}/{request.file}: its content is not what the manifest says")
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return data
 
     def _layout(self, files: list[str]) -> Layout:
         """Where the tensors of these files are stored. Raises DamagedError."""
