@@ -28,8 +28,11 @@ class ImageSpec(NamedTuple):
         return self.channels * self.height * self.width
 
     def scaled(self, levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Levels v in 0..L-1 to x = 2 (v + 1/2) / L - 1 in (-1, 1); but x = -1, +1 where L = 2. Any shape."""
-        v = levels.to(dtype)
+        """Levels v in 0..L-1 to x = 2 (v + 1/2) / L - 1 in (-1, 1); but x = -1, +1 where L = 2. Any shape.
+
+        The result is contiguous: the memory format of the weights alone decides that of the convolutions.
+        """
+        v = levels.to(dtype, memory_format=torch.contiguous_format)
         return 2 * v - 1 if self.levels == 2 else (2 * v + 1) / self.levels - 1
 
     def nearest_level(self, x: Tensor) -> Tensor:

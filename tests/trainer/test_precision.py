@@ -1,4 +1,4 @@
-"""Under autocast to bfloat16: what stays in float32, and a group normalisation that keeps the memory format."""
+"""What stays in float32 under autocast to bfloat16, and what decides the memory format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from tests.trainer.models import COLOUR, batch, training_noise
+from tests.trainer.models import COLOUR, batch, build, training_noise
 from trainer.models import ModelConfig
 from trainer.networks.normalisation import pointwise_group_norm
 
@@ -72,3 +72,20 @@ def test_a_pointwise_group_norm_is_pytorchs_and_keeps_the_memory_format(dtype, l
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 if dtype != torch.bfloat16 else 0.05)
     assert mine[0].is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("name", ["vae-resnet", "ladder-nvae", "diffusion-unet"])
+@pytest.mark.parametrize("last", [True, False])
+def test_the_weights_decide_the_memory_format_and_not_the_batch(name, last):
+    """Loaders deliver NHWC images; a convolution would follow its input."""
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    model = build(name).to(memory_format=memory_format)
+    images = batch(model.spec).to(memory_format=torch.channels_last)
+    outputs = []
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d) and layer.out_channels > 1:
+            layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
+    model(images, None, training_noise(), torch.tensor(0.0))
+    large = [output for output in outputs if min(output.shape[1:]) > 1]
+    assert large
+    assert all(output.is_contiguous(memory_format=memory_format) for output in large)
