@@ -1,4 +1,4 @@
-"""A model by itself: weights as safetensors, and the configuration that builds it."""
+"""Models: loaded from a run or an export, and written as weights (safetensors) with a description that rebuilds them."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def load_untrained(url: str) -> Model:
             description = run.read(path)
         except MissingError:
             continue
-        with _told(run.url):
+        with _build_errors(run.url):
             return _build(description)
     raise _no_model(run)
 
@@ -160,7 +160,7 @@ def _no_model(run: Storage) -> TrainingError:
 
 
 def _built(url: str, description: bytes, tensors: dict[str, Tensor]) -> Model:
-    with _told(url):
+    with _build_errors(url):
         model = _build(description)
         model.load_state_dict({name: value.to(torch.float32) for name, value in tensors.items()})
     return model.eval()
@@ -172,8 +172,8 @@ def _build(description: bytes) -> Model:
 
 
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """What goes wrong in building the model of `url` as a TrainingError of one line."""
+def _build_errors(url: str) -> Iterator[None]:
+    """Turn errors of building the model of `url` into a TrainingError of one line."""
     try:
         yield
     except ValidationError as error:

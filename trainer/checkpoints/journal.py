@@ -1,9 +1,9 @@
-"""The metrics of a run as JSON lines: the truth that dashboards are fed from.
+"""The metrics of a run as JSON lines; W&B is fed from them.
 
-    <run>/metrics/000000012800-0002.jsonl      the rows up to 12800 images that attempt 2 wrote before that commit
+    <run>/metrics/000000012800-0002.jsonl      the rows of attempt 2 up to 12800 images, since its commit before
 
-A part is written before the manifest of the commit that it belongs to, so a commit never lacks its rows. Rows after the
-last commit are lost with the process and computed again by the next attempt.
+A part is written before the manifest of its commit, so a commit never lacks its rows. Rows after the last commit are
+lost with the process and computed again by the next attempt.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Row = dict[str, Any]
 
 
 def write_rows(run: Storage, commit: Commit, rows: list[Row]) -> None:
-    """Store the rows since the commit before, as the part that belongs to a commit about to be made."""
+    """Store the rows since the previous commit as the part of a commit that is about to be made."""
     if rows:
         run.write(f"metrics/{commit.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read_metrics(run: Storage) -> list[Row]:
-    """All rows of the run's newest lineage, in order: no gaps, nothing twice."""
+    """All rows of the newest lineage, in order: no gaps, no duplicates."""
     parts = {Commit.named(entry.path.rsplit("/", 1)[-1].removesuffix(".jsonl")) for entry in run.list("metrics")}
     rows: list[Row] = []
     for attempt, first, last in Lineage(run).segments():

@@ -1,4 +1,4 @@
-"""Another run's weights as the initial ones."""
+"""Initial weights from another run or export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.models import Model
 def check_fits(model: Model, url: str) -> None:
     """Raises TrainingError in one line unless the model at `url` has weights of the same names and shapes as `model`.
 
-    Reads what describes that model, not its weights.
+    Reads its description, not its weights.
     """
     theirs, mine = (
         {name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (load_untrained(url), model)
@@ -23,6 +23,6 @@ def check_fits(model: Model, url: str) -> None:
 
 
 def warm_start(model: Model, url: str, weights: str) -> None:
-    """Give `model` the weights of the run or export at `url`. Raises TrainingError or StorageError in one line."""
+    """Load the weights of the run or export at `url` into `model`. Raises TrainingError or StorageError in one line."""
     check_fits(model, url)
     model.load_state_dict(load(url, weights).state_dict())

@@ -1,4 +1,4 @@
-"""Which weights of a run are meant: `ema`, `raw`, or `posthoc:WIDTH`."""
+"""Names of a run's weights: `ema`, `raw`, or `posthoc:WIDTH`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def width_of(weights: str) -> float | None:
 
 
 def in_words(weights: str) -> str:
-    """The same for a person to read."""
+    """A name of weights as text for reports."""
     width = width_of(weights)
     return f"averaged (post hoc, relative width {width:g})" if width else _WORDS[weights]
