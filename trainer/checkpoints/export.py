@@ -1,4 +1,4 @@
-"""Models: loaded from a run or an export, and written as weights (safetensors) with a description that rebuilds them."""
+"""Models loaded from a run or an export, and written as weights (safetensors) with a description to rebuild them."""
 
 from __future__ import annotations
 
