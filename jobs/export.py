@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from cluster.storage.errors import MissingError
@@ -23,7 +24,9 @@ from trainer.checkpoints.provenance import code
 from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.checkpoints.weights import in_words
 from trainer.errors import TrainingError
+from trainer.models.base import is_conditional
 
+NAMES = 50  # class names in a model card
 CARD = "README.md"  # where model hubs look for it
 
 
@@ -62,40 +65,41 @@ def export(run_url: str, out: str, weights: str = "ema") -> int:
     if picture:
         target.write("samples.png", picture)
     rows = [row for row in read_metrics(source) if row["images"] <= images]
-    target.write(CARD, card(description | facts, parameters, rows, target.url, bool(picture)).encode())
+    conditions = model.conditions if is_conditional(model) else ()
+    text = card(description | facts, parameters, rows, target.url, bool(picture), conditions)
+    target.write(CARD, text.encode())
     return images
 
 
-def card(description: dict[str, Any], parameters: int, rows: Sequence[Row], url: str, samples: bool) -> str:
-    """The model card in Markdown: what the model is, and the figures that its own run measured, which say of what."""
+def card(
+    description: dict[str, Any],
+    parameters: int,
+    rows: Sequence[Row],
+    url: str,
+    samples: bool,
+    conditions: Collection[str] = (),
+) -> str:
+    """The model card in Markdown: what the model is, the figures that its own run measured, how to sample from it."""
     model, images = description["model"], description["images"]
     size = f"{images['height']} x {images['width']} pixels, {images['channels']} channels, {images['levels']} levels"
     classes = f", {images['classes']} classes" if images["classes"] else ""
     lines = [
         "---",
         "library_name: lowerbound",
-        "pipeline_tag: unconditional-image-generation",
+        *([] if conditions else ["pipeline_tag: unconditional-image-generation"]),
         f"tags: [{model['kind']}, elbo]",
         "---",
         "",
         f"# {model['kind']}: {parameters:,} parameters",
         "",
-        f"Images: {size}{classes}. Trained on {description['images_seen']:,} images in batches of "
-        f"{description['batch']}, seed {description['seed']}. Weights: {in_words(description['weights'])}.",
+        f"Images: {size}{classes}. {_trained(description)} Weights: {in_words(description['weights'])}.",
+        "",
+        *_conditions(description, conditions),
         "",
         *_figures(rows, description["weights"]),
         "",
         *(["![Samples of the averaged weights](samples.png)", ""] if samples else []),
-        "```python",
-        "import torch",
-        "",
-        "import trainer",
-        "from trainer.noise import Noise",
-        "",
-        f'model = trainer.load("{url}")',
-        'images = model.sample(Noise(seed=0, purpose="sample", positions=torch.arange(16)))  # uint8 [16, C, H, W]',
-        "```",
-        "",
+        *_usage(description, url, conditions),
         "## Configuration",
         "",
         "```json",
@@ -104,6 +108,55 @@ def card(description: dict[str, Any], parameters: int, rows: Sequence[Row], url:
         "",
     ]
     return "\n".join(lines)
+
+
+def _trained(description: dict[str, Any]) -> str:
+    """On how many images; how often it has seen each of its set is known of runs that record the set's size."""
+    seen, size = description["images_seen"], description.get("images_in_set")
+    of = f" of a set of {size:,} ({seen / size:,.1f} times each)" if size else ""
+    return f"Trained on {seen:,} images{of} in batches of {description['batch']}, seed {description['seed']}."
+
+
+def _conditions(description: dict[str, Any], conditions: Collection[str]) -> list[str]:
+    names = list(map(_code, description.get("class_names", ())))
+    more = f" and {len(names) - NAMES:,} more, all in `config.json`" if len(names) > NAMES else ""
+    listed = [f"Classes, from number 0: {', '.join(names[:NAMES])}{more}."] if names else []
+    if not conditions:
+        return ["Conditions: none; the classes were not given to the model." if names else "Conditions: none."]
+    return [f"Conditions: {', '.join(conditions)}.", *listed]
+
+
+def _usage(description: dict[str, Any], url: str, conditions: Collection[str]) -> list[str]:
+    """How to sample, in Python and by command."""
+    images, names = description["images"], description.get("class_names", ())
+    label = next((name for name in names if names.count(name) == 1), 0) if "label" in conditions else None
+    python, option = (f", label={label!r}", f" --label {_option(label)}") if label is not None else ("", "")
+    shape = f"[16, {images['channels']}, {images['height']}, {images['width']}]"
+    return [
+        "## Samples",
+        "",
+        "```python",
+        "import trainer",
+        "",
+        f"model = trainer.load({url!r})",
+        f"images = trainer.sample(model, 16{python}, seed=0)  # uint8 {shape}, levels 0 to {images['levels'] - 1}",
+        "```",
+        "",
+        "```",
+        f"python -m jobs.sample {shlex.quote(url)} --count 16{option} --out samples",
+        "```",
+        "",
+    ]
+
+
+def _option(label: int | str) -> str:
+    """A class as --label takes it, whatever its name."""
+    return shlex.quote(f"name:{label}" if isinstance(label, str) else str(label))
+
+
+def _code(text: str) -> str:
+    """A class name as Markdown code: it is from somebody's folders."""
+    return f"`{' '.join(str(text).replace('`', '').split())}`"
 
 
 def _figures(rows: Sequence[Row], weights: str) -> list[str]:

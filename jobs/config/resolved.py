@@ -51,9 +51,11 @@ class ResolvedRun:
         try:
             recorded = recorded_config(Storage(self.config.run)) if config.URLS and not new else None
             model = None if new else config.rebuild(self.spec, recorded)
-            return model or config.build_new(self.spec, load)
+            model = model or config.build_new(self.spec, load)
         except ValueError as error:
             raise ConfigError(f"model.{error}") from error
+        model.class_names = self.index.meta.class_names
+        return model
 
 
 def resolve(config: RunConfig, gpu: bool | None = None) -> ResolvedRun:

@@ -95,7 +95,7 @@ class TrainingRun:
         config, checkpointer = self.config, self.checkpointer
         resumes = checkpointer.claim(self._check, self.provenance) is not None
         model = self.resolved.build_model(new=not resumes)
-        self.description = describe(config.model, model)
+        self.description = describe(config.model, model) | {"images_in_set": self.resolved.index.images}
         say_on_rank_zero(f"{_count(model):,} parameters on {self.accelerator.device.type} x {world_size()}")
         if config.trainer.compile:
             model.compile()

@@ -12,6 +12,8 @@ from jobs.errors import ConfigError
 from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.distributed.device import ReportPrecision
 from trainer.models import KINDS, Model
+from trainer.models.base import is_conditional
+from trainer.sampling import class_numbers
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=1.0, help="standard deviation of the latents' noise")
     parser.add_argument("--weights", default="ema", help=WEIGHTS)
-    parser.add_argument("--label", default="", help="class of the images: 3, or 0,1,2 in turn, or all in turn")
+    parser.add_argument(
+        "--label", default="", help="class of the images, by number or name: 3, or cat,dog in turn, or all in turn"
+    )
     for name, field in model_options().items():
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         metavar = "|".join(choices) if choices else name.upper()
@@ -59,25 +63,41 @@ def given_options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
 
 
 def labels_of(options: argparse.Namespace, model: Model) -> tuple[int, ...]:
-    """The labels that --label names: `3`, `0,1,2`, or `all`. Raises ConfigError for what the model does not take."""
+    """The class numbers that --label gives: `3`, `cat`, `0,1,2`, or `all`. `name:3` is the class called 3, `number:3`
+    the one with that number. Raises ConfigError for what the model does not take.
+    """
     text: str = options.label
     if not text:
         return ()
-    if "label" not in model.conditions:
+    if not is_conditional(model):
         raise ConfigError(f"--label {text}: {options.run} is not conditioned on labels")
-    classes = model.spec.classes
-    if text == "all" and classes:
-        return tuple(range(classes))
+    if text == "all":
+        return tuple(range(model.spec.classes))
+    parts = [text] if text.removeprefix("name:") in model.class_names else text.split(",")  # names may have commas
     try:
-        labels = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        labels = (-1,)
-    if not classes or any(label not in range(classes) for label in labels):
-        allowed = (
-            f"numbers from 0 to {classes - 1}, separated by commas, or all" if classes else "none: it has no classes"
+        return tuple(class_numbers(model, [_label(part, model) for part in parts]))
+    except ValueError as error:
+        reason = str(error).removeprefix("label: ").removeprefix(f"{text}: ")
+        raise ConfigError(f"--label {text}: {reason}, separated by commas, or all") from error
+
+
+def _label(text: str, model: Model) -> int | str:
+    """A class by number or name. Raises ConfigError where a text is the number of one class and the name of another."""
+    names = model.class_names
+    if text.startswith("name:"):
+        return text.removeprefix("name:")
+    digits = text.removeprefix("number:")
+    if not digits.isdecimal():
+        return text
+    number = int(digits)
+    if digits == text and text in names and number != names.index(text):
+        if number not in range(model.spec.classes):
+            return text
+        raise ConfigError(
+            f"--label {text}: class number {names.index(text)} is called {text}; write name:{text} for it, or "
+            f"number:{text} for class number {text}"
         )
-        raise ConfigError(f"--label {text}: the model knows {allowed}")
-    return labels
+    return number
 
 
 def _flag(name: str) -> str:

@@ -31,8 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 def describe(config: ModelConfigBase, model: Model) -> dict[str, Any]:
-    """What rebuilds a model without any other folder: its section of the configuration, and its images."""
-    return {"model": config.self_contained(model).model_dump(mode="json"), "images": model.spec._asdict()}
+    """What rebuilds a model without any other folder: its section of the configuration, its images and classes."""
+    names = list(model.class_names)
+    description = config.self_contained(model).model_dump(mode="json")
+    return {"model": description, "images": model.spec._asdict(), "class_names": names}
 
 
 def write_model(folder: Storage, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -168,7 +170,10 @@ def _built(url: str, description: bytes, tensors: dict[str, Tensor]) -> Model:
 
 def _build(description: bytes) -> Model:
     facts = json.loads(description)
-    return TypeAdapter[ModelConfig](ModelConfig).validate_python(facts["model"]).build(ImageSpec(**facts["images"]))
+    config = TypeAdapter[ModelConfig](ModelConfig).validate_python(facts["model"])
+    model = config.build(ImageSpec(**facts["images"]))
+    model.class_names = tuple(map(str, facts.get("class_names", ())))
+    return model
 
 
 @contextlib.contextmanager

@@ -81,6 +81,8 @@ class Model(nn.Module):
     """
 
     spec: ImageSpec
+    class_names: tuple[str, ...] = ()
+    """Names of the classes 0, 1, ... of the training set, where it has some."""
     is_density = False  # True: x is continuous, so the bound is of a density: nats, never bits per dimension
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
