@@ -74,11 +74,12 @@ def labels_of(options: argparse.Namespace, model: Model) -> tuple[int, ...]:
     if text == "all":
         return tuple(range(model.spec.classes))
     parts = [text] if text.removeprefix("name:") in model.class_names else text.split(",")  # names may have commas
+    labels = [_label(part, model) for part in parts]
     try:
-        return tuple(class_numbers(model, [_label(part, model) for part in parts]))
+        return tuple(class_numbers(model, labels))
     except ValueError as error:
         reason = str(error).removeprefix("label: ").removeprefix(f"{text}: ")
-        raise ConfigError(f"--label {text}: {reason}, separated by commas, or all") from error
+        raise ConfigError(f"--label {text}: {reason}") from error
 
 
 def _label(text: str, model: Model) -> int | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,14 +76,84 @@ def test_the_card_says_the_figures_that_the_run_measured_and_of_what(run: Path, 
     assert (out / "samples.png").read_bytes() == (run / "pictures" / "samples-000000001280.png").read_bytes()
 
 
-def test_the_cards_example_runs(out: Path) -> None:
+def test_the_card_says_how_often_the_set_was_seen_and_of_which_classes(out: Path) -> None:
+    text = (out / "README.md").read_text()
+    assert "Trained on 1,280 images of a set of 1,527 (0.8 times each) in batches of 64, seed 0." in text
+    assert "Conditions: none; the classes were not given to the model." in text
+    assert json.loads((out / "config.json").read_text())["class_names"] == [str(digit) for digit in range(10)]
+    assert trainer.load(str(out)).class_names == tuple(str(digit) for digit in range(10))
+
+
+def test_the_card_of_a_conditional_model_names_its_classes_and_samples_one(
+    config_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    network = {"kind": "mlp", "width": 16, "depth": 1}
+    model = {"kind": "diffusion", "denoiser": {"network": network, "conditions": {"label": {"kind": "class"}}}}
+    config = load_config(str(config_file(model=model | {"sampling": {"steps": 2}}, trainer={"pictures": 0})))
+    train_rank(config)
+    export(config.run, str(tmp_path / "exported"))
+    text = (tmp_path / "exported/README.md").read_text()
+    assert "Conditions: label." in text
+    assert "Classes, from number 0: `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`." in text
+    assert "unconditional" not in text
+    assert "trainer.sample(model, 16, label='0', seed=0)" in text
+    images = example_of(tmp_path / "exported")
+    assert (images.shape, images.dtype) == ((16, 1, 8, 8), torch.uint8)
+    command = re.search(r"```\npython -m jobs.sample (.*?)\n```", text)
+    assert command
+    arguments = shlex.split(command[1])
+    arguments[arguments.index("samples")] = str(tmp_path / "samples")
+    told = call_job("sample", *arguments, "--processes", "1")
+    assert told.status == 0, told.stderr
+    made = call_job(
+        *("sample", str(tmp_path / "exported"), "--count", "16", "--label", "number:0"),
+        *("--processes", "1", "--out", str(tmp_path / "numbered")),
+    )
+    assert made.status == 0, made.stderr
+    assert (tmp_path / "samples/grid.png").read_bytes() == (tmp_path / "numbered/grid.png").read_bytes()
+
+
+def test_names_of_classes_cannot_break_the_card() -> None:
+    names = ["a`b\n# c", "<script>", "quote\"'s"]
+    description = {
+        "model": {"kind": "vae"},
+        "images": {"channels": 1, "height": 8, "width": 8, "levels": 17, "classes": 3},
+        "class_names": names * 40,
+        "images_seen": 10,
+        "weights": "ema",
+        "batch": 5,
+        "seed": 0,
+    }
+    text = card(description, 100, [], "out", samples=False, conditions=("label",))
+    assert "`ab # c`, `<script>`, `quote\"'s`" in text
+    assert "and 70 more, all in `config.json`." in text
+    assert "\n# c" not in text
+    assert "label=0" in text  # no name is unique
+    assert "of a set of" not in text
+    code = re.search(
+        r"```python\n(.*?)```", card(description | {"class_names": names}, 1, [], "o'u", False, ("label",)), re.S
+    )
+    assert code
+    assert compile(code[1], "card", "exec").co_names
+
+
+def example_of(out: Path) -> Tensor:
+    """The images that the example of a model card makes."""
     code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     assert code
     names: dict[str, object] = {}
     exec(code[1], names)
     images = names["images"]
     assert isinstance(images, Tensor)
+    return images
+
+
+def test_the_cards_example_runs(out: Path) -> None:
+    images = example_of(out)
     assert (images.shape, images.dtype) == ((16, 1, 8, 8), torch.uint8)
+    noise = Noise(seed=0, purpose="sample", positions=torch.arange(16))
+    with torch.no_grad():
+        assert images.equal(trainer.load(str(out)).sample(noise))
 
 
 def test_an_export_names_no_place_of_its_run(run: Path, out: Path) -> None:

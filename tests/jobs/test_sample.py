@@ -1,5 +1,6 @@
 """`python -m jobs.sample`: the same images whoever makes them, nothing made twice, and errors in one line."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
+import trainer
 from cluster.storage.storage import Storage
 from datasets.shards.index import Index
 from jobs import index, sample
@@ -15,7 +17,7 @@ from jobs.errors import ConfigError
 from tests.trainer.models import ALL_MODELS
 from trainer.checkpoints.export import describe, load, write_model
 from trainer.errors import TrainingError
-from trainer.images import ImageSpec
+from trainer.images import ImageSpec, visible
 from trainer.models import ModelConfig
 from trainer.models.vae import VaeConfig
 
@@ -30,13 +32,14 @@ DIFFUSION = {
 DIGITS = ImageSpec(1, 8, 8, 17, classes=10)
 
 
-def a_run(folder: Path, config=DIFFUSION, spec=DIGITS) -> str:
+def a_run(folder: Path, config=DIFFUSION, spec=DIGITS, class_names: tuple[str, ...] = ()) -> str:
     """The URL of an exported model whose weights are nowhere zero."""
     torch.manual_seed(0)
     config = TypeAdapter(ModelConfig).validate_python(config)
     model = config.build_new(spec, load)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.2)
+    model.class_names = class_names
     write_model(Storage(str(folder)), describe(config, model), model.state_dict())
     return str(folder)
 
@@ -127,7 +130,7 @@ def test_interpolations_begin_and_end_in_samples(kind, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--label", "12"], "--label 12: the model knows numbers from 0 to 9, separated by commas, or all"),
+        (["--label", "12"], "--label 12: the model knows numbers from 0 to 9"),
         (["--label", "cat"], "--label cat: the model knows numbers from 0 to 9"),
         (["--guidance", "2"], "--guidance: needs a condition to guide to, such as a label"),
         (["--steps", "0"], "--steps 0: Input should be greater than 0"),
@@ -151,3 +154,73 @@ def test_options_that_the_model_lacks_are_errors(tmp_path):
         sample.main([run, "--out", f"{tmp_path}/out", "--trajectory", "strip"])
     with pytest.raises(ConfigError, match="--sampler: a Vae has no such option"):
         sample.main([run, "--out", f"{tmp_path}/out", "--sampler", "ddim"])
+
+
+ANIMALS = ("cat", "dog", "salt, pepper", "1", "twin", "twin", "12", "0", "all", "owl")
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        *(("cat", "0"), ("dog,owl,cat", "1,9,0"), ("salt, pepper", "2"), ("name:salt, pepper", "2"), ("12", "6")),
+        *(("name:1", "3"), ("number:1", "1"), ("2", "2"), ("name:all", "8"), ("all", "0,1,2,3,4,5,6,7,8,9")),
+    ],
+)
+def test_classes_are_given_by_name(given, number, tmp_path):
+    named = a_run(tmp_path / "named", class_names=ANIMALS)
+    numbered = a_run(tmp_path / "numbered")
+    arguments = ["--count", "3", "--format", "images", "--processes", "1"]
+    for label in [given] if "," in given or "all" in given else [given, f"{given},{given}"]:
+        for folder in ("named", "numbered"):
+            shutil.rmtree(tmp_path / f"out-{folder}", ignore_errors=True)
+        sample.main([named, *arguments, "--label", label, "--out", f"{tmp_path}/out-named"])
+        plain = ",".join([number] * (label.count(",") + 1)) if label != given else number
+        sample.main([numbered, *arguments, "--label", plain, "--out", f"{tmp_path}/out-numbered"])
+        pictures = [
+            {k: v for k, v in files(tmp_path / f"out-{f}").items() if k != "sampling.json"}
+            for f in ("named", "numbered")
+        ]
+        assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("1", "--label 1: class number 3 is called 1; write name:1 for it, or number:1 for class number 1"),
+        ("twin", "--label twin: classes 4 and 5 are both called twin; give a number"),
+        ("cow", "--label cow: the model knows numbers from 0 to 9, or names: cat, dog, "),
+        ("cat,cow", "--label cat,cow: cow: the model knows numbers from 0 to 9"),
+        ("number:10", "--label number:10: 10: the model knows numbers from 0 to 9"),
+    ],
+)
+def test_classes_that_are_unknown_or_ambiguous_are_errors(label, message, tmp_path):
+    run = a_run(tmp_path / "run", class_names=ANIMALS)
+    with pytest.raises(ConfigError) as refused:
+        sample.main([run, "--out", f"{tmp_path}/out", "--label", label])
+    assert str(refused.value).startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_python_makes_the_samples_of_the_command(tmp_path):
+    run = a_run(tmp_path / "run", class_names=ANIMALS)
+    arguments = ["--count", "5", "--batch", "3", "--seed", "7", "--label", "dog,owl", "--guidance", "2", "--steps", "3"]
+    sample.main([run, *arguments, "--format", "images", "--processes", "1", "--out", f"{tmp_path}/out"])
+    model = trainer.load(run)
+    made = trainer.sample(model, 5, label=["dog", 9], seed=7, guidance=2.0, steps=3, batch=2)
+    assert (made.shape, made.dtype) == ((5, 1, 8, 8), torch.uint8)
+    for i, image in enumerate(visible(made, 17)):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"out/{i:08d}.png")), image[0].numpy())
+    assert not made.equal(trainer.sample(model, 5, label="cat", seed=7, guidance=2.0, steps=3))
+    assert trainer.sample(model, 0).shape == (0, 1, 8, 8)
+
+
+def test_what_python_cannot_sample_is_an_error(tmp_path):
+    conditional = trainer.load(a_run(tmp_path / "diffusion", class_names=ANIMALS))
+    vae = trainer.load(a_run(tmp_path / "vae", VaeConfig(kind="vae", latent=4).model_dump(mode="json")))
+    for label in ("cow", 10, -1):
+        with pytest.raises(ValueError, match=f"^label: {label}: the model knows numbers from 0 to 9, or names: cat, "):
+            trainer.sample(conditional, 1, label=label)
+    with pytest.raises(ValueError, match=r"^label: the model is not conditioned on labels$"):
+        trainer.sample(vae, 1, label=3)
+    with pytest.raises(ValueError, match=r"^steps: a Vae has no such option$"):
+        trainer.sample(vae, 1, steps=3)
