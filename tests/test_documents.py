@@ -25,13 +25,31 @@ def test_the_page_of_equations_points_at_code():
     assert len(POINTERS) >= 45
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("docs/*.md")),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
-    text = (REPOSITORY / document).read_text()
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
-    assert targets
-    missing = [target for target in targets if not (REPOSITORY / target.partition("#")[0]).exists()]
+    path = REPOSITORY / document
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", path.read_text()) if "://" not in target]
+    missing = [target for target in targets if not (path.parent / target.partition("#")[0]).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_and_names_in_the_documents_exist(document):
+    """Paths in backticks."""
+    for line in (REPOSITORY / document).read_text().splitlines():
+        for path in re.findall(r"`((?:jobs|trainer|datasets|cluster|tests)/[\w/]+(?:\.py|/))`", line):
+            assert (REPOSITORY / path).exists(), f"{document}: {path}"
+
+
+def test_the_documents_link_to_something():
+    assert re.search(r"\]\(docs/", (REPOSITORY / "README.md").read_text())
 
 
 def test_the_targets_of_the_readme_are_in_the_makefile():
