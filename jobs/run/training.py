@@ -111,7 +111,11 @@ class TrainingRun:
         on_rank_zero(self._write_configuration, checkpointer.group)
         self._start_trackers()
         self.events.rows = []  # a failed attempt leaves some
-        self.events.common = {"restarts": checkpointer.restarts, "rollbacks": state.noise_salt}
+        self.events.common = {
+            "restarts": checkpointer.restarts,
+            "rollbacks": state.noise_salt,
+            "train/precision": self.resolved.precision,
+        }
         outcome = fit(state, config.trainer, self.data, checkpointer, self.events, self.requests, self.accelerator)
         if outcome.finished:  # also where an earlier process ended between its last commit and this
             tensors = state.averaged()

@@ -32,7 +32,7 @@ def take(url: str, run: str, share: float, ends: bool) -> None:
             next(batches)
         assert len(batches.quarantined) == 6
         if ends:
-            with pytest.raises(DataError, match=r"^12 images quarantined in epoch 0 are more than"):
+            with pytest.raises(DataError, match=r"^12 images quarantined in epoch 0, more than"):
                 ledger.row(40)
         else:
             assert ledger.row(40)["data/quarantined"] == 12

@@ -46,10 +46,10 @@ class Events:
         for listener in self.listeners:
             listener.on_commit(commit)
 
-    def take_rows(self, unreported: Row, images: int) -> list[Row]:
-        """The rows since the last commit, with a last one for what none of them has reported; none are left."""
+    def take_rows(self) -> list[Row]:
+        """The rows since the last commit; none are left."""
         rows, self.rows = self.rows, []
-        return [*rows, {"images": images} | unreported] if unreported else rows
+        return rows
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

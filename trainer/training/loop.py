@@ -118,14 +118,15 @@ def fit(
             checkpointer.ready(wait=True)
             start_commit(state, data, checkpointer, events)
         checkpointer.wait()
-        checkpointer.add_rows(state.images, events.take_rows({}, state.images))
+        checkpointer.add_rows(state.images, events.take_rows())
     return Outcome(state.images, state.images >= config.images, evaluation)
 
 
 def start_commit(state: TrainState, data: Data, checkpointer: Checkpointer, events: Events) -> None:
     """Copy the state to host memory and write it in the background, with the rows since the last commit."""
-    rows = events.take_rows(data.unreported(state.images), state.images)
-    checkpointer.start(state.images, state.sections(), rows)
+    if unreported := data.unreported(state.images):
+        events.row({"images": state.images} | unreported)
+    checkpointer.start(state.images, state.sections(), events.take_rows())
 
 
 def report(
