@@ -16,6 +16,7 @@ from datasets.order.evaluation_steps import EvaluationSteps
 from datasets.order.steps import Steps
 from datasets.order.streams import memory_needed, streams_of
 from datasets.order.training_steps import TrainingSteps
+from datasets.order.versions import NEWEST
 from datasets.reading.decoded_set import DecodedSet
 from datasets.reading.step_reader import ReadPlan
 from datasets.shards.index import Index
@@ -34,6 +35,7 @@ def training_batches(
     start: int = 0,
     micro_batch: int | None = None,
     device: torch.device | None = None,
+    order_version: int = NEWEST,
 ) -> Batches:
     """A rank's share of every global batch of `batch` images, from image count `start` on; endless.
 
@@ -46,7 +48,9 @@ def training_batches(
         )
     streams = streams_of(config, index, batch)
     first = start // batch
-    steps = TrainingSteps(seed, batch, streams, config.window, ranks, rank, first, micro_batch, config.weights)
+    steps = TrainingSteps(
+        seed, batch, streams, config.window, ranks, rank, first, micro_batch, config.weights, order_version
+    )
     mine = len(steps.streams_of_rank)
     needed = memory_needed(index, mine, config.window)
     plan = _plan(config, index, steps, seed, by_sample=needed > config.memory)

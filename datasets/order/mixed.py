@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from datasets.errors import DataError
-from datasets.hashing import key_of, permute
+from datasets.hashing import feistel, key_of, permutation
 from datasets.order.order import Integers, Located, Places, Range, Window
 from datasets.order.shuffled import ShuffledOrder
+from datasets.order.versions import NEWEST
 
 _MAX_WEIGHTS = 1 << 20  # sum of weights
 
@@ -26,7 +27,14 @@ class MixedOrder:
     """
 
     def __init__(
-        self, counts: Integers, set_bounds: Integers, weights: Sequence[int], seed: int, streams: int, window: int
+        self,
+        counts: Integers,
+        set_bounds: Integers,
+        weights: Sequence[int],
+        seed: int,
+        streams: int,
+        window: int,
+        order_version: int = NEWEST,
     ):
         if sum(weights) > _MAX_WEIGHTS:
             raise DataError(f"the weights of the mixture add up to {sum(weights)}, more than {_MAX_WEIGHTS}")
@@ -34,10 +42,10 @@ class MixedOrder:
         self._bounds = set_bounds
         self._weights = np.array(weights, dtype=np.int64)
         self.orders = [
-            ShuffledOrder(counts[low:high], _seed_of(seed, i), streams, window)
+            ShuffledOrder(counts[low:high], _seed_of(seed, i), streams, window, order_version)
             for i, (low, high) in enumerate(zip(set_bounds[:-1].tolist(), set_bounds[1:].tolist(), strict=True))
         ]
-        self._pattern = _pattern(weights, seed)
+        self._pattern = _pattern(weights, seed, order_version)
         self._place = _place_among_equals(self._pattern)
 
     def places(self, positions: Integers) -> Places:
@@ -84,10 +92,12 @@ def _seed_of(seed: int, i: int) -> int:
     return seed if i == 0 else int(key_of(seed, f"set {i}")[0])
 
 
-def _pattern(weights: Sequence[int], seed: int) -> Integers:
+def _pattern(weights: Sequence[int], seed: int, order_version: int) -> Integers:
     """The set of each round of a cycle, int64 [S]: each set `weight` times, in a keyed permutation."""
-    sets = np.repeat(np.arange(len(weights), dtype=np.int64), weights)
-    return sets[permute(np.arange(len(sets)), np.array([len(sets)]), key_of(seed, "mixture"))]
+    sets, key = np.repeat(np.arange(len(weights), dtype=np.int64), weights), key_of(seed, "mixture")
+    if order_version == 1:
+        return sets[feistel(np.arange(len(sets)), np.array([len(sets)]), key)]
+    return sets[permutation(len(sets), key)]
 
 
 def _place_among_equals(pattern: Integers) -> Integers:

@@ -2,8 +2,9 @@
 
 Position p = 0, 1, 2, ... of the whole job has an epoch, a shard and an index in the shard. Ranks, loader processes and
 restarts do not matter, so the state of the data is one integer, the number of images seen. Each epoch permutes the
-shards, lays them end to end, cuts that line of M images into C spans, one per stream, and permutes inside windows of W
-images of a span. The stream of position p is p mod C for the whole job.
+shards, or pieces of them (`datasets.order.versions`), lays them end to end, cuts that line into C spans, one per
+stream, and permutes inside windows of W images of a span. The stream of position p is p mod C
+for the whole job.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datasets.errors import DataError
-from datasets.hashing import derive, key_of, permute
 from datasets.order.order import Integers, Located, Places, Range, Window
+from datasets.order.versions import NEWEST, version
 
-_CHUNK = 1 << 16  # shards permuted at a time: bounds the temporary memory of a large set
 _EPOCHS_KEPT = 3
 
 
 class _Epoch(NamedTuple):
-    shards: Integers  # [S] the shards in this epoch's order
-    bounds: Integers  # [S + 1] where each begins on the line of M images
+    firsts: Integers  # [P] the first image of each piece, in the order of the shards
+    bounds: Integers  # [P + 1] where each piece begins on the line of M images
     before: Integers  # [C] positions of each stream in earlier epochs
     lengths: Integers  # [C] positions of each stream in this epoch
     starts: Integers  # [C] where each stream's span begins on the line
@@ -33,23 +34,22 @@ class _Epoch(NamedTuple):
 class ShuffledOrder:
     """The order of one set. `counts`, int64 [S], are the images of each shard; M is their sum.
 
-    O(S) memory, O(S) time for the first position of an epoch, O(log S) for every other one. Raises `DataError` if
-    there are no images.
+    O(S) memory, O(S) time for the first position of an epoch, O(log S) for every other one of a stream in turn. Raises
+    `DataError` if there are no images.
     """
 
-    def __init__(self, counts: Integers, seed: int, streams: int, window: int):
-        self.counts = np.ascontiguousarray(counts, dtype=np.int64)
-        self.images = int(self.counts.sum())
+    def __init__(self, counts: Integers, seed: int, streams: int, window: int, order_version: int = NEWEST):
+        self._bounds = np.zeros(len(counts) + 1, dtype=np.int64)  # where each shard begins in the set
+        np.cumsum(counts, out=self._bounds[1:])
+        self.images = int(self._bounds[-1])
         if self.images == 0:
             raise DataError("the data set holds no images")
         if streams < 1 or window < 1:
             raise DataError(f"data.streams and data.window must be at least 1, not {streams} and {window}")
-        self.streams = streams
-        self.window = window
+        self.shards, self.streams, self.window, self.order_version = len(counts), streams, window, order_version
         # Windows of different streams begin at different steps: their requests are spread over time.
         self._stagger = np.arange(streams, dtype=np.int64) * window // streams
-        self._shard_key = key_of(seed, "shards")
-        self._window_key = key_of(seed, "windows")
+        self._version = version(order_version, self._bounds, seed, streams, window)
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
 
     def locate(self, places: Places) -> Located:
@@ -61,9 +61,10 @@ class ShuffledOrder:
             stream = places.stream[here]
             start, _ = self._limits(epoch, stream, places.number[here])
             line = epoch.starts[stream] + start + places.slot[here]
-            row = np.searchsorted(epoch.bounds, line, side="right") - 1
-            shard[here] = epoch.shards[row]
-            index[here] = line - epoch.bounds[row]
+            piece = np.searchsorted(epoch.bounds, line, side="right") - 1
+            image = epoch.firsts[piece] + line - epoch.bounds[piece]
+            number_of_shard = np.searchsorted(self._bounds, image, side="right") - 1
+            shard[here], index[here] = number_of_shard, image - self._bounds[number_of_shard]
         return Located(places.epoch, shard, index)
 
     def places(self, positions: Integers) -> Places:
@@ -78,9 +79,8 @@ class ShuffledOrder:
             ordinal = positions[here] // self.streams - state.before[c]
             w = (ordinal + self._stagger[c]) // self.window
             start, stop = self._limits(state, c, w)
-            key = derive(derive(derive(self._window_key, e), c), w)
             number[here] = w
-            slot[here] = permute(ordinal - start, stop - start, key)
+            slot[here] = self._version.slots(e, c, w, stop - start, ordinal - start)
         return Places(np.zeros_like(positions), epoch, stream, number, slot)
 
     def ranges(self, window: Window) -> list[Range]:
@@ -89,13 +89,16 @@ class ShuffledOrder:
         first, last = self._limits(epoch, np.array([window.stream]), np.array([window.number]))
         begin, end = (int(epoch.starts[window.stream] + edge[0]) for edge in (first, last))
         ranges = []
-        place = int(np.searchsorted(epoch.bounds, begin, side="right")) - 1
+        piece = int(np.searchsorted(epoch.bounds, begin, side="right")) - 1
         while begin < end:
-            low, high = int(epoch.bounds[place]), min(int(epoch.bounds[place + 1]), end)
-            if high > begin:
-                ranges.append(Range(int(epoch.shards[place]), begin - low, high - low))
-                begin = high
-            place += 1
+            stop = min(int(epoch.bounds[piece + 1]), end)
+            if stop > begin:
+                image = int(epoch.firsts[piece] + begin - epoch.bounds[piece])
+                shard = int(np.searchsorted(self._bounds, image, side="right")) - 1
+                index = image - int(self._bounds[shard])
+                ranges.append(Range(shard, index, index + stop - begin))
+                begin = stop
+            piece += 1
         return ranges
 
     def following(self, window: Window) -> Window:
@@ -104,6 +107,22 @@ class ShuffledOrder:
         while number >= self._windows(epoch, window.stream):
             epoch, number = epoch + 1, 0
         return Window(window.source, epoch, window.stream, number)
+
+    def times(self, epoch: int, images: Integers) -> NDArray[np.float64]:
+        """When images of the set come in an epoch, from 0 (first) to 1 (last), float64 [n]: the middle of their window.
+
+        `images`, int64 [n], are numbered in the order of the shards. O(P log P) for P pieces.
+        """
+        line = self._epoch(epoch)
+        pieces = np.flatnonzero(np.diff(line.bounds))
+        pieces = pieces[np.argsort(line.firsts[pieces])]
+        piece = pieces[np.searchsorted(line.firsts[pieces], images, side="right") - 1]
+        place = line.bounds[piece] + images - line.firsts[piece]
+        stream = np.searchsorted(line.starts, place, side="right") - 1
+        number = (place - line.starts[stream] + self._stagger[stream]) // self.window
+        start, stop = self._limits(line, stream, number)
+        middle: NDArray[np.float64] = (start + stop) / (2 * line.lengths[stream])
+        return middle
 
     def _windows(self, epoch: int, stream: int) -> int:
         """The number of windows of a stream in an epoch."""
@@ -116,25 +135,19 @@ class ShuffledOrder:
         return np.maximum(edge, 0), np.minimum(edge + self.window, epoch.lengths[stream])
 
     def _epoch(self, number: int) -> _Epoch:
-        if number not in self._epochs:
-            self._epochs[number] = self._begin(number)
+        epoch = self._epochs.get(number)
+        if epoch is None:
+            self._epochs[number] = epoch = self._begin(number)
             if len(self._epochs) > _EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
-        return self._epochs[number]
+        return epoch
 
     def _begin(self, number: int) -> _Epoch:
-        S, C, M = len(self.counts), self.streams, self.images
-        key, size = derive(self._shard_key, number), np.array([S], dtype=np.int64)
-        shards = np.empty(S, dtype=np.int64)
-        for chunk in range(0, S, _CHUNK):
-            x = np.arange(chunk, min(chunk + _CHUNK, S), dtype=np.int64)
-            shards[chunk : chunk + _CHUNK] = permute(x, size, key)
-        bounds = np.zeros(S + 1, dtype=np.int64)
-        np.cumsum(self.counts[shards], out=bounds[1:])
+        C, M = self.streams, self.images
         c = np.arange(C, dtype=np.int64)
         before, after = ((edge - c + C - 1) // C for edge in (number * M, (number + 1) * M))
         lengths = after - before
-        return _Epoch(shards, bounds, before, lengths, np.cumsum(lengths) - lengths)
+        return _Epoch(*self._version.line(number), before, lengths, np.cumsum(lengths) - lengths)
 
 
 def _distinct(numbers: Integers) -> Sequence[int]:

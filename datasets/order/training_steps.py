@@ -13,6 +13,7 @@ from datasets.order.mixed import MixedOrder
 from datasets.order.order import ImageOrder, Integers
 from datasets.order.shuffled import ShuffledOrder
 from datasets.order.steps import Share
+from datasets.order.versions import NEWEST
 from datasets.shards.index import Index
 
 
@@ -32,6 +33,7 @@ class TrainingSteps:
     first: int = 0  # step
     micro_batch: int | None = None  # images; the rows of a batch are a multiple of it
     weights: tuple[int, ...] = (1,)  # of the sets that are mixed
+    order_version: int = NEWEST
     readers: int = 1
     reader: int = 0  # takes some of the streams of the rank
 
@@ -65,9 +67,10 @@ class TrainingSteps:
         return [replace(self, readers=readers, reader=reader) for reader in range(readers)]
 
     def order(self, index: Index) -> ImageOrder:
+        order = self.seed, self.all_streams, self.window, self.order_version
         if len(self.weights) == 1:
-            return ShuffledOrder(index.counts, self.seed, self.all_streams, self.window)
-        return MixedOrder(index.counts, index.set_bounds, self.weights, self.seed, self.all_streams, self.window)
+            return ShuffledOrder(index.counts, *order)
+        return MixedOrder(index.counts, index.set_bounds, self.weights, *order)
 
     @cached_property
     def _first_share(self) -> Share:

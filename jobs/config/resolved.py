@@ -10,6 +10,7 @@ from cluster.storage.storage import Storage, absolute
 from datasets.images.transform import output_format
 from datasets.order.dealing import check_batch
 from datasets.order.streams import streams_of
+from datasets.order.versions import NEWEST
 from datasets.shards.index import Index
 from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
@@ -33,6 +34,9 @@ class ResolvedRun:
     """The images as the model sees them, after `data.transform`."""
     precision: ResolvedPrecision
     """What `trainer.precision` means on the ranks' devices."""
+    order_version: int = NEWEST
+    """Version of the order of the training images: the newest, or that of the checkpoint that the run continues from
+    (`jobs.config.resume.continued`)."""
 
     @property
     def streams(self) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from datasets.order.versions import NEWEST
 from jobs.config.resolved import ResolvedRun
 from jobs.config.schema import RunConfig
 from trainer.errors import TrainingError
 from trainer.training.optimizer import learning_rate_rise
 
+ORDER_VERSION = "data.order_version"  # among the fixed settings of a fingerprint; runs without it have version 1
 QUIET = ("run", "tracking", "ray")  # changes in these are not reported: they do not affect training
 
 
@@ -23,7 +26,7 @@ def fingerprint(run: ResolvedRun) -> dict[str, Any]:
     """
     changeable = {key: value for key, value in _changeable(run.config) if key.partition(".")[0] not in QUIET}
     return {
-        "config": fixed_settings(run.config),
+        "config": fixed_settings(run.config) | {ORDER_VERSION: run.order_version},
         "changeable": changeable | {"trainer.precision": run.precision},
         "data": run.index.fingerprint,
     }
@@ -31,12 +34,23 @@ def fingerprint(run: ResolvedRun) -> dict[str, Any]:
 
 def check_same_run(run: ResolvedRun, saved: dict[str, Any]) -> None:
     """Raises TrainingError in one line if a fixed setting or the training set differs from the fingerprint `saved`."""
-    if differs := difference(completed(saved["config"], run.config), fixed_settings(run.config)):
+    if (number := continued(run, saved).order_version) > NEWEST:
+        raise TrainingError(
+            f"{run.config.run}: was started by a newer release: {ORDER_VERSION} is {number} in the run; this release "
+            f"knows versions up to {NEWEST}"
+        )
+    settings = {key: value for key, value in saved["config"].items() if key != ORDER_VERSION}
+    if differs := difference(completed(settings, run.config), fixed_settings(run.config)):
         raise TrainingError(f"{run.config.run}: {differs}; use another run folder (run=...), or the run's own settings")
     if saved["data"] != run.index.fingerprint:
         raise TrainingError(
             f"{run.config.run}: was started on other images (names, counts or checksums of the shards differ)"
         )
+
+
+def continued(run: ResolvedRun, saved: dict[str, Any]) -> ResolvedRun:
+    """`run` as it continues from the fingerprint `saved`: with that run's order of the training images."""
+    return replace(run, order_version=saved["config"].get(ORDER_VERSION, 1))
 
 
 def check_resume(run: ResolvedRun, saved: dict[str, Any], images: int) -> list[str]:

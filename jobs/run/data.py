@@ -7,6 +7,9 @@ import torch
 from cluster.storage.storage import Storage
 from datasets.loading.batches import Batches
 from datasets.loading.build import evaluation_batches, training_batches
+from datasets.order.correlation import poor_shuffle
+from datasets.order.order import ImageOrder
+from datasets.order.training_steps import TrainingSteps
 from jobs.config.resolved import ResolvedRun
 from jobs.run.ledger import Ledger, check_left_out
 from trainer.checkpoints.journal import Row
@@ -22,6 +25,7 @@ class RunData(Listener):
     def __init__(self, resolved: ResolvedRun, run: Storage, device: torch.device):
         self.config, self.index, self.held_out = resolved.config, resolved.index, resolved.held_out
         self.device = device
+        self.order_version = resolved.order_version
         self.ledger = Ledger(self.config.data, self.index, run)
 
     def training(self, images: int) -> Batches:
@@ -36,8 +40,11 @@ class RunData(Listener):
             start=images,
             micro_batch=trainer.micro_batch,
             device=self.device,
+            order_version=self.order_version,
         )
         say_on_rank_zero(batches.describe())
+        if rank() == 0 and trainer.images > self.index.images and (warning := poor_shuffle(self._order())):
+            say_on_rank_zero(f"warning: {warning}")
         self.ledger.follow(batches, images)
         return batches
 
@@ -68,3 +75,11 @@ class RunData(Listener):
         """Raises DataError if more images were left out than the configuration allows."""
         assert self.held_out is not None
         check_left_out(self.config.data, self.held_out, evaluation.images)
+
+    def _order(self) -> ImageOrder:
+        data, streams = self.config.data, self.config.data.streams
+        assert isinstance(streams, int)
+        steps = TrainingSteps(
+            self.config.seed, streams, streams, data.window, weights=data.weights, order_version=self.order_version
+        )
+        return steps.order(self.index)

@@ -14,7 +14,7 @@ from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from jobs.config.loading import to_yaml
 from jobs.config.resolved import resolve
-from jobs.config.resume import check_resume, check_same_run, fingerprint
+from jobs.config.resume import check_resume, check_same_run, continued, fingerprint
 from jobs.config.schema import RunConfig
 from jobs.run.data import RunData
 from trainer.checkpoints.checkpointer import Checkpointer
@@ -59,7 +59,6 @@ class TrainingRun:
         self.config = config = resolved.config
         if mixed := resolved.index.mixed_colours:
             say_on_rank_zero(f"warning: {mixed}")
-        self.fingerprint = fingerprint(resolved)
         self.provenance = provenance(resolved.precision)
         self.description: dict[str, Any] = {}
         """What rebuilds the model."""
@@ -93,7 +92,10 @@ class TrainingRun:
 
     def _attempt(self) -> Outcome:
         config, checkpointer = self.config, self.checkpointer
-        resumes = checkpointer.claim(self._check, self.provenance) is not None
+        saved = checkpointer.claim(self._check, self.provenance)
+        resumes = saved is not None
+        if saved is not None:
+            self.resolved = continued(self.resolved, saved.sections["fingerprint"])
         model = self.resolved.build_model(new=not resumes)
         self.description = describe(config.model, model) | {"images_in_set": self.resolved.index.images}
         say_on_rank_zero(f"{_count(model):,} parameters on {self.accelerator.device.type} x {world_size()}")
@@ -102,7 +104,8 @@ class TrainingRun:
         if not resumes and config.init_from:
             warm_start(model, config.init_from, config.init_weights)
             say_on_rank_zero(f"initial weights ({in_words(config.init_weights)}) from {config.init_from}")
-        state = TrainState.create(model, config.trainer, config.optim, self.accelerator, config.seed, self.fingerprint)
+        fixed = fingerprint(self.resolved)
+        state = TrainState.create(model, config.trainer, config.optim, self.accelerator, config.seed, fixed)
         state.noise_salt, state.lr_factor = checkpointer.noise_salt, checkpointer.lr_factor
         if resumes:
             checkpointer.restore(state.restore)
@@ -110,6 +113,7 @@ class TrainingRun:
             say_on_rank_zero(f"resuming after {state.images:,} images")
         on_rank_zero(self._write_configuration, checkpointer.group)
         self._start_trackers()
+        self.data.order_version = self.resolved.order_version
         self.events.rows = []  # a failed attempt leaves some
         self.events.common = {
             "restarts": checkpointer.restarts,
@@ -121,7 +125,7 @@ class TrainingRun:
             tensors = state.averaged()
             assert checkpointer.newest is not None
             facts = {"images_seen": outcome.images, "weights": "ema", "commit": checkpointer.newest.name}
-            facts |= {"fingerprint": self.fingerprint, "provenance": self.provenance}
+            facts |= {"fingerprint": fixed, "provenance": self.provenance}
             on_rank_zero(
                 lambda: write_model(self.run.folder(FINAL), self.description | facts, tensors), checkpointer.group
             )

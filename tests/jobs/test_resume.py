@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 
 import datasets.config
 import trainer.config
+from datasets.order.versions import NEWEST
 from jobs.config.loading import load_config
 from jobs.config.resolved import ResolvedRun, resolve
-from jobs.config.resume import check_resume, completed, difference, fingerprint, fixed_settings
+from jobs.config.resume import check_resume, completed, continued, difference, fingerprint, fixed_settings
 from jobs.config.schema import RunConfig
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
@@ -212,6 +214,22 @@ def test_other_settings_and_other_images_are_refused(resolved) -> None:
 def old(run: ResolvedRun, **settings: object) -> dict[str, Any]:
     before = {"trainer.precision": "auto", "trainer.compile": False, "optim.posthoc": 0, "data.on_bad": "stop"}
     return {"config": fixed_settings(run.config) | before | settings, "data": run.index.fingerprint}
+
+
+def test_a_run_keeps_the_version_of_its_order(resolved) -> None:
+    run = resolved()
+    assert run.order_version == NEWEST == continued(run, saved(run)).order_version
+    before = continued(run, old(run))
+    assert before.order_version == 1
+    assert saved(before)["config"]["data.order_version"] == 1
+    assert check_resume(run, saved(before), 0) == []
+    assert continued(run, saved(before)) == before
+
+
+def test_a_run_with_an_order_of_a_newer_release_is_refused(resolved) -> None:
+    newer = saved(replace(resolved(), order_version=NEWEST + 1))
+    with pytest.raises(TrainingError, match=r"started by a newer release: data\.order_version is 3 in the run"):
+        check_resume(resolved(), newer, 0)
 
 
 def test_a_run_of_an_older_version_may_be_resumed(resolved) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cluster.storage.storage import Storage
 from jobs.config.loading import load_config
+from jobs.config.resolved import resolve
+from jobs.config.resume import ORDER_VERSION, fingerprint
+from jobs.run import training
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors, training_rows
 from tests.testbed.ranks import together
 from tests.testbed.steps import StopAfter, train
 from trainer.checkpoints.lineage import Lineage
+from trainer.checkpoints.reading import SavedState
 
 
 @pytest.mark.parametrize("steps", [1, 10, 13])
@@ -27,6 +33,47 @@ def test_a_stopped_run_goes_on_bitwise(config_file, steps):
     assert_bitwise_equal(newest_tensors(straight.run), newest_tensors(broken.run))
     assert metrics(straight.run) == metrics(broken.run)
     assert [row["images"] for row in training_rows(broken.run)] == [2 * BATCH * n for n in range(1, 11)]
+
+
+def newest_fingerprint(run):
+    lineage = Lineage(Storage(run))
+    return SavedState(lineage.folder(next(lineage.history()))).sections["fingerprint"]
+
+
+@pytest.fixture
+def version_1(monkeypatch):
+    """Runs are started as before the order had versions."""
+
+    def old_fingerprint(run):
+        found = fingerprint(run)
+        return found | {"config": {key: value for key, value in found["config"].items() if key != ORDER_VERSION}}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "resolve", lambda config: replace(resolve(config), order_version=1))
+        patch.setattr(training, "fingerprint", old_fingerprint)
+        yield patch
+
+
+def test_a_run_of_an_older_release_continues_with_its_own_order(config_file, version_1, capsys):
+    straight, broken, new = (load_config(str(config_file(name))) for name in ("straight", "broken", "new"))
+    train_rank(straight)
+    train_rank(broken, requests=StopAfter(10))
+    version_1.undo()
+    assert "warning: the time of an image" not in capsys.readouterr().out  # 1,280 images are less than an epoch
+    train_rank(broken)
+    train_rank(new)
+    assert_bitwise_equal(newest_tensors(straight.run), newest_tensors(broken.run))
+    versions = [newest_fingerprint(config.run)["config"][ORDER_VERSION] for config in (broken, new)]
+    assert versions == [1, 2]
+    assert metrics(new.run) != metrics(straight.run)
+
+
+def test_an_order_that_remembers_epochs_is_named_once_at_the_start(config_file, version_1, capsys):
+    run = load_config(str(config_file(data={"streams": 1}, trainer={"images": 30 * BATCH})))
+    train_rank(run)
+    said = capsys.readouterr().out
+    assert said.count("warning: the time of an image in an epoch correlates by ") == 1
+    assert "shards, and the run was started with an order that permutes whole shards; a new run, also one from" in said
 
 
 def test_work_after_the_last_commit_is_done_again(config_file):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
-from datasets.hashing import key_of, permute
+from datasets.hashing import feistel, key_of
 from datasets.images.decode import Pixels
 from datasets.shards.index_files import Meta
 
@@ -112,4 +112,4 @@ def _read(folder: str, name: str) -> bytes | None:
 
 def shuffled(images: int, key: str) -> NDArray[np.int64]:
     """A fixed permutation of 0..images-1, the same with every version of every library."""
-    return permute(np.arange(images), np.array([images]), key_of(0, key))
+    return feistel(np.arange(images), np.array([images]), key_of(0, key))

@@ -36,12 +36,13 @@ def held(reader: StepReader) -> int:
     return sum(len(part.image(row)[0]) for part in parts for row in range(len(part.extensions)))
 
 
+@pytest.mark.parametrize(("order_version", "least"), [(1, 0.8), (2, 0.4)])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_every_byte_of_the_shards_is_read_once_per_epoch(index, ranks):
+def test_every_byte_of_the_shards_is_read_at_most_once_per_epoch(index, ranks, order_version, least):
     """Over four epochs from the middle of one on, not counting the windows read ahead at the end."""
     total = 0
     for rank in range(ranks):
-        steps = TrainingSteps(5, BATCH, STREAMS, WINDOW, ranks, rank, first=5)
+        steps = TrainingSteps(5, BATCH, STREAMS, WINDOW, ranks, rank, first=5, order_version=order_version)
         reader, order = StepReader(ReadPlan(index, steps)), steps.order(index)
         for _ in range(4 * index.images // BATCH):
             read(reader, steps)
@@ -54,7 +55,9 @@ def test_every_byte_of_the_shards_is_read_once_per_epoch(index, ranks):
         total += before - (reader.shards.bytes_read - before)
         reader.close()
     shards = sum(index.shard(number).bytes for number in range(len(index)))
-    assert 0.8 * 4 * shards < total <= 1.05 * 4 * shards  # headers lie between the images, not around a window
+    images = sum(index.members(number).column("png.size").to_numpy().sum() for number in np.flatnonzero(index.counts))
+    # A range has the headers between its images, not around them; they are large here, and ranges short in version 2.
+    assert 4 * max(images, least * shards) < total <= 4 * shards
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
