@@ -79,8 +79,8 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
     claim, batches, attempt = Checkpointer.claim, data.training_batches, [0]
 
     @functools.wraps(claim)
-    def claim_and_note(self: Any, check: Any) -> Any:
-        saved = claim(self, check)
+    def claim_and_note(self: Any, *arguments: Any) -> Any:
+        saved = claim(self, *arguments)
         attempt[0] = self.attempt.number
         return saved
 
