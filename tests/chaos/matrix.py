@@ -105,7 +105,7 @@ class Bench:
         Launch(config, folder, ranks, Death("step", 900)).wait()
         status = Launch(config, folder, ranks, file_limit=20_000).wait()
         wrong = [] if status != [0] * ranks else ["a run without a last commit ended as if all were well"]
-        if "was not made, training goes on" not in logs(folder):
+        if "was not made, training continues" not in logs(folder):
             wrong.append("no warning")
         wrong += self._ended(config, folder, ranks, reference)
         return Result(ranks_name(ranks), "disk full", 1, 1, wrong, time.monotonic() - began)

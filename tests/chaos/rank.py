@@ -76,13 +76,13 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
     from jobs.run import data
     from trainer.checkpoints.checkpointer import Checkpointer
 
-    claim, batches, attempt = Checkpointer.claim, data.training_batches, [0]
+    claim, batches = Checkpointer.claim, data.training_batches
+    checkpointers: list[Checkpointer] = []  # of this process; a damaged commit makes it claim another attempt
 
     @functools.wraps(claim)
     def claim_and_note(self: Any, *arguments: Any) -> Any:
-        saved = claim(self, *arguments)
-        attempt[0] = self.attempt.number
-        return saved
+        checkpointers[:] = [self]
+        return claim(self, *arguments)
 
     def traced(*arguments: Any, start: int, **options: Any) -> Any:
         global _seen
@@ -95,7 +95,9 @@ def trace(folder: str, rank: int, pace: float = 0.0) -> None:
                 global _seen
                 batch = step(self)
                 positions = batch.positions[batch.weights > 0].tolist()
-                with Path(f"{folder}/trace-{attempt[0]:04d}-{rank}.txt").open("a") as file:
+                attempt = checkpointers[0].attempt
+                assert attempt is not None
+                with Path(f"{folder}/trace-{attempt.number:04d}-{rank}.txt").open("a") as file:
                     file.write(f"{_seen} {time.time():.3f} {' '.join(map(str, positions))}\n")
                 time.sleep(pace)
                 _seen += options["batch"]

@@ -44,7 +44,7 @@ def troubles(outage: float = 60.0) -> list[Trouble]:
         Fault("lose answer", share=0.1),
         Fault("refuse", share=0.1),
     )
-    lost = "was not made, training goes on"
+    lost = "was not made, training continues"
     return [
         Trouble("503 to two requests of five", (Fault("status", share=0.4),)),
         Trouble("resets and lost answers", resets),

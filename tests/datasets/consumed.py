@@ -103,12 +103,12 @@ def _note(folder: Path, rank: int) -> None:
     from jobs.run import data
     from trainer.checkpoints.checkpointer import Checkpointer
 
-    claim, batches, attempt = Checkpointer.claim, data.training_batches, [0]
+    claim, batches = Checkpointer.claim, data.training_batches
+    checkpointers: list[Checkpointer] = []  # of this process; a damaged commit makes it claim another attempt
 
     def claim_and_note(self: Any, *arguments: Any) -> Any:
-        saved = claim(self, *arguments)
-        attempt[0] = self.attempt.number
-        return saved
+        checkpointers[:] = [self]
+        return claim(self, *arguments)
 
     def noted(*arguments: Any, start: int, batch: int, **options: Any) -> Any:
         loaded = batches(*arguments, start=start, batch=batch, **options)
@@ -118,7 +118,9 @@ def _note(folder: Path, rank: int) -> None:
             def __next__(self) -> Any:
                 taken = super().__next__()
                 numbers = [number_of(image.numpy()) for image in taken.images[taken.weights > 0]]
-                with (folder / f"trained-{attempt[0]}-{rank}.txt").open("a") as file:
+                attempt = checkpointers[0].attempt
+                assert attempt is not None
+                with (folder / f"trained-{attempt.number}-{rank}.txt").open("a") as file:
                     file.write(f"{seen[0]} {' '.join(map(str, numbers))}\n")
                 seen[0] += batch
                 return taken
