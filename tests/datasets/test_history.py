@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -52,19 +53,23 @@ def read(index: Index, steps: TrainingSteps, workers: int, count: int) -> list[l
     return shares
 
 
+@pytest.mark.parametrize("order_version", [1, 2])
 @given(runs())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_every_image_is_seen_exactly_once_per_epoch_in_the_same_batches_for_any_history(run):
+def test_every_image_is_seen_exactly_once_per_epoch_in_the_same_batches_for_any_history(order_version, run):
     with tempfile.TemporaryDirectory() as folder:
         index = write_set(Path(folder) / "set", run["counts"])
         order = run["seed"], run["batch"], run["streams"], run["window"]
         batches: list[list[tuple[int, int]]] = []
         for steps, ranks, workers in run["history"]:
             first = len(batches)
-            shares = [read(index, TrainingSteps(*order, ranks, rank, first), workers, steps) for rank in range(ranks)]
+            parts = [TrainingSteps(*order, ranks, rank, first, order_version=order_version) for rank in range(ranks)]
+            shares = [read(index, part, workers, steps) for part in parts]
             batches += [sorted(pair for share in step for pair in share) for step in zip(*shares, strict=True)]
         config = DataConfig(shards=folder + "/set", streams=run["streams"], window=run["window"], workers=0)
-        with training_batches(config, index, seed=run["seed"], batch=run["batch"]) as straight:
+        with training_batches(
+            config, index, seed=run["seed"], batch=run["batch"], order_version=order_version
+        ) as straight:
             for batch in batches:
                 images = next(straight).images.numpy()
                 first = batch[0][0]
