@@ -21,7 +21,7 @@ from jobs.config.schema import RunConfig
 from jobs.ray.cluster import has_gpus
 from jobs.ray.control import POLL_SECONDS, ControlActor, ControlPoller
 from jobs.ray.metrics import RayMetricsTracker
-from jobs.ray.storage import as_ray_sees
+from jobs.ray.storage import for_ray
 from jobs.run.training import train_rank
 from trainer.checkpoints.commit import Commit
 from trainer.distributed.device import MARGIN
@@ -45,7 +45,7 @@ def train(config: RunConfig) -> None:
     control = ControlActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     # Ray accepts a checkpoint only below its experiment's folder, which therefore is the run folder.
     above, _, name = config.run.rpartition("/")
-    filesystem, above = as_ray_sees(above)
+    filesystem, above = for_ray(above)
     trainer = TorchTrainer(
         _rank,
         train_loop_config={"config": config.model_dump(mode="json"), "control": control},
@@ -137,7 +137,7 @@ class CommitReport(Listener):
         self.run_url = run_url
 
     def on_commit(self, commit: Commit) -> None:
-        filesystem, folder = as_ray_sees(join(self.run_url, "checkpoints", commit.name))
+        filesystem, folder = for_ray(join(self.run_url, "checkpoints", commit.name))
         ray.train.report(
             {"images": commit.images},
             checkpoint=Checkpoint(path=folder, filesystem=filesystem),

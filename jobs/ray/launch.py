@@ -19,9 +19,9 @@ def on_ray(task: Callable[[dict[str, Any]], None], settings: dict[str, Any], wor
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import WorkerGroupError
 
-        from jobs.ray.storage import as_ray_sees
+        from jobs.ray.storage import for_ray
 
-        filesystem, folder = as_ray_sees("/lowerbound")  # Ray stores nothing
+        filesystem, folder = for_ray("/lowerbound")  # Ray stores nothing
         trainer = TorchTrainer(
             task,
             train_loop_config=settings,

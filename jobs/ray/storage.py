@@ -1,9 +1,8 @@
-"""What Ray takes for the run's store.
+"""The file system that Ray Train gets for a run: it discards everything.
 
-Ray Train insists on keeping notes of its own beside the checkpoints that it is told of: a marker that every rank must
-see, and a list of commits that it rewrites with each and stops the run when it cannot. We need neither: which commit to
-go on from is the trainer's business, and a store that is away must not end a run. So Ray gets a file system on which
-its notes are written into the void, and in which every folder is there.
+Ray Train stores records of its own beside the checkpoints reported to it: a marker that every rank must see, and a list
+of commits that it rewrites with each commit, ending the run if it cannot. Neither is needed: the trainer chooses the
+commit to resume from, and an unavailable store must not end a run.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from typing import Any
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSystemHandler, FileType, PyFileSystem
 
-NOTES = ".json"  # the list of commits; not to be found by the next driver
+RECORDS = ".json"  # the list of commits, which the next driver must not find
 
 
-class Void(FileSystemHandler):
-    """Folders are there, notes are not, and whatever is written is gone."""
+class NullFileSystem(FileSystemHandler):  # type: ignore[misc]  # pyarrow is untyped
+    """Every folder exists, Ray's own records do not, and whatever is written is discarded."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Void)
+        return isinstance(other, NullFileSystem)
 
     def __hash__(self) -> int:
-        return hash(Void)
+        return hash(NullFileSystem)
 
     def get_type_name(self) -> str:
         return "void"
@@ -33,7 +32,7 @@ class Void(FileSystemHandler):
         return path
 
     def get_file_info(self, paths: list[str]) -> list[FileInfo]:
-        return [FileInfo(path, FileType.NotFound if path.endswith(NOTES) else FileType.Directory) for path in paths]
+        return [FileInfo(path, FileType.NotFound if path.endswith(RECORDS) else FileType.Directory) for path in paths]
 
     def get_file_info_selector(self, selector: Any) -> list[FileInfo]:
         return []
@@ -65,6 +64,6 @@ class Void(FileSystemHandler):
         raise FileNotFoundError(path)
 
 
-def as_ray_sees(url: str) -> tuple[PyFileSystem, str]:
-    """The file system and the path for a URL of the run."""
-    return PyFileSystem(Void()), url.replace("://", "/", 1)
+def for_ray(url: str) -> tuple[PyFileSystem, str]:
+    """The file system and the path that Ray gets for a URL of the run."""
+    return PyFileSystem(NullFileSystem()), url.replace("://", "/", 1)

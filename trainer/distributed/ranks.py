@@ -39,7 +39,8 @@ def new_gloo_group(timeout: float, ranks: list[int] | None = None) -> dist.Proce
     """A gloo group of all ranks, or of some, with a timeout in seconds; None for a single rank. All ranks together."""
     if world_size() == 1:
         return None
-    return dist.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout))
+    group: dist.ProcessGroup = dist.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout))
+    return group
 
 
 def gather_object(mine: T, group: dist.ProcessGroup | None) -> list[T]:
@@ -88,7 +89,8 @@ def on_rank_zero(action: Callable[[], T], group: dist.ProcessGroup | None = None
         raise failure
     if outcome[1] is not None:
         raise outcome[1]
-    return outcome[0]
+    result: T = outcome[0]
+    return result
 
 
 def portable(error: Exception) -> Exception:

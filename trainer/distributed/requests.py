@@ -159,6 +159,6 @@ class Agreement:
         self._stop_here |= self.requests.stop()
         message = torch.tensor([status, self._stop_here], dtype=torch.float64, device=self.device)
         dist.all_reduce(message, dist.ReduceOp.MAX)
-        status_of_any, stop = message.tolist()
+        of_any, stop = message.tolist()
         self.stop |= stop > 0
-        return round(status_of_any)
+        return int(of_any)
