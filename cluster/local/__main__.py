@@ -1,4 +1,4 @@
-"""Command line of the local cluster: python -m cluster.local up | down | env | drain N | start N | cut N | mend N."""
+"""Command line of the local cluster: python -m cluster.local up | down | env | drain N | start N | cut N | reconnect N."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     start.add_argument("--plain", action="store_true", help="plain processes, no namespaces")
     for name in ("env", "down"):
         commands.add_parser(name)
-    for name in ("drain", "start", "cut", "mend"):
+    for name in ("drain", "start", "cut", "reconnect"):
         commands.add_parser(name).add_argument("number", type=int, help="host, from 0 (the head)")
     options = parser.parse_args(arguments)
     try:
@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> None:
     elif options.command == "start":
         start_host(cluster, options.number)
     else:
-        plug(cluster, options.number, {"cut": "down", "mend": "up"}[options.command])
+        plug(cluster, options.number, {"cut": "down", "reconnect": "up"}[options.command])
 
 
 if __name__ == "__main__":

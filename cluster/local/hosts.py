@@ -3,7 +3,7 @@
     python -m cluster.local up [--hosts 3] [--cpus 2]     start it; prints how to submit to it
     python -m cluster.local env                           print a client's environment variables, for eval "$(...)"
     python -m cluster.local drain NUMBER                  reclaim a host as a spot machine, with a notice
-    python -m cluster.local cut NUMBER | mend NUMBER      disconnect a host's network, and reconnect it
+    python -m cluster.local cut NUMBER | reconnect NUMBER    disconnect a host's network, and reconnect it
     python -m cluster.local down                          stop it and remove everything
 
 A host is a network namespace with its own address, host name, /dev/shm and process table, in which one `ray start

@@ -1,4 +1,4 @@
-"""Do all the harm of the matrix to real processes and print what came of it.
+"""Do all the fault of the matrix to real processes and print what came of it.
 
     python -m tests.chaos [--only ranks,stores,tracker,ray,hosts,ray-stores] [--runs N] [--kills N]
                           [--folder FOLDER] [--out TABLE.md]
@@ -53,7 +53,7 @@ def main() -> int:
             if asked.out:
                 asked.out.write_text(table(results))
     print(table(results))
-    kills = sum(result.harms for result in results if "SIGKILL" in result.harm)
+    kills = sum(result.injected for result in results if "SIGKILL" in result.fault)
     print(f"{kills} kills, {sum(len(result.wrong) for result in results)} things wrong")
     return int(any(result.wrong for result in results))
 
@@ -86,22 +86,22 @@ def ray(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
     """A cluster of three hosts in network namespaces (root, Linux): its workers and drivers."""
     runs = max(asked.runs // 3, 1)
     with RayBed() as bed:
-        harmed = RayBench(bench, bed)
+        matrix = RayBench(bench, bed)
         for workers in (FIXED, ELASTIC):
-            yield harmed.kills(workers, MOMENTS[:1], runs, asked.kills)
-            yield harmed.kills(workers, MOMENTS[1:], runs, asked.kills)
-            yield harmed.driver(workers, signal.SIGTERM, 1, 2)
-            yield harmed.driver(workers, signal.SIGKILL, 1, 2)
+            yield matrix.kills(workers, MOMENTS[:1], runs, asked.kills)
+            yield matrix.kills(workers, MOMENTS[1:], runs, asked.kills)
+            yield matrix.driver(workers, signal.SIGTERM, 1, 2)
+            yield matrix.driver(workers, signal.SIGKILL, 1, 2)
 
 
 def hosts(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
     """Such a cluster: its hosts and their links."""
     runs = max(asked.runs // 3, 1)
     with RayBed() as bed:
-        harmed = RayBench(bench, bed)
-        yield harmed.drained_host(runs)
-        yield harmed.lost_host(cut=False, runs=runs)
-        yield harmed.lost_host(cut=True, runs=runs)
+        matrix = RayBench(bench, bed)
+        yield matrix.drained_host(runs)
+        yield matrix.lost_host(cut=False, runs=runs)
+        yield matrix.lost_host(cut=True, runs=runs)
 
 
 def ray_stores(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:

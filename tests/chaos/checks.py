@@ -1,4 +1,4 @@
-"""What must hold after any harm: each image once, the undisturbed weights, metrics without gaps or doubles."""
+"""What must hold after any fault: each image once, the undisturbed weights, metrics without gaps or doubles."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def repeated(folder: Path) -> int:
 
 
 def problems(run: str, folder: Path, reference: str, bitwise: bool = True, images: int = STEPS * BATCH) -> list[str]:
-    """What is wrong with a finished run, in words; nothing if all is as it would have been without harm."""
+    """What is wrong with a finished run, in words; nothing if all is as it would have been without fault."""
     found = []
     if positions_of(run, folder) != list(range(images)):
         found.append("not every image exactly once")

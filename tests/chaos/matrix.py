@@ -1,4 +1,4 @@
-"""The matrix: which harm comes to which run, and how often."""
+"""The matrix: which fault comes to which run, and how often."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Result(NamedTuple):
     """A line of the table."""
 
     launcher: str
-    harm: str
+    fault: str
     runs: int
-    harms: int  # that really came
+    injected: int  # that really came
     wrong: list[str]
     seconds: float
 
@@ -48,7 +48,7 @@ class Bench:
     def kills(self, ranks: int, moments: tuple[str, ...], runs: int, each: int) -> Result:
         """Runs that are killed `each` times at random moments of these kinds, and then left to end."""
         reference, began = self.reference(ranks), time.monotonic()
-        harms, wrong = 0, []
+        injected, wrong = 0, []
         for _ in range(runs):
             config, folder = self.new(f"killed-{ranks}")
             places = sorted(self.draw.randrange(STEPS * BATCH) for _ in range(each))
@@ -57,27 +57,29 @@ class Bench:
                 if death.moment in ("manifest", "rows", "committed"):
                     death = death._replace(rank=0)  # who makes the commit
                 status = Launch(config, folder, ranks, death).wait()
-                harms += -signal.SIGKILL in status
+                injected += -signal.SIGKILL in status
             wrong += self._ended(config, folder, ranks, reference)
-        return Result(ranks_name(ranks), f"SIGKILL: {', '.join(moments)}", runs, harms, wrong, time.monotonic() - began)
+        return Result(
+            ranks_name(ranks), f"SIGKILL: {', '.join(moments)}", runs, injected, wrong, time.monotonic() - began
+        )
 
     def terminations(self, ranks: int, runs: int, each: int) -> Result:
         """SIGTERM to one rank at random moments: it commits, and nothing is done twice."""
         reference, began = self.reference(ranks), time.monotonic()
-        harms, wrong = 0, []
+        injected, wrong = 0, []
         for _ in range(runs):
             config, folder = self.new(f"terminated-{ranks}")
             for number, place in enumerate(sorted(self.draw.randrange(STEPS * BATCH // 2) for _ in range(each))):
                 death = Death("step", place, rank=self.draw.randrange(ranks), signal=signal.SIGTERM)
                 # slowly: the ranks ask one another whether to stop four times a second
                 status = Launch(config, folder, ranks, death, pace=0.05).wait()
-                harms += logs(folder).count("stopped and committed after") > number
+                injected += logs(folder).count("stopped and committed after") > number
                 if status != [0] * ranks:
                     wrong.append(f"SIGTERM ended it with {status}")
             wrong += self._ended(config, folder, ranks, reference)
             if twice := repeated(folder):
                 wrong.append(f"{folder.name}: {twice} images were trained twice")
-        return Result(ranks_name(ranks), "SIGTERM", runs, harms, wrong, time.monotonic() - began)
+        return Result(ranks_name(ranks), "SIGTERM", runs, injected, wrong, time.monotonic() - began)
 
     def damage(self, ranks: int, how: str) -> Result:
         """A killed run whose newest checkpoint is spoilt before it goes on."""
@@ -129,11 +131,11 @@ class Bench:
 
 def table(results: list[Result]) -> str:
     """The results as Markdown."""
-    lines = ["| ranks | harm | runs | times it came | wrong | seconds |", "|---|---|---|---|---|---|"]
+    lines = ["| ranks | fault | runs | injected | wrong | seconds |", "|---|---|---|---|---|---|"]
     for result in results:
         wrong = "; ".join(result.wrong) or "nothing"
         lines.append(
-            f"| {result.launcher} | {result.harm} | {result.runs} | {result.harms} | {wrong} | {result.seconds:.0f} |"
+            f"| {result.launcher} | {result.fault} | {result.runs} | {result.injected} | {wrong} | {result.seconds:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

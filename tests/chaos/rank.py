@@ -1,4 +1,4 @@
-"""One rank of a run that comes to harm: what runs in its process, with the moment of its death built in."""
+"""One rank of a run that suffers faults: what runs in its process, with the moment of its death built in."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Life(NamedTuple):
     death: Death | None = None
     environment: tuple[tuple[str, str], ...] = ()
     file_limit: int | None = None  # bytes that no file may exceed: a full disk, for the large files
-    pace: float = 0.0  # seconds that a step takes longer, so that there is time for harm from outside
+    pace: float = 0.0  # seconds that a step takes longer, so that there is time for fault from outside
 
 
 def live(life: Life) -> None:

@@ -1,4 +1,4 @@
-"""A Ray cluster of three hosts in network namespaces, and jobs on it whose drivers and hosts can be harmed."""
+"""A Ray cluster of three hosts in network namespaces, and jobs on it whose drivers and hosts can be matrix."""
 
 from __future__ import annotations
 

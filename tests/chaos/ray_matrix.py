@@ -17,12 +17,12 @@ from tests.chaos.runs import BATCH, STEPS, logs
 from tests.chaos.stores import StoreBench, Trouble
 
 FIXED, ELASTIC = "2", "[1,2]"
-PACE = 0.25  # seconds of a step where harm comes from outside
+PACE = 0.25  # seconds of a step where fault comes from outside
 NAMES = {FIXED: "Ray, 2 workers", ELASTIC: "Ray, 1 to 2 workers"}
 
 
 class RayBench:
-    """Harm to runs on one cluster; the references are those of a `Bench`, by local ranks."""
+    """Faults in runs on one cluster; the references are those of a `Bench`, by local ranks."""
 
     def __init__(self, bench: Bench, bed: RayBed):
         self.bench, self.bed, self.draw = bench, bed, bench.draw
@@ -30,7 +30,7 @@ class RayBench:
     def kills(self, workers: str, moments: tuple[str, ...], runs: int, each: int) -> Result:
         """Workers that kill themselves; Ray starts the ranks again and the job goes on to its end."""
         reference, began = self.bench.reference(2), time.monotonic()
-        harms, wrong, cold, waits = 0, [], [], []
+        injected, wrong, cold, waits = 0, [], [], []
         for _ in range(runs):
             config, folder = self.bench.new("ray-killed")
             places = sorted(self.draw.randrange(STEPS * BATCH) for _ in range(each))
@@ -42,18 +42,18 @@ class RayBench:
             ]
             job = RayJob(self.bed, plan(config, folder, workers, deaths))
             wrong += self._end(job, reference, workers)
-            harms += job.deaths
+            injected += job.deaths
             start, again = job.waits()
             cold.append(start)
             waits += again
         medians = f"first step after {statistics.median(cold):.0f} s, the next after a kill {_median(waits):.0f} s"
         name = f"SIGKILL of a worker: {', '.join(moments)} ({medians})"
-        return self._result(workers, name, runs, harms, wrong, began)
+        return self._result(workers, name, runs, injected, wrong, began)
 
     def driver(self, workers: str, number: int, runs: int, each: int) -> Result:
         """SIGTERM or SIGKILL to the driver at random moments, and the same command again."""
         reference, began = self.bench.reference(2), time.monotonic()
-        harms, wrong = 0, []
+        injected, wrong = 0, []
         name = signal.Signals(number).name
         for _ in range(runs):
             config, folder = self.bench.new(f"ray-driver-{name.lower()}")
@@ -62,18 +62,18 @@ class RayBench:
                 job.until(place)
                 job.signal(number)
                 status = job.wait()
-                harms += status == -number or "stopped and committed after" in logs(folder)
+                injected += status == -number or "stopped and committed after" in logs(folder)
                 if number == signal.SIGTERM and status:
                     wrong.append(f"{folder.name}: SIGTERM ended it with {status}: {logs(folder)[-300:]}")
             wrong += self._end(RayJob(self.bed, plan(config, folder, workers)), reference, workers)
             if number == signal.SIGTERM and (twice := repeated(folder)):
                 wrong.append(f"{folder.name}: {twice} images were trained twice")
-        return self._result(workers, f"{name} to the driver", runs, harms, wrong, began)
+        return self._result(workers, f"{name} to the driver", runs, injected, wrong, began)
 
     def lost_host(self, cut: bool, runs: int) -> Result:
         """The host of a rank of an elastic run dies, or its cable is pulled; the run goes on with what is left."""
         reference, began = self.bench.reference(2), time.monotonic()
-        harms, wrong, waits = 0, [], []
+        injected, wrong, waits = 0, [], []
         for _ in range(runs):
             self.bed.whole()
             config, folder = self.bench.new("ray-lost-host")
@@ -88,17 +88,17 @@ class RayBench:
             job.until(0, attempt)
             waits.append(min((step.time for step in steps_of(folder) if step.attempt > attempt), default=lost) - lost)
             wrong += self._end(job, reference, ELASTIC)
-            harms += 1
+            injected += 1
         self.bed.whole()
-        harm = "link of a host cut" if cut else "host lost"
+        fault = "link of a host cut" if cut else "host lost"
         wrong += [f"trained again only after {wait:.0f} s" for wait in waits if wait > 60]
         shown = ", ".join(f"{wait:.0f}" for wait in waits)
-        return self._result(ELASTIC, f"{harm} (training again after {shown} s)", runs, harms, wrong, began)
+        return self._result(ELASTIC, f"{fault} (training again after {shown} s)", runs, injected, wrong, began)
 
     def drained_host(self, runs: int) -> Result:
         """A host is taken away with a notice: the ranks commit before it goes, and nothing is done twice."""
         reference, began = self.bench.reference(2), time.monotonic()
-        harms, wrong = 0, []
+        injected, wrong = 0, []
         for _ in range(runs):
             self.bed.whole()
             config, folder = self.bench.new("ray-drained")
@@ -106,11 +106,11 @@ class RayBench:
             job.until(self.draw.randrange(4, STEPS // 3) * BATCH)
             local.drain(self.bed.cluster, self._host_of_a_rank(job))
             wrong += self._end(job, reference, ELASTIC)
-            harms += 1
+            injected += 1
             if twice := repeated(folder):
                 wrong.append(f"{folder.name}: {twice} images were trained twice")
         self.bed.whole()
-        return self._result(ELASTIC, "host drained", runs, harms, wrong, began)
+        return self._result(ELASTIC, "host drained", runs, injected, wrong, began)
 
     def store(self, stores: StoreBench, trouble: Trouble) -> Result:
         """Two workers whose store fails; `stores` has its proxies where the hosts can reach them."""
@@ -138,8 +138,8 @@ class RayBench:
         found = problems(str(job.folder / "run"), job.folder, reference, bitwise=workers == FIXED)
         return [f"{job.folder.name}: {problem}" for problem in found]
 
-    def _result(self, workers: str, harm: str, runs: int, harms: int, wrong: list[str], began: float) -> Result:
-        return Result(NAMES[workers], harm, runs, harms, wrong, time.monotonic() - began)
+    def _result(self, workers: str, fault: str, runs: int, injected: int, wrong: list[str], began: float) -> Result:
+        return Result(NAMES[workers], fault, runs, injected, wrong, time.monotonic() - began)
 
 
 def _median(values: list[float]) -> float:

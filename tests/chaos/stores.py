@@ -68,7 +68,7 @@ def object_store(bench: Bench) -> Iterator[S3Server]:
 
 
 class StoreBench:
-    """Harm to the stores of runs; the undisturbed ones lie on the local disk and are equal to the bit."""
+    """Faults in the stores of runs; the undisturbed ones lie on the local disk and are equal to the bit."""
 
     def __init__(self, bench: Bench, server: S3Server, host: str = "127.0.0.1"):
         """`server` is that of `object_store`; proxies before it listen on the address `host`."""
@@ -101,7 +101,7 @@ class StoreBench:
             if trouble.seconds:
                 time.sleep(trouble.seconds)
                 proxy.heal()
-            well, harms = ended_well(), proxy.faults
+            well, injected = ended_well(), proxy.faults
             if well == trouble.fails:
                 wrong.append(
                     f"{folder.name}: ended {'as if all were well' if well else 'badly'}: {logs(folder)[-300:]}"
@@ -112,4 +112,4 @@ class StoreBench:
         if trouble.said not in logs(folder):
             wrong.append(f"{folder.name}: {trouble.said!r} was never said")
         wrong += [f"{folder.name}: {problem}" for problem in problems(run, folder, reference)]
-        return Result(launcher, f"store: {trouble.name}", 1, harms, wrong, time.monotonic() - began)
+        return Result(launcher, f"store: {trouble.name}", 1, injected, wrong, time.monotonic() - began)

@@ -27,7 +27,7 @@ def bench(only_ray, tmp_path_factory, digits):  # noqa: F811
 
 def test_a_job_whose_workers_are_killed_ends_as_if_nothing_had_happened(bench):
     result = bench.kills(FIXED, MOMENTS, runs=1, each=2)
-    assert result.harms == 2
+    assert result.injected == 2
     assert result.wrong == []
 
 

@@ -24,7 +24,7 @@ def test_two_ranks_of_which_one_is_killed_end_as_if_nothing_had_happened(bench):
 
 def test_a_request_to_stop_loses_nothing(bench):
     result = bench.terminations(2, runs=1, each=1)
-    assert result.harms == 1
+    assert result.injected == 1
     assert result.wrong == []
 
 

@@ -16,5 +16,5 @@ def test_a_run_gets_over_a_store_that_fails(tmp_path, digits, s3_environment, ki
     pack(Digits(), f"{s3_environment.bucket('chaos')}/digits")
     (trouble,) = (each for each in troubles() if each.name.startswith(kind))
     result = StoreBench(Bench(tmp_path, digits), s3_environment).trouble(1, trouble)
-    assert result.harms > 0
+    assert result.injected > 0
     assert result.wrong == []

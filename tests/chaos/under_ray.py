@@ -1,4 +1,4 @@
-"""A Ray job whose ranks come to harm: `python -m tests.chaos.under_ray PLAN.json`, which else is jobs.train."""
+"""A Ray job whose ranks suffer faults: `python -m tests.chaos.under_ray PLAN.json`, which else is jobs.train."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
         return Path(self.folder) / f"died-{number}"
 
 
-def rank_in_harm(plan: Plan, settings: dict[str, Any]) -> None:
+def rank_with_faults(plan: Plan, settings: dict[str, Any]) -> None:
     """What each worker runs: a rank that notes what it trains and dies as planned."""
     import ray.train
 
@@ -59,7 +59,7 @@ def main() -> None:
     from jobs.ray import driver
 
     plan = Plan.read(Path(sys.argv[1]))
-    driver._rank = functools.partial(rank_in_harm, plan)  # type: ignore[assignment]
+    driver._rank = functools.partial(rank_with_faults, plan)  # type: ignore[assignment]
     sys.argv = ["train", plan.config, *plan.overrides]
     cli.run(train.main)
 

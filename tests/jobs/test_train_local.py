@@ -125,7 +125,7 @@ def test_a_diverging_run_is_stopped_with_the_reason(config_file):
         train_rank(config)
 
 
-# ---- what a person can mend
+# ---- user errors
 
 
 def _said(path: Path, *overrides: str, start: Callable[..., Finished] = call_job) -> str:
