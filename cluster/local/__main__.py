@@ -1,4 +1,4 @@
-"""Command line of the local cluster: python -m cluster.local up | down | env | drain N | start N | cut N | reconnect N."""
+"""Command line of the local cluster: python -m cluster.local up|down|env|drain N|start N|cut N|reconnect N."""
 
 from __future__ import annotations
 

@@ -134,9 +134,8 @@ def table(results: list[Result]) -> str:
     lines = ["| ranks | fault | runs | injected | wrong | seconds |", "|---|---|---|---|---|---|"]
     for result in results:
         wrong = "; ".join(result.wrong) or "nothing"
-        lines.append(
-            f"| {result.launcher} | {result.fault} | {result.runs} | {result.injected} | {wrong} | {result.seconds:.0f} |"
-        )
+        cells = (result.launcher, result.fault, result.runs, result.injected, wrong, f"{result.seconds:.0f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
