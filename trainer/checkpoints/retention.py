@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -25,7 +26,7 @@ class CheckpointConfig(Config):
 
 
 class Bounds:
-    """The bounds of a run on its held-out set, by image count; those on another set than the last one do not count."""
+    """The finite bounds of a run on its held-out set, by image count; those on another set than the last do not count."""
 
     def __init__(self, rows: Iterable[Row] = ()):
         """`rows` of metrics, of the newest lineage."""
@@ -41,7 +42,8 @@ class Bounds:
             name = row.get("validation/set", self._set)
             if name != self._set:
                 self._set, self._nats = name, {}
-            self._nats[row["images"]] = row["validation/nats"]
+            if math.isfinite(row["validation/nats"]):
+                self._nats[row["images"]] = row["validation/nats"]
 
     def of(self, commit: Commit) -> float | None:
         """The negative bound, nats an image, of the averaged weights of a commit; None if it was not evaluated."""

@@ -39,3 +39,10 @@ def test_rows_without_a_name_of_the_set_count():
 @pytest.mark.parametrize(("every", "expected"), [(0, [50, 60]), (20, [20, 40, 50, 60]), (25, [30, 50, 60])])
 def test_the_first_commit_at_each_multiple_is_kept(every, expected):
     assert kept(Bounds(), keep_best=0, keep_every=every) == expected
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bound_that_is_not_finite_is_never_the_best(bad):
+    bounds = Bounds(rows({10: bad, 20: 2.0, 30: bad, 40: 3.0}))
+    assert kept(bounds, keep_best=1) == [20, 50, 60]
+    assert kept(bounds, keep_best=4) == [20, 40, 50, 60]
