@@ -26,7 +26,8 @@ class CheckpointConfig(Config):
 
 
 class Bounds:
-    """The finite bounds of a run on its held-out set, by image count; those on another set than the last do not count."""
+    """The finite bounds of a run on its held-out set, by image count; those on another set than the last one do not
+    count."""
 
     def __init__(self, rows: Iterable[Row] = ()):
         """`rows` of metrics, of the newest lineage."""
