@@ -35,7 +35,7 @@ COLUMNS = 16  # of the picture, which has two rows of samples per model
 SAME = ("shards", "mixture", "validation", "transform")  # of the data section
 
 
-class Entry(NamedTuple):
+class ComparedRun(NamedTuple):
     """A row of the table."""
 
     name: str
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int | None:
     return 0
 
 
-def table(entries: list[Entry], budget: int, samples: int) -> str:
+def table(entries: list[ComparedRun], budget: int, samples: int) -> str:
     """The comparison as a Markdown table, best bound first."""
     images = entries[0].evaluation.images
     lines = [
@@ -106,7 +106,7 @@ def table(entries: list[Entry], budget: int, samples: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _entry(name: str, resolved: ResolvedRun, samples: int) -> Entry:
+def _entry(name: str, resolved: ResolvedRun, samples: int) -> ComparedRun:
     config, held_out = resolved.config, resolved.held_out
     assert held_out is not None
     accelerator = make_accelerator(resolved.precision)
@@ -120,7 +120,7 @@ def _entry(name: str, resolved: ResolvedRun, samples: int) -> Entry:
         drawn = model.sample(noise)
     paces = [row["images_per_second"] for row in read_metrics(Storage(config.run)) if "images_per_second" in row]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Entry(name, evaluation, parameters, statistics.median(paces), drawn.cpu())
+    return ComparedRun(name, evaluation, parameters, statistics.median(paces), drawn.cpu())
 
 
 def _check_same(configs: dict[str, RunConfig]) -> None:
@@ -139,7 +139,7 @@ def _check_same(configs: dict[str, RunConfig]) -> None:
                 )
 
 
-def _as_json(entry: Entry) -> dict[str, object]:
+def _as_json(entry: ComparedRun) -> dict[str, object]:
     facts = {"model": entry.name, "parameters": entry.parameters, "images_per_second": entry.images_per_second}
     return facts | entry.evaluation.row("evaluation")
 

@@ -28,7 +28,7 @@ from jobs.config.schema import RunConfig
 from jobs.ray.tasks import each
 from jobs.run.reports import file_name, index_of, keep, split_name, weights_text
 from jobs.sampling.options import add_options, check_at_least_one, given_options, labels_of
-from jobs.sampling.plan import SamplingPlan, fingerprint, model_here, opened, sample
+from jobs.sampling.plan import SamplingPlan, model_here, opened, sample, weights_checksum
 from trainer.distributed.device import full_precision
 from trainer.images import visible
 from trainer.models import Model
@@ -64,7 +64,7 @@ def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
     return SamplingPlan(
         run=options.run,
         weights=options.weights,
-        fingerprint=fingerprint(model),
+        fingerprint=weights_checksum(model),
         out="",
         format="images",
         count=options.count or 0,

@@ -22,7 +22,15 @@ from jobs.cli import command_parser, run
 from jobs.ray.tasks import each
 from jobs.run.reports import weights_text
 from jobs.sampling.options import add_options, check_at_least_one, given_options, labels_of
-from jobs.sampling.plan import SamplingPlan, assemble_grid, condition_of, fingerprint, make_unit, model_here, opened
+from jobs.sampling.plan import (
+    SamplingPlan,
+    assemble_grid,
+    condition_of,
+    make_unit,
+    model_here,
+    opened,
+    weights_checksum,
+)
 from trainer.distributed.device import report_precision
 from trainer.models import Model
 from trainer.noise import Noise
@@ -66,7 +74,7 @@ def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
     return SamplingPlan(
         run=options.run,
         weights=options.weights,
-        fingerprint=fingerprint(model),
+        fingerprint=weights_checksum(model),
         out=options.out,
         format=options.format,
         count=options.count,

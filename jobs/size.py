@@ -42,7 +42,7 @@ def state_bytes(model: Model, posthoc: bool) -> StateBytes:
     )
 
 
-def report(run: ResolvedRun) -> str:
+def size_report(run: ResolvedRun) -> str:
     """The sizes of a run, as text. Raises ConfigError in one line if the model does not fit the images."""
     with FakeTensorMode():
         model = run.build_model()

@@ -57,9 +57,9 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [*options.overrides, *_ray_overrides(options)]
     resolved, sent = checked(options.config, overrides)
     if options.dry_run:
-        from jobs.size import report
+        from jobs.size import size_report
 
-        print(report(resolved), end="")
+        print(size_report(resolved), end="")
         return 0
     config = resolved.config
     secrets = sorted({*options.secret, *(["WANDB_API_KEY"] if config.tracking.mode == "online" else [])})

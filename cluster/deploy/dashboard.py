@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 
-class Line(NamedTuple):
+class PanelLine(NamedTuple):
     """A plot against images seen."""
 
     title: str
@@ -26,24 +26,24 @@ class Line(NamedTuple):
 
 
 BOUND = (
-    Line("bits per dimension", ("train/bpd", "validation/bpd")),
-    Line("negative bound, nats per image", ("train/nats", "validation/nats")),
-    Line("rate per level, nats (training, raw weights)", every="^train/rate/.*", stacked=True),
-    Line("rate per level, nats (validation, averaged weights)", every="^validation/rate/.*", stacked=True),
-    Line("distortion, nats per image", ("train/distortion", "validation/distortion")),
+    PanelLine("bits per dimension", ("train/bpd", "validation/bpd")),
+    PanelLine("negative bound, nats per image", ("train/nats", "validation/nats")),
+    PanelLine("rate per level, nats (training, raw weights)", every="^train/rate/.*", stacked=True),
+    PanelLine("rate per level, nats (validation, averaged weights)", every="^validation/rate/.*", stacked=True),
+    PanelLine("distortion, nats per image", ("train/distortion", "validation/distortion")),
 )
 PICTURES = ("samples", "reconstructions")
 MACHINE = (
-    Line("images per second, all ranks", ("images_per_second",)),
-    Line("images per second and GPU", ("images_per_second_per_device",)),
-    Line("MFU: fraction of peak FLOP/s used by the model", ("mfu",)),
-    Line("fraction of time waiting for data", ("data_wait",)),
-    Line("seconds stalled by checkpoints, since the last row", ("checkpoint_stall",)),
-    Line("restarts", ("restarts",)),
-    Line("quarantined images", ("data/quarantined",)),
-    Line("gradient norm", ("train/gradient_norm",)),
-    Line("learning rate", ("train/lr",)),
-    Line("skipped steps", ("train/skipped",)),
+    PanelLine("images per second, all ranks", ("images_per_second",)),
+    PanelLine("images per second and GPU", ("images_per_second_per_device",)),
+    PanelLine("MFU: fraction of peak FLOP/s used by the model", ("mfu",)),
+    PanelLine("fraction of time waiting for data", ("data_wait",)),
+    PanelLine("seconds stalled by checkpoints, since the last row", ("checkpoint_stall",)),
+    PanelLine("restarts", ("restarts",)),
+    PanelLine("quarantined images", ("data/quarantined",)),
+    PanelLine("gradient norm", ("train/gradient_norm",)),
+    PanelLine("learning rate", ("train/lr",)),
+    PanelLine("skipped steps", ("train/skipped",)),
 )
 
 
@@ -52,7 +52,7 @@ def workspace(entity: str, project: str) -> Workspace:
     from wandb_workspaces import workspaces
     from wandb_workspaces.reports.v2.interface import LinePlot, MediaBrowser
 
-    def plot(line: Line) -> LinePlot:
+    def plot(line: PanelLine) -> LinePlot:
         return LinePlot(
             title=line.title,
             x="images",

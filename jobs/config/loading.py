@@ -14,7 +14,7 @@ from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from jobs.config.messages import explain
 from jobs.config.schema import RunConfig
-from jobs.config.yaml_dialect import Dumper, Loader
+from jobs.config.yaml_dialect import Dumper, YamlLoader
 from jobs.errors import ConfigError
 
 Values = dict[str, Any]
@@ -56,7 +56,7 @@ def _parse_override(override: str) -> Values:
     if not equals or not re.fullmatch(r"[\w.]+", key):
         raise ConfigError(f"{override!r}: an override is key=value, as in optim.lr=1e-4")
     try:
-        value = yaml.load(text, Loader)
+        value = yaml.load(text, YamlLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: the value is not YAML") from error
     for part in reversed(key.split(".")):
@@ -68,7 +68,7 @@ def _parse_override(override: str) -> Values:
 def _read(path: Path, above: tuple[Path, ...]) -> tuple[Values, Origins]:
     """The values of a file merged into those of its base. `above`: the files that have this one as a base."""
     try:
-        values = yaml.load(path.read_text(), Loader)
+        values = yaml.load(path.read_text(), YamlLoader)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 
-class Place(NamedTuple):
+class KeyLocation(NamedTuple):
     """Where in a configuration something is wrong."""
 
     key: str  # dotted, as in the YAML
@@ -21,7 +21,7 @@ class Place(NamedTuple):
 def explain(error: ValidationError, schema: type[BaseModel], origins: dict[str, str], path: str) -> str:
     """The first error in one line. `origins` says which file gave a dotted key; `path` is named where none did."""
     first = error.errors()[0]
-    key, allowed = place(first["loc"], schema)
+    key, allowed = locate_key(first["loc"], schema)
     message = first["msg"].removeprefix("Value error, ")
     where = f"{_origin(key, origins) or path}: {key}"
     match first["type"]:
@@ -43,7 +43,7 @@ def explain(error: ValidationError, schema: type[BaseModel], origins: dict[str, 
     return f"{where}: {message[0].lower()}{message[1:]}{given}"
 
 
-def place(loc: tuple[int | str, ...], schema: type[BaseModel]) -> Place:
+def locate_key(loc: tuple[int | str, ...], schema: type[BaseModel]) -> KeyLocation:
     """The place of an error's `loc`, which has the members of unions in it as well as keys."""
     current: Any = schema
     key: list[str] = []
@@ -62,7 +62,7 @@ def place(loc: tuple[int | str, ...], schema: type[BaseModel]) -> Place:
         else:  # an item of a tuple, a value of a mapping
             items = [argument for argument in get_args(current) if argument is not ...]
             current = items[-1] if items else None
-    return Place(".".join(key), allowed)
+    return KeyLocation(".".join(key), allowed)
 
 
 def _members(annotation: Any) -> Iterator[Any]:

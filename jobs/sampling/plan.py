@@ -78,7 +78,7 @@ class SamplingPlan:
         return [first for first in self.units() if self.name(first) not in there]
 
 
-def fingerprint(model: Model) -> str:
+def weights_checksum(model: Model) -> str:
     """A checksum of a model's weights."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(model.state_dict().items()):

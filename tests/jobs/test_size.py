@@ -16,7 +16,7 @@ from jobs.config.resolved import resolve
 from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
 from jobs.run.training import train_rank
-from jobs.size import report, state_bytes
+from jobs.size import size_report, state_bytes
 from tests.jobs.conftest import BATCH
 from tests.testbed.ranks import together
 from trainer.checkpoints.lineage import Lineage
@@ -45,7 +45,7 @@ def megabytes(text: str, name: str) -> float:
 @pytest.mark.parametrize("posthoc", [0, 8 * BATCH])
 def test_the_checkpoint_is_as_large_as_reported(config_file: Callable[..., Path], posthoc: int) -> None:
     config = load_config(str(config_file(optim={"posthoc": posthoc})))
-    said = megabytes(report(resolve(config)), "checkpoint ")
+    said = megabytes(size_report(resolve(config)), "checkpoint ")
     train_rank(config)
     lineage = Lineage(Storage(config.run))
     newest = next(iter(lineage.history()))
@@ -55,7 +55,7 @@ def test_the_checkpoint_is_as_large_as_reported(config_file: Callable[..., Path]
 
 
 def test_images_steps_and_epochs_are_those_of_the_set(config: RunConfig) -> None:
-    text = report(resolve(config))
+    text = size_report(resolve(config))
     images = Index.of(config.data).images
     assert f"{images:,} per epoch; {20 * BATCH:,} in total, {20 * BATCH / images:.3g} epochs" in text
     assert f"20 of {BATCH} images; 1 rank, at most {BATCH} images per rank" in text
@@ -66,11 +66,11 @@ def test_the_parameters_are_counted(config: RunConfig) -> None:
     import trainer
 
     parameters = sum(value.numel() for value in trainer.load(config.run).parameters())
-    assert f"{parameters:,} trained" in report(resolve(config))
+    assert f"{parameters:,} trained" in size_report(resolve(config))
 
 
 def test_the_weights_gradients_moments_and_averages_add_up(config: RunConfig) -> None:
-    text = report(resolve(config))
+    text = size_report(resolve(config))
     weights = megabytes(text, "weights")
     assert megabytes(text, "gradients") == megabytes(text, "averages") == weights
     assert megabytes(text, "optimizer") == pytest.approx(2 * weights, rel=0.01)
@@ -80,14 +80,16 @@ def test_the_weights_gradients_moments_and_averages_add_up(config: RunConfig) ->
 
 def test_post_hoc_averages_take_twice_the_memory_more(config_file: Callable[..., Path]) -> None:
     path = str(config_file())
-    with_posthoc, without = (report(resolve(load_config(path, [f"optim.posthoc={every}"]))) for every in (BATCH, 0))
+    with_posthoc, without = (
+        size_report(resolve(load_config(path, [f"optim.posthoc={every}"]))) for every in (BATCH, 0)
+    )
     assert megabytes(with_posthoc, "averages") == pytest.approx(3 * megabytes(without, "averages"), rel=0.01)
 
 
 def test_sharded_state_is_divided_by_the_ranks(config_file: Callable[..., Path]) -> None:
     path = str(config_file())
     whole, sharded = (
-        report(resolve(load_config(path, ["ray.workers=4", f"trainer.sharding={sharding}"])))
+        size_report(resolve(load_config(path, ["ray.workers=4", f"trainer.sharding={sharding}"])))
         for sharding in ("ddp", "fsdp")
     )
     for part in ("weights", "gradients", "optimizer", "averages"):
@@ -125,7 +127,7 @@ def _compare_with_report(config: RunConfig) -> None:
 def test_more_ranks_and_smaller_micro_batches_take_less_memory_each(config_file: Callable[..., Path]) -> None:
     path = str(config_file())
     one, four, micro = (
-        megabytes(report(resolve(load_config(path, overrides))), "activations")
+        megabytes(size_report(resolve(load_config(path, overrides))), "activations")
         for overrides in ([], ["ray.workers=4"], ["trainer.micro_batch=8"])
     )
     assert four == pytest.approx(one / 4, rel=0.02)

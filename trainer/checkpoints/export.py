@@ -18,7 +18,7 @@ from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.snapshots import reconstruct
-from trainer.checkpoints.tensor_files import pack, unpack
+from trainer.checkpoints.tensor_files import from_safetensors, to_safetensors
 from trainer.checkpoints.weights import width_of
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec
@@ -39,7 +39,7 @@ def describe(config: ModelConfigBase, model: Model) -> dict[str, Any]:
 
 def write_model(folder: Storage, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write model.safetensors, then config.json."""
-    folder.write("model.safetensors", pack(tensors))
+    folder.write("model.safetensors", to_safetensors(tensors))
     folder.write("config.json", json.dumps(description, indent=1).encode())
 
 
@@ -82,7 +82,7 @@ def _read_model(folder: Storage) -> Loaded | None:
         description, data = folder.read("config.json"), folder.read("model.safetensors")
     except MissingError:
         return None
-    model = _built(folder.url, description, unpack(f"{folder.url}/model.safetensors", data))
+    model = _built(folder.url, description, from_safetensors(f"{folder.url}/model.safetensors", data))
     facts = json.loads(description)
     return Loaded(model, facts.get("weights", "ema"), facts.get("images_seen"))
 

@@ -21,7 +21,7 @@ from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.profiles import Snapshot, combination
-from trainer.checkpoints.tensor_files import pack, unpack
+from trainer.checkpoints.tensor_files import from_safetensors, to_safetensors
 from trainer.distributed.ranks import rank
 from trainer.errors import TrainingError
 
@@ -60,7 +60,7 @@ def write_snapshots(
     """Store averages, by width, after the images and by the attempt of `place`; averaging began at `start` images."""
     suffix = f"-from-{start}" if start else ""
     for width, tensors in averages.items():
-        run.folder(FOLDER).write(f"{place.name}-{width:.3f}{suffix}.safetensors", pack(tensors))
+        run.folder(FOLDER).write(f"{place.name}-{width:.3f}{suffix}.safetensors", to_safetensors(tensors))
 
 
 def stored_snapshots(run: Storage) -> dict[str, Snapshot]:
@@ -98,6 +98,6 @@ def reconstruct(run: Storage, width: float, images: int | None = None) -> Recons
     since = [Snapshot(snapshot.images - start, snapshot.width) for snapshot in used.values()]
     total: dict[str, Tensor] = {}
     for name, factor in zip(used, combination(since, Snapshot(wanted.images - start, width)), strict=True):
-        for key, value in unpack(f"{folder.url}/{name}", folder.read(name)).items():
+        for key, value in from_safetensors(f"{folder.url}/{name}", folder.read(name)).items():
             total[key] = total.get(key, torch.zeros(())) + float(factor) * value.float()
     return Reconstruction(wanted.images, total)

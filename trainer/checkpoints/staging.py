@@ -26,7 +26,7 @@ class Placed(NamedTuple):
     shape: tuple[int, ...]  # of the whole tensor
 
 
-class Share(NamedTuple):
+class RankShare(NamedTuple):
     """What one rank writes of a state."""
 
     files: dict[str, dict[str, Placed]]  # safetensors files: tensors by name
@@ -49,10 +49,10 @@ class HostCopy:
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, str], Tensor] = {}
 
-    def take(self, state: State) -> Share:
+    def take(self, state: State) -> RankShare:
         """Copy this rank's share. The state may change as soon as this returns."""
         mine, ranks = rank(), world_size()
-        share = Share({}, {})
+        share = RankShare({}, {})
         writers = _writers(state, ranks)
         for section, content in state.items():
             if not is_tensors(content):

@@ -73,7 +73,7 @@ def section_of(file: str) -> str:
 # ---- whole files
 
 
-def pack(tensors: Mapping[str, Tensor]) -> bytes:
+def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
     """The tensors, from any device, as the content of a .safetensors file."""
     # Copies, as the format refuses tensors that share memory (tied weights).
     copies = {
@@ -83,7 +83,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(copies)
 
 
-def unpack(where: str, data: bytes) -> dict[str, Tensor]:
+def from_safetensors(where: str, data: bytes) -> dict[str, Tensor]:
     """The tensors of a file's content, on the CPU; shapes and dtypes are kept. Nothing is ever unpickled.
 
     Raises TrainingError, naming `where`, if it is not safetensors.

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from trainer.checkpoints.commit import Commit, CommitFolder, FileDigest
-from trainer.checkpoints.staging import Share
+from trainer.checkpoints.staging import RankShare
 from trainer.checkpoints.tensor_files import LAYOUT, Layout, blocks, layout_json, merged
 from trainer.distributed.ranks import broadcast_object, gather_object, portable
 from trainer.errors import TrainingError
@@ -31,7 +31,7 @@ class CheckpointThread(threading.Thread):
     `outcome`, the same on all ranks: None if there is a commit, an OSError if the store failed, else another error.
     """
 
-    def __init__(self, folder: CommitFolder, share: Share, group: Any, complete: Complete):
+    def __init__(self, folder: CommitFolder, share: RankShare, group: Any, complete: Complete):
         super().__init__(name=f"checkpoint {folder.commit.name}", daemon=True)
         self.folder, self.share, self.group, self.complete = folder, share, group, complete
         self.outcome: Exception | None = None

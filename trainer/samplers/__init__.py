@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.config import Config
 from trainer.samplers.ancestral import ancestral
-from trainer.samplers.base import Denoise, Denoised, Sampler, Step
+from trainer.samplers.base import Denoise, Denoised, Sampler, SamplerStep
 from trainer.samplers.ddim import ddim
 from trainer.samplers.dpm_solver import dpm_solver
 from trainer.samplers.heun import heun
@@ -54,4 +54,4 @@ def noise_levels(schedule: NoiseSchedule, steps: int, spacing: Spacing, dtype: t
     return power * torch.log(torch.exp(low / power) + line * (torch.exp(high / power) - torch.exp(low / power)))
 
 
-__all__ = ["SAMPLERS", "Denoise", "Denoised", "Sampler", "SamplerName", "SamplingConfig", "Spacing", "Step"]
+__all__ = ["SAMPLERS", "Denoise", "Denoised", "Sampler", "SamplerName", "SamplerStep", "SamplingConfig", "Spacing"]

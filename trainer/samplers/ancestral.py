@@ -8,12 +8,14 @@ from torch import Tensor
 
 from trainer.gaussian_process import posterior
 from trainer.noise import Noise
-from trainer.samplers.base import Denoise, Step
+from trainer.samplers.base import Denoise, SamplerStep
 
 
-def ancestral(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature: float = 1.0) -> Iterator[Step]:
+def ancestral(
+    denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature: float = 1.0
+) -> Iterator[SamplerStep]:
     for i in range(len(gammas) - 1):
         x, _ = denoise(z, gammas[i])
         mean, scale = posterior(z, x, gammas[i], gammas[i + 1])
         z = mean + temperature * scale * noise.normal(f"ancestral{i}", tuple(z.shape[1:]))
-        yield Step(z, x, gammas[i + 1])
+        yield SamplerStep(z, x, gammas[i + 1])

@@ -20,7 +20,7 @@ class Denoised(NamedTuple):
 Denoise = Callable[[Tensor, Tensor], Denoised]  # (z [B, ...], gamma, a scalar) -> estimates
 
 
-class Step(NamedTuple):
+class SamplerStep(NamedTuple):
     """The latent at -log SNR gamma, and the estimate of x from which it was computed."""
 
     z: Tensor  # [B, ...]
@@ -37,4 +37,4 @@ class Sampler(Protocol):
 
     def __call__(
         self, denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature: float = 1.0
-    ) -> Iterator[Step]: ...
+    ) -> Iterator[SamplerStep]: ...

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from trainer.gaussian_process import alpha, sigma
 from trainer.noise import Noise
-from trainer.samplers.base import Denoise, Step
+from trainer.samplers.base import Denoise, SamplerStep
 
 
-def ddim(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature: float = 1.0) -> Iterator[Step]:
+def ddim(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature: float = 1.0) -> Iterator[SamplerStep]:
     for i in range(len(gammas) - 1):
         x, eps = denoise(z, gammas[i])
         z = alpha(gammas[i + 1]) * x + sigma(gammas[i + 1]) * eps
-        yield Step(z, x, gammas[i + 1])
+        yield SamplerStep(z, x, gammas[i + 1])

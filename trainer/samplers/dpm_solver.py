@@ -12,10 +12,12 @@ from torch import Tensor
 
 from trainer.gaussian_process import alpha, sigma
 from trainer.noise import Noise
-from trainer.samplers.base import Denoise, Step
+from trainer.samplers.base import Denoise, SamplerStep
 
 
-def dpm_solver(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature: float = 1.0) -> Iterator[Step]:
+def dpm_solver(
+    denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature: float = 1.0
+) -> Iterator[SamplerStep]:
     before: Tensor | None = None
     for i in range(len(gammas) - 1):
         h = (gammas[i] - gammas[i + 1]) / 2
@@ -26,4 +28,4 @@ def dpm_solver(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temper
             towards = x + ratio * (x - before)
         z = sigma(gammas[i + 1]) / sigma(gammas[i]) * z - alpha(gammas[i + 1]) * torch.expm1(-h) * towards
         before = x
-        yield Step(z, x, gammas[i + 1])
+        yield SamplerStep(z, x, gammas[i + 1])

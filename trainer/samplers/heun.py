@@ -12,10 +12,10 @@ from torch import Tensor
 
 from trainer.gaussian_process import alpha
 from trainer.noise import Noise
-from trainer.samplers.base import Denoise, Step
+from trainer.samplers.base import Denoise, SamplerStep
 
 
-def heun(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature: float = 1.0) -> Iterator[Step]:
+def heun(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature: float = 1.0) -> Iterator[SamplerStep]:
     levels = torch.exp(gammas / 2)
     for i in range(len(gammas) - 1):
         here, there = alpha(gammas[i]), alpha(gammas[i + 1])
@@ -24,4 +24,4 @@ def heun(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, temperature:
         y = z / here
         _, slope_there = denoise((y + step * slope) * there, gammas[i + 1])
         z = (y + step * (slope + slope_there) / 2) * there
-        yield Step(z, x, gammas[i + 1])
+        yield SamplerStep(z, x, gammas[i + 1])

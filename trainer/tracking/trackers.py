@@ -11,7 +11,7 @@ from cluster.storage.storage import Storage
 from trainer.checkpoints.journal import Row, read_metrics
 from trainer.errors import TrainingError
 from trainer.tracking.listener import Listener, Pictures
-from trainer.tracking.wandb_rows import BEFORE_ALL, Place, last_place_in_log, last_place_on_server, logs, place
+from trainer.tracking.wandb_rows import BEFORE_ALL, RowPlace, last_place_in_log, last_place_on_server, logs, place
 from trainer.tracking.wandb_run import TrackingConfig, WandbRun, run_id
 
 _BEHIND = "wandb-behind"  # exists in a run folder whose W&B run lacks rows
@@ -76,7 +76,7 @@ class WandbTracker(Listener):
             self.run.write(_BEHIND, b"")
             self.say("W&B lacks rows of this run; the same command, started again, sends them")
 
-    def _last_sent(self) -> Place:
+    def _last_sent(self) -> RowPlace:
         """The place of the last row that W&B has."""
         if self.wandb.online:
             server = self._last_on_server()
@@ -92,7 +92,7 @@ class WandbTracker(Listener):
                     return last  # older processes have sent earlier rows only
         return BEFORE_ALL
 
-    def _last_on_server(self) -> Place | None:
+    def _last_on_server(self) -> RowPlace | None:
         run = self.wandb.wandb
         return last_place_on_server(run.entity, run.project, self.wandb.id)
 

@@ -18,7 +18,7 @@ _TAIL = """query RunResumeStatus($project: String, $entity: String, $name: Strin
   model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyTail } } }"""
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """Where a row stands in the order in which a run makes its rows."""
 
     rollbacks: int  # a rollback repeats image counts
@@ -26,17 +26,17 @@ class Place(NamedTuple):
     is_evaluation: bool  # a row of its own, after the row of training at the same count
 
 
-BEFORE_ALL = Place(0, -1, False)
+BEFORE_ALL = RowPlace(0, -1, False)
 
 
-def place(row: Mapping[str, Any]) -> Place:
+def place(row: Mapping[str, Any]) -> RowPlace:
     """The place of a row of metrics, or of the same row at W&B; BEFORE_ALL for a row of something else."""
     if "images" not in row:
         return BEFORE_ALL
-    return Place(int(row.get("rollbacks", 0)), int(row["images"]), "evaluation/seconds" in row)
+    return RowPlace(int(row.get("rollbacks", 0)), int(row["images"]), "evaluation/seconds" in row)
 
 
-def last_place_on_server(entity: str, project: str, run_id: str, timeout: float = 10.0) -> Place | None:
+def last_place_on_server(entity: str, project: str, run_id: str, timeout: float = 10.0) -> RowPlace | None:
     """The place of the last row that the server has; None if the server does not answer."""
     import wandb
 
@@ -63,7 +63,7 @@ def logs(names: list[str], run_id: str) -> list[str]:
     return sorted(own, key=lambda name: name.rpartition("run-")[0].rpartition("run-")[2], reverse=True)
 
 
-def last_place_in_log(path: Path) -> Place:
+def last_place_in_log(path: Path) -> RowPlace:
     """The place of the last row in a log of W&B's client, complete or not; BEFORE_ALL if there is none."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     env = {**os.environ, "WANDB_ERROR_REPORTING": "false"}

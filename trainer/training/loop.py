@@ -87,7 +87,7 @@ def fit(
                 commit_due = agreement.save = False
             if state.evaluation_owed and not agreement.stop:
                 with clock.pause(), watchdog.paused():
-                    evaluation = report(state, config, data, events, agreement, watchdog)
+                    evaluation = evaluate_and_draw(state, config, data, events, agreement, watchdog)
             if last or agreement.stop:
                 break
 
@@ -129,7 +129,7 @@ def start_commit(state: TrainState, data: Data, checkpointer: Checkpointer, even
     checkpointer.start(state.images, state.sections(), events.take_rows())
 
 
-def report(
+def evaluate_and_draw(
     state: TrainState,
     config: TrainerConfig,
     data: Data,

@@ -14,7 +14,7 @@ from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.retention import CheckpointConfig
-from trainer.checkpoints.tensor_files import pack, unpack
+from trainer.checkpoints.tensor_files import from_safetensors, to_safetensors
 from trainer.errors import TrainingError
 
 
@@ -119,7 +119,7 @@ DTYPES = [
 def test_tensors_keep_their_type_shape_and_bits(dtype, shape):
     bits = torch.randint(0, 256, (*shape, torch.empty(0, dtype=dtype).element_size()), dtype=torch.uint8)
     tensor = bits.view(dtype).reshape(shape) if dtype != torch.bool else (bits > 127).reshape(shape)
-    back = unpack("x", pack({"a.b": tensor}))["a.b"]
+    back = from_safetensors("x", to_safetensors({"a.b": tensor}))["a.b"]
     assert (back.dtype, back.shape) == (dtype, tensor.shape)
     assert torch.equal(back.flatten().view(torch.uint8), tensor.flatten().view(torch.uint8))  # NaNs as well
 
@@ -127,19 +127,19 @@ def test_tensors_keep_their_type_shape_and_bits(dtype, shape):
 @pytest.mark.parametrize("make", [lambda x: x.T, lambda x: x[:, ::2], lambda x: x[0].expand(5, 4), lambda x: x[1:]])
 def test_views_are_written_as_what_they_show(make):
     tensor = make(torch.arange(12.0).reshape(3, 4))
-    back = unpack("x", pack({"view": tensor}))["view"]
+    back = from_safetensors("x", to_safetensors({"view": tensor}))["view"]
     assert torch.equal(back, tensor)
     assert back.is_contiguous()
 
 
 def test_parameters_are_written_as_values():
-    back = unpack("x", pack(dict(torch.nn.Linear(2, 3).named_parameters())))
+    back = from_safetensors("x", to_safetensors(dict(torch.nn.Linear(2, 3).named_parameters())))
     assert not any(value.requires_grad for value in back.values())
 
 
 def test_tied_weights_come_back_under_both_names():
     weight = torch.randn(3, 3)
-    back = unpack("x", pack({"encoder": weight, "decoder": weight}))
+    back = from_safetensors("x", to_safetensors({"encoder": weight, "decoder": weight}))
     assert torch.equal(back["encoder"], weight)
     assert torch.equal(back["decoder"], weight)
 
@@ -345,7 +345,7 @@ def test_the_hostile_object_would_act_if_it_were_unpickled():
 def test_a_header_that_lies_about_its_size_is_refused_in_one_line():
     for data in (b"", b"\xff" * 8, (2**63 - 1).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"{"):
         with pytest.raises(TrainingError, match=r"^somewhere: is not a safetensors file \(") as raised:
-            unpack("somewhere", data)
+            from_safetensors("somewhere", data)
         assert "\n" not in str(raised.value)
 
 

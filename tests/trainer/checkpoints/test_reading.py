@@ -30,7 +30,7 @@ from trainer.checkpoints.commit import Commit, CommitFolder
 from trainer.checkpoints.read_plan import Target, plan
 from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.retention import CheckpointConfig
-from trainer.checkpoints.tensor_files import CHUNK, Piece, StoredTensor, checksums, pack
+from trainer.checkpoints.tensor_files import CHUNK, Piece, StoredTensor, checksums, to_safetensors
 from trainer.distributed.ranks import on_rank_zero
 from trainer.errors import DamagedError, TrainingError
 
@@ -178,7 +178,7 @@ def write_format_1(url: str, ranks: int) -> None:
                 pieces[f"model-{me}.safetensors"] = [me * -(-value.shape[0] // ranks)] + [0] * (value.ndim - 1)
         layout[name] = {"shape": list(value.shape), "pieces": pieces}
     for me, part in enumerate(parts):
-        files["model.safetensors" if ranks == 1 else f"model-{me}.safetensors"] = pack(part)
+        files["model.safetensors" if ranks == 1 else f"model-{me}.safetensors"] = to_safetensors(part)
     if ranks > 1:
         files["layout.json"] = json.dumps({"model": layout}).encode()
     digests = {name: folder.write_file(name, data) for name, data in files.items()}

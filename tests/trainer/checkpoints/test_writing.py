@@ -17,7 +17,7 @@ from trainer.checkpoints import checkpointer
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.snapshots import take_snapshots
-from trainer.checkpoints.tensor_files import unpack
+from trainer.checkpoints.tensor_files import from_safetensors
 from trainer.distributed.ranks import rank
 from trainer.errors import DivergedError
 from trainer.training.posthoc_ema import PosthocEma
@@ -144,7 +144,7 @@ def test_a_snapshot_is_copied_at_once_and_stored_before_the_next_commit(url: str
     process.wait()
     assert [path.split("/")[0] for path in written].index("averages") < len(written) - 1
     assert written[-1] == "checkpoints/000000000100-0001/manifest.json"
-    stored = unpack("", Storage(url).read("averages/000000000100-0001-0.050.safetensors"))
+    stored = from_safetensors("", Storage(url).read("averages/000000000100-0001-0.050.safetensors"))
     assert all(torch.equal(stored[name], value) for name, value in taken.items())
 
 

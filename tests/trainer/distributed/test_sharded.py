@@ -16,7 +16,15 @@ from tests.testbed.ranks import together
 from tests.testbed.steps import train
 from trainer.checkpoints.export import load
 from trainer.checkpoints.snapshots import reconstruct
-from trainer.checkpoints.tensor_files import Piece, StoredTensor, blocks, layout_json, merged, parsed_layout, unpack
+from trainer.checkpoints.tensor_files import (
+    Piece,
+    StoredTensor,
+    blocks,
+    from_safetensors,
+    layout_json,
+    merged,
+    parsed_layout,
+)
 
 
 def test_a_stream_is_a_safetensors_file():
@@ -27,7 +35,7 @@ def test_a_stream_is_a_safetensors_file():
         "d": torch.randn(5).bfloat16(),
         "e": torch.empty(0, 3),
     }
-    back = unpack("here", b"".join(blocks(tensors)))
+    back = from_safetensors("here", b"".join(blocks(tensors)))
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in tensors.items())
 

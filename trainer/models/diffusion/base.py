@@ -14,7 +14,7 @@ from trainer.gaussian_process import alpha
 from trainer.models.base import Condition, Model, Picture
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
-from trainer.samplers import SamplingConfig, Step
+from trainer.samplers import SamplerStep, SamplingConfig
 
 TRAJECTORIES, COLUMNS = 6, 10  # of the picture that shows estimates of x on the way to a sample
 
@@ -68,6 +68,8 @@ class DiffusionBase(Model):
         """-log SNR of the least noisy latent, a scalar of the type of `like`."""
         return self.diffuser.schedule.ends.to(like.dtype)[0]
 
-    def _steps(self, noise: Noise, condition: Condition, temperature: float, options: dict[str, Any]) -> Iterator[Step]:
+    def _steps(
+        self, noise: Noise, condition: Condition, temperature: float, options: dict[str, Any]
+    ) -> Iterator[SamplerStep]:
         chosen = SamplingConfig.model_validate(self.sampling.model_dump() | options)
         return self.diffuser.trajectory(noise, condition, temperature, chosen)

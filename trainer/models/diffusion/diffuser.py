@@ -22,7 +22,7 @@ from trainer.models.diffusion.denoiser import DenoiserConfig
 from trainer.models.diffusion.weightings import BoundConfig, WeightingConfig
 from trainer.noise import Noise
 from trainer.normal import Normal
-from trainer.samplers import SAMPLERS, SamplingConfig, Step, noise_levels
+from trainer.samplers import SAMPLERS, SamplerStep, SamplingConfig, noise_levels
 from trainer.samplers.base import Denoise, Denoised
 from trainer.schedules import LinearConfig, NoiseScheduleConfig
 
@@ -125,7 +125,7 @@ class Diffuser(nn.Module):
 
     def trajectory(
         self, noise: Noise, condition: Condition, temperature: float, sampling: SamplingConfig
-    ) -> Iterator[Step]:
+    ) -> Iterator[SamplerStep]:
         """From z_1 ~ N(0, temperature^2 I) to z_0, one step at a time."""
         gammas = noise_levels(self.schedule, sampling.steps, sampling.spacing, noise.dtype)
         z = temperature * noise.normal("z1", self.shape)
