@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from jobs.reporting.history import RunHistory, Values, number
+from jobs.reporting.thinning import Point
 
-BUCKETS = 160  # of a curve; each keeps its first, lowest, highest and last point
 LEVELS = 10  # of the rates of one run; more lines cannot be told apart
 OTHERS = 24  # charts of figures that this file does not know
 UNKNOWN = math.nan
-
-Point = tuple[float, float]
 
 
 class Curve(NamedTuple):
@@ -116,30 +114,6 @@ def unit_of_bound(runs: Sequence[RunHistory]) -> tuple[str, str]:
 
     all_bits = all(has(run, "bpd") or not has(run, "nats") for run in runs)
     return ("bpd", "bits per dimension") if all_bits else ("nats", "nats an image")
-
-
-def thinned(curve: list[Point], buckets: int = BUCKETS) -> list[Point]:
-    """At most four points for each of `buckets` equal parts of the x axis: the first, lowest, highest and last.
-
-    So no extreme is lost, wherever it is. Points of NaN stay if nothing else is in their part.
-    """
-    if len(curve) <= 4 * buckets:
-        return curve
-    first, last = curve[0][0], curve[-1][0]
-    width = (last - first) / buckets or 1.0
-    parts: dict[int, list[Point]] = {}
-    for point in curve:
-        parts.setdefault(min(int((point[0] - first) / width), buckets - 1), []).append(point)
-    kept = []
-    for part in parts.values():
-        finite = [point for point in part if not math.isnan(point[1])] or part[:1]
-        chosen = {id(p): p for p in (finite[0], min(finite, key=_y), max(finite, key=_y), finite[-1])}
-        kept += [point for point in finite if id(point) in chosen]
-    return kept
-
-
-def _y(point: Point) -> float:
-    return point[1]
 
 
 def _drawable(curve: Curve) -> bool:

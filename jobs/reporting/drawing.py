@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jobs.reporting.curves import Chart, Curve, Point, thinned
+from jobs.reporting.axes import Axis, closer_axis, is_wide, round_numbers, whole_axis
+from jobs.reporting.curves import Chart, Curve
 from jobs.reporting.markup import Markup, join, tag
+from jobs.reporting.numerals import plain, tick
+from jobs.reporting.thinning import Part, thinned
 
 WIDTH, HEIGHT = 600, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40  # margins around the plot
 COLOURS = 10  # of the style sheet; further curves repeat them, dashed
-OUTLYING = 0.1  # share of the values at either end that may lie outside the axis
-STRETCH = 2.5  # outside they are only if the axis would be this many times as long
-DECADES = 30.0  # highest / lowest value from which on an axis is logarithmic
+DOTS = 60  # evaluations of a curve that still have a dot each
 
 
 class Mark(NamedTuple):
@@ -26,119 +26,53 @@ class Mark(NamedTuple):
     kind: str  # restart or rollback
 
 
-class Axis(NamedTuple):
-    """A range of values on a range of the drawing."""
+class Line(NamedTuple):
+    """A curve as it is drawn."""
 
-    low: float
-    high: float
-    start: float  # where `low` is drawn
-    stop: float
-    log: bool = False
+    curve: Curve
+    parts: list[Part]
 
-    def at(self, value: float) -> float:
-        low, high, value = (math.log10(x) if self.log else x for x in (self.low, self.high, value))
-        return self.start + (value - low) / (high - low) * (self.stop - self.start)
+    @property
+    def last(self) -> float:
+        """The last finite value; NaN if there is none."""
+        return next((y for _, y in reversed(self.curve.points) if not math.isnan(y)), math.nan)
 
-    def ticks(self) -> list[float]:
-        if not self.log:
-            return _round_numbers(self.low, self.high, 5)
-        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        factors = (1, 2, 5) if self.high / self.low < 200 else (1,)
-        found = [factor * 10.0**decade for decade in decades for factor in factors]
-        found = [value for value in found if self.low <= value <= self.high]
-        return found[:: max(1, len(found) // 6)]
+    @property
+    def finite(self) -> list[Part]:
+        return [part for part in self.parts if not math.isnan(part.y)]
 
 
 def draw(chart: Chart, marks: Sequence[Mark] = ()) -> Markup:
     """The chart as a figure: title, legend and the plot; two plots where a few values would flatten all others."""
-    curves = [curve._replace(points=thinned(curve.points)) for curve in chart.curves]
-    shown = chart._replace(curves=curves)
-    values = [y for curve in curves for _, y in curve.points if not math.isnan(y)]
-    log = chart.may_be_log and min(values) > 0 and max(values) > DECADES * min(values)
-    whole = _whole(values, chart.from_zero, log)
-    near, note = _near(curves, values) if not (log or chart.from_zero) else (None, "")
-    plots = [_plot(shown, near or whole, marks, None)]
-    if near:
-        plots = [_plot(shown, near, marks, "near"), _plot(shown, whole, marks, "all-values")]
+    lines = [Line(curve, thinned(curve.points)) for curve in chart.curves]
+    values = [value for line in lines for part in line.finite for value in {part.low, part.high}]
+    log = chart.may_be_log and is_wide(min(values), max(values))
+    whole = whole_axis(min(values), max(values), HEIGHT - BOTTOM, TOP, chart.from_zero, log)
+    closer = None if log or chart.from_zero else closer_axis(values, [line.last for line in lines], whole)
     unit = tag("span", f" {chart.unit}", class_="unit") if chart.unit else ""
-    switch = tag("button", "whole range", type="button", class_="range") if near else ""
-    return tag(
-        "figure",
-        tag("figcaption", tag("b", chart.title), unit, switch),
-        _legend(curves),
-        *plots,
-        tag("p", chart.note, class_="note") if chart.note else "",
-        tag("p", note, class_="note near") if note else "",
-        class_="chart",
-    )
+    parts = [tag("p", chart.note, class_="note")] if chart.note else []
+    if closer is None:
+        title = tag("figcaption", tag("b", chart.title), unit)
+        plots = [_plot(chart, lines, whole, marks)]
+    else:
+        title = tag(
+            "figcaption", tag("b", chart.title), unit, tag("button", "whole range", type="button", class_="range")
+        )
+        plots = [_plot(chart, lines, closer[0], marks, "near"), _plot(chart, lines, whole, marks, "all-values")]
+        parts.append(tag("p", closer[1], class_="note near"))
+    return tag("figure", title, _legend(lines), *plots, *parts, class_="chart")
 
 
-def short(value: float) -> str:
-    """A number as a tick label: 20k, 1.5M, 0.001."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
-    return re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e")
-
-
-def duration(seconds: float) -> str:
-    """45 s, 12 min, 3.5 h or 2.1 d."""
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def plain(value: float) -> str:
-    """A figure with four significant digits."""
-    if abs(value) >= 1000 or value == round(value):
-        return f"{value:,.0f}"
-    return f"{value:#.4g}" if abs(value) >= 0.001 else short(value)
-
-
-def _whole(values: list[float], from_zero: bool, log: bool) -> Axis:
-    low, high = min(values), max(values)
-    if log:
-        return _vertical(low / 1.2, high * 1.2, log=True)
-    low = min(low, 0.0) if from_zero else low
-    room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
-    return _vertical(low if from_zero and low == 0 else low - room, high + room)
-
-
-def _near(curves: list[Curve], values: list[float]) -> tuple[Axis | None, str]:
-    """An axis without outlying values and a line that says so; None where all values fit well on one axis."""
-    if len(values) < 20:
-        return None, ""
-    ordered = sorted(values)
-    ends = [y for curve in curves for _, y in curve.points[-1:] if not math.isnan(y)]
-    low = min([ordered[round(OUTLYING * (len(ordered) - 1))], *ends])
-    high = max([ordered[round((1 - OUTLYING) * (len(ordered) - 1))], *ends])
-    room = 0.1 * (high - low)
-    if room == 0 or ordered[-1] - ordered[0] < STRETCH * (high - low):
-        return None, ""
-    axis = _vertical(max(low - room, ordered[0] - room / 2), min(high + room, ordered[-1] + room / 2))
-    outside = [f"highest {plain(ordered[-1])}"] if ordered[-1] > axis.high else []
-    outside += [f"lowest {plain(ordered[0])}"] if ordered[0] < axis.low else []
-    return axis, f"Outside the axis: {', '.join(outside)}."
-
-
-def _vertical(low: float, high: float, log: bool = False) -> Axis:
-    if not low < high:
-        low, high = low - (abs(low) or 1.0) * 0.05, high + (abs(high) or 1.0) * 0.05
-    return Axis(low, high, HEIGHT - BOTTOM, TOP, log)
-
-
-def _plot(chart: Chart, y: Axis, marks: Sequence[Mark], name: str | None) -> Markup:
-    xs = [x for curve in chart.curves for x, _ in curve.points]
-    x = Axis(0.0, max(xs) * 1.02 or 1.0, LEFT, WIDTH - RIGHT)
+def _plot(chart: Chart, lines: list[Line], y: Axis, marks: Sequence[Mark], name: str = "") -> Markup:
+    x = Axis(0.0, max(part.x for line in lines for part in line.parts) * 1.02 or 1.0, LEFT, WIDTH - RIGHT)
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-    lines = [_line(curve, x, y) for curve in chart.curves]
+    drawn = [_line(line, x, y) for line in lines]
     picture = tag(
         "svg",
         *_grid(x, y, chart.by_time),
         *([] if chart.by_time else [_mark(mark, x) for mark in marks]),
         # An svg of its own, which cuts off what lies outside it.
-        tag("svg", *lines, x=LEFT, y=TOP, width=width, height=height, viewBox=f"{LEFT} {TOP} {width} {height}"),
+        tag("svg", *drawn, x=LEFT, y=TOP, width=width, height=height, viewBox=f"{LEFT} {TOP} {width} {height}"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         aria_label=f"{chart.title}, {chart.unit}",
@@ -148,16 +82,18 @@ def _plot(chart: Chart, y: Axis, marks: Sequence[Mark], name: str | None) -> Mar
         "x": [x.low, x.high],
         "time": chart.by_time,
         "curves": [
-            {"name": curve.label, "colour": _colour(curve), "points": [_brief(p) for p in curve.points if p[1] == p[1]]}
-            for curve in chart.curves
+            {"name": line.curve.label, "colour": _colour(line.curve), "points": list(map(_figures, line.finite))}
+            for line in lines
         ],
     }
     data = Markup(json.dumps(figures, separators=(",", ":")).replace("<", "\\u003c"))
-    return tag("div", picture, tag("script", data, type="application/json"), class_=f"plot {name}" if name else "plot")
+    return tag("div", picture, tag("script", data, type="application/json"), class_=f"plot {name}".rstrip())
 
 
-def _brief(point: Point) -> list[float]:
-    return [float(f"{value:.6g}") if i else round(value, 1) for i, value in enumerate(point)]
+def _figures(part: Part) -> list[float]:
+    """[x, y], with the range of y if it has one; six digits."""
+    values = part[1:] if part.low < part.high else part[1:2]
+    return [round(part.x, 1), *(float(f"{value:.6g}") for value in values)]
 
 
 def _grid(x: Axis, y: Axis, by_time: bool) -> list[Markup]:
@@ -166,10 +102,10 @@ def _grid(x: Axis, y: Axis, by_time: bool) -> list[Markup]:
     for value in y.ticks():
         at = round(y.at(value), 1)
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="grid"))
-        parts.append(tag("text", short(value), x=LEFT - 6, y=at + 3.5, class_="tick left"))
+        parts.append(tag("text", tick(value), x=LEFT - 6, y=at + 3.5, class_="tick left"))
     unit, scale = _time_unit(x.high) if by_time else ("images seen", 1.0)
-    for value in _round_numbers(0.0, x.high / scale, 6):
-        parts.append(tag("text", short(value), x=round(x.at(value * scale), 1), y=bottom + 15, class_="tick"))
+    for value in round_numbers(0.0, x.high / scale, 6):
+        parts.append(tag("text", tick(value), x=round(x.at(value * scale), 1), y=bottom + 15, class_="tick"))
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"))
     parts.append(tag("text", unit, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, class_="tick"))
     return parts
@@ -187,46 +123,50 @@ def _mark(mark: Mark, x: Axis) -> Markup:
     return tag("line", x1=at, x2=at, y1=TOP, y2=HEIGHT - BOTTOM, class_=f"mark {mark.kind}")
 
 
-def _line(curve: Curve, x: Axis, y: Axis) -> Markup:
-    """The curve as a path; clamped far outside the plot, where coordinates would be meaningless."""
-    path, dots, drawing = [], [], False
-    for at, value in curve.points:
-        if math.isnan(value):
-            drawing = False
-            continue
-        place = x.at(at), min(max(y.at(value), -HEIGHT), 2.0 * HEIGHT)
-        path.append(f"{'L' if drawing else 'M'}{place[0]:.1f} {place[1]:.1f}")
-        if curve.dots and len(curve.points) <= 60:
-            dots.append(tag("circle", cx=f"{place[0]:.1f}", cy=f"{place[1]:.1f}", r=2.6))
-        drawing = True
-    classes = f"curve {_colour(curve)}{' faint' if curve.faint else ''}"
-    return tag("g", tag("path", d="".join(path)), *dots, class_=classes, data_curve=curve.label)
+def _line(line: Line, x: Axis, y: Axis) -> Markup:
+    """The curve as a path, interrupted where values are not finite; behind it the range of each part as a band."""
+    segments: list[list[Part]] = [[]]
+    for part in line.parts:
+        if math.isnan(part.y):
+            segments.append([])
+        else:
+            segments[-1].append(part)
+    drawn = []
+    for segment in filter(None, segments):
+        if any(part.low < part.high for part in segment):
+            edge = [(part.x, part.high) for part in segment] + [(part.x, part.low) for part in reversed(segment)]
+            drawn.append(tag("path", d=_path(edge, x, y) + "Z", class_="band"))
+        drawn.append(tag("path", d=_path([(part.x, part.y) for part in segment], x, y), class_="line"))
+        if len(segment) == 1 or (line.curve.dots and len(line.parts) <= DOTS):
+            places = [_place(part.x, part.y, x, y) for part in segment]
+            drawn += [tag("circle", cx=f"{left:.1f}", cy=f"{top:.1f}", r=2.6) for left, top in places]
+    classes = f"curve {_colour(line.curve)}{' faint' if line.curve.faint else ''}"
+    return tag("g", *drawn, class_=classes, data_curve=line.curve.label)
+
+
+def _path(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
+    places = [_place(*point, x, y) for point in points]
+    return "".join(f"{'L' if i else 'M'}{left:.1f} {top:.1f}" for i, (left, top) in enumerate(places))
+
+
+def _place(at: float, value: float, x: Axis, y: Axis) -> tuple[float, float]:
+    """Clamped far outside the plot, where coordinates would have no meaning."""
+    return x.at(at), min(max(y.at(value), -HEIGHT), 2.0 * HEIGHT)
 
 
 def _colour(curve: Curve) -> str:
     return f"c{curve.colour % COLOURS}{' dashed' if curve.colour >= COLOURS else ''}"
 
 
-def _legend(curves: list[Curve]) -> Markup:
+def _legend(lines: list[Line]) -> Markup:
     """The curves with their last values; a click hides a curve in all charts. Of a single curve its last value."""
+    if len(lines) == 1:
+        return tag("div", tag("span", f"at the end {plain(lines[0].last)}", class_="last"), class_="legend")
     entries = []
-    if len(curves) == 1:
-        last = next(y for _, y in reversed(curves[0].points) if not math.isnan(y))
-        return tag("div", tag("span", f"at the end {plain(last)}", class_="last"), class_="legend")
-    for curve in curves:
-        last = next((y for _, y in reversed(curve.points) if not math.isnan(y)), math.nan)
-        value = tag("span", plain(last), class_="last")
+    for line in lines:
+        curve, value = line.curve, tag("span", plain(line.last), class_="last")
         key = tag("i", class_=f"key {_colour(curve)}{' faint' if curve.faint else ''}")
         entries.append(
             tag("button", key, f"{curve.label} ", value, type="button", class_="entry", data_curve=curve.label)
         )
     return tag("div", join(entries), class_="legend")
-
-
-def _round_numbers(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers in [low, high], equally far apart."""
-    step = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(step))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= 0.999 * step)
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -44,6 +44,7 @@ for (const plot of document.querySelectorAll(".plot")) {
       line.appendChild(document.createElement("i")).className = `key ${curve.colour}`;
       line.append(`${curve.name} `);
       line.appendChild(document.createElement("b")).textContent = number(point[1]);
+      if (point.length > 2) line.append(` (${number(point[2])} to ${number(point[3])})`);
       if (point[0] !== at) line.append(data.time ? ` at ${clock(point[0])}` : ` at ${number(point[0])}`);
     }
     const place = (left + (at - low) / (high - low) * (right - left)) * scale;

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.reporting.drawing import plain
 from jobs.reporting.history import RunHistory, Values, number
 from jobs.reporting.markup import Markup, facts, join, table, tag
+from jobs.reporting.numerals import plain
 from jobs.reporting.summary import NONE, flat
 from trainer.checkpoints.lineage import Attempt
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jobs.reporting.curves import running_seconds, total_rate, unit_of_bound
-from jobs.reporting.drawing import duration, plain
 from jobs.reporting.history import RunHistory, Values, number
 from jobs.reporting.markup import Markup, join, table, tag
+from jobs.reporting.numerals import duration, plain
 
 Fact = tuple[str, str, str]  # name, value, what it is of
 FEW = 16  # settings that are listed without a click

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import random
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from cluster.storage.storage import Storage
 from jobs import evaluate, report
 from jobs.config.loading import load_config
 from jobs.errors import ConfigError
-from jobs.reporting.curves import thinned
 from jobs.reporting.history import read_history
+from jobs.reporting.numerals import duration, plain, tick
+from jobs.reporting.thinning import thinned
 from jobs.run.training import train_rank
 from tests.testbed.jobs import call_job
 from tests.testbed.s3 import S3Server
@@ -187,19 +190,30 @@ def test_no_credentials_of_urls_are_passed_on(tmp_path: Path) -> None:
     assert "s3://bucket/x?.tar" in text
 
 
-@pytest.mark.parametrize("count", [3, 640, 641, 20_000])
-def test_thinning_keeps_the_extremes_the_ends_and_the_order(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 480, 481, 20_000])
+def test_thinning_keeps_extremes_ends_and_means(count: int) -> None:
     values = random.Random(count)
     curve = [(float(i), values.gauss(0, 1)) for i in range(count)]
     curve[count // 3] = (count // 3, 1e6)
     curve[count // 2] = (count // 2, -1e6)
-    kept = thinned(curve)
-    assert len(kept) <= 640
-    assert kept == sorted(kept)
-    assert set(kept) <= set(curve)
-    assert {curve[0], curve[-1], curve[count // 3], curve[count // 2]} <= set(kept)
-    if count <= 640:
-        assert kept == curve
+    parts = thinned(curve)
+    if count <= 480:
+        assert parts == [(x, y, y, y) for x, y in curve]
+        return
+    assert len(parts) == 240
+    assert max(part.high for part in parts) == 1e6
+    assert min(part.low for part in parts) == -1e6
+    assert (parts[0].x < 100, parts[-1].x) == (True, count - 1)
+    for part, after in pairwise(parts):
+        assert part.x < after.x
+    inside = [y for x, y in curve if x * 240 < count - 1]
+    assert parts[0][1:] == pytest.approx((sum(inside) / len(inside), min(inside), max(inside)))
+
+
+def test_thinning_interrupts_a_curve_only_where_nothing_is_finite() -> None:
+    curve = [(float(i), math.nan if i < 5000 or i % 2 else 1.0) for i in range(20_000)]
+    parts = thinned(curve)
+    assert all(math.isnan(part.y) == (part.x < 5000) for part in parts)
 
 
 def test_a_long_run_makes_a_small_file_with_its_spikes(tmp_path: Path) -> None:
@@ -208,12 +222,20 @@ def test_a_long_run_makes_a_small_file_with_its_spikes(tmp_path: Path) -> None:
     rows[12_400]["train/bpd"] = float("nan")
     make_run(tmp_path / "run", rows)
     page = page_of(tmp_path / "run", out=tmp_path / "report.html")
-    assert (tmp_path / "report.html").stat().st_size < 300_000
-    norms = next(
-        chart["curves"][0]["points"] for chart in page.charts if [123_460.0, 777_000.0] in chart["curves"][0]["points"]
-    )
-    assert len(norms) <= 640
+    assert (tmp_path / "report.html").stat().st_size < 150_000
+    spikes = [point for chart in page.charts for point in chart["curves"][0]["points"] if point[-1] == 777_000.0]
+    assert len(spikes) == 1
+    assert spikes[0][0] == pytest.approx(123_460, abs=200_000 / 240)
+    assert spikes[0][1:] == pytest.approx([1 + 776_999 / 83, 1.0, 777_000.0], rel=0.02)  # mean, lowest, highest
     assert "NaN" not in (tmp_path / "report.html").read_text()
+
+
+def test_numbers_are_short() -> None:
+    ticks = [tick(value) for value in (0.0, 1000, 25_000, 1.5e6, 2e9, 0.00025, 1e-5, -20_000)]
+    assert ticks == ["0", "1000", "25k", "1.5M", "2G", "0.00025", "1e-5", "-20k"]
+    figures = [plain(value) for value in (2.0, 79.998, 999.96, 1234.5, 0.001, 2.0014e-05, -0.5)]
+    assert figures == ["2", "80.00", "1,000", "1,234", "0.001", "2.001e-5", "-0.5000"]
+    assert [duration(value) for value in (45.0, 720.0, 12_600.0, 181_440.0)] == ["45 s", "12 min", "3.5 h", "2.1 d"]
 
 
 def test_values_that_would_flatten_a_curve_are_named_and_shown_on_demand(tmp_path: Path) -> None:
