@@ -91,6 +91,16 @@ def test_a_stop_interrupts_evaluation_and_pictures_and_they_are_made_on_resume(c
     assert (Path(broken.run) / f"pictures/samples-{EVALUATED:012d}.png").exists()
 
 
+def test_a_stop_after_the_last_step_leaves_the_last_evaluation_to_the_next_process(config_file):
+    straight, broken = load_config(str(config_file("straight"))), load_config(str(config_file("broken")))
+    train_rank(straight)
+    outcome = train_rank(broken, StopAfter(20))
+    assert (outcome.images, outcome.finished) == (2 * EVALUATED, False)
+    assert [row["images"] for row in evaluation_rows(broken.run)] == [EVALUATED]
+    assert train_rank(broken).finished
+    assert metrics(broken.run) == metrics(straight.run)
+
+
 def interrupted_on_a_rank(path: str, rank: int, what: str) -> None:
     """A rank whose `rank` alone is asked to stop, in the middle of an evaluation or of pictures."""
     import torch.distributed as dist

@@ -119,7 +119,8 @@ def fit(
             start_commit(state, data, checkpointer, events)
         checkpointer.wait()
         checkpointer.add_rows(state.images, events.take_rows())
-    return Outcome(state.images, state.images >= config.images, evaluation)
+    finished = state.images >= config.images and not state.evaluation_owed
+    return Outcome(state.images, finished, evaluation)
 
 
 def start_commit(state: TrainState, data: Data, checkpointer: Checkpointer, events: Events) -> None:
