@@ -29,7 +29,7 @@ from trainer.distributed.ranks import rank, world_size
 from trainer.distributed.requests import Requests
 from trainer.tracking.listener import Listener
 
-PREEMPTION_SECONDS = 600.0  # after a notice of pre-emption; a machine that is still there is kept
+PREEMPTION_SECONDS = 600.0  # after a notice of preemption; a machine that is still there is kept
 FAREWELL_SECONDS = 60.0
 GROWTH_SECONDS = 5.0  # between two checks for free resources, and between the commits before Ray uses them
 RESIZE_SECONDS = 30.0  # between Ray's own checks for more machines
@@ -55,7 +55,7 @@ def train(config: RunConfig) -> None:
             name=name,
             storage_path=above,
             storage_filesystem=filesystem,
-            # pre-emptions have their own budget, unlimited
+            # preemptions have their own budget, unlimited
             failure_config=FailureConfig(
                 max_failures=config.ray.max_failures,
                 max_preemption_failures=-1,  # type: ignore[call-arg]
@@ -102,7 +102,7 @@ def _rank(settings: dict[str, Any]) -> None:
         if requests.preempted and not requests.stop():
             # Returning would end the run. Ray stops the ranks when the machine goes, and starts them elsewhere.
             time.sleep(PREEMPTION_SECONDS)
-            raise RuntimeError("the machine announced as pre-empted is still there; restarting")
+            raise RuntimeError("the machine announced as preempted is still there; restarting")
     except UnavailableError:
         raise  # the store may come back: Ray restarts the ranks
     except USER_ERRORS as error:
@@ -112,7 +112,7 @@ def _rank(settings: dict[str, Any]) -> None:
 
 
 class RayRequests(Requests):
-    """What the driver asks of a rank, and Ray's notices of pre-emption."""
+    """What the driver asks of a rank, and Ray's notices of preemption."""
 
     def __init__(self, control: ControlPoller):
         self.control = control

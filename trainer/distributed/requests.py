@@ -17,7 +17,7 @@ from trainer.errors import TrainingError
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25  # between two exchanges of the ranks, about
-NOTICE_SECONDS = 4.0  # between two looks for a notice of pre-emption, about
+NOTICE_SECONDS = 4.0  # between two looks for a notice of preemption, about
 
 _RUNNING, _DONE, _INTERRUPTED, _FAILED = range(4)  # rank 0 while it leads
 
