@@ -30,6 +30,13 @@ class TrackingConfig(Config):
     """W&B team or user. null: the account's default."""
 
 
+def _stop_service() -> None:
+    """Stop the client's service process, which may still be writing the log when `finish` has returned."""
+    import wandb
+
+    wandb.teardown()
+
+
 def run_id(run: Storage) -> str:
     """The id of the run folder's W&B run, made by the first process that asks."""
     run.create("wandb-id", uuid.uuid4().hex[:12].encode())
@@ -84,6 +91,7 @@ class WandbRun:
         """End the run at W&B and store its files. Raises StorageError."""
         try:
             self._try(self.wandb.finish)
+            self._try(_stop_service)
             self.store_files(everything=True)
         finally:
             if self.scratch:
