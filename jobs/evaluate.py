@@ -17,10 +17,11 @@ from cluster.storage.storage import Storage, absolute
 from datasets.loading.build import evaluation_batches
 from jobs.cli import command_parser, run
 from jobs.config.loading import config_of
+from jobs.config.other_images import check_format, check_labels
 from jobs.errors import ConfigError
 from jobs.ray.launch import on_ray
 from jobs.run.ledger import check_left_out
-from jobs.run.reports import file_name, index_of, keep, split_name, weights_text
+from jobs.run.reports import file_name, index_of, keep, split_name, warn_of, weights_text
 from trainer.checkpoints.export import Loaded, open_model
 from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.distributed.device import ReportPrecision, make_accelerator
@@ -55,6 +56,10 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
     index = index_of(config, split)
     loaded = open_model(run_folder.url, settings["weights"])
     model = loaded.model.to(accelerator.device)
+    check_format(model.spec, config.data, index)
+    check_labels(model, index)
+    if split != "train":
+        warn_of(config, index)
     if settings["steps"]:
         model.set_steps(settings["steps"])
     size = settings["batch"] or batch_size(config.trainer.micro_batch, config.trainer.batch, world_size())

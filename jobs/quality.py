@@ -24,6 +24,7 @@ from cluster.storage.storage import Storage, absolute
 from datasets.loading.build import evaluation_batches
 from jobs.cli import command_parser, run
 from jobs.config.loading import config_of
+from jobs.config.other_images import check_format
 from jobs.config.schema import RunConfig
 from jobs.ray.tasks import each
 from jobs.run.reports import file_name, index_of, keep, split_name, weights_text
@@ -81,6 +82,7 @@ def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
 def real_features(plan: SamplingPlan, config: RunConfig, split: str, name: str) -> Tensor:
     """[N, F] of every image of a split, as the run sees them."""
     extract, index, (model, device) = features(name), index_of(config, split), model_here(plan)
+    check_format(model.spec, config.data, index)
     with (
         full_precision(device),
         evaluation_batches(config.data, index, batch=plan.batch, device=device) as batches,

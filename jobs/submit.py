@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("give a CONFIG, or --list, --logs ID, --stop ID")
     overrides = [*options.overrides, *_ray_overrides(options)]
     resolved, sent = checked(options.config, overrides)
+    for warning in resolved.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
         from jobs.size import size_report
 

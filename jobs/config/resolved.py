@@ -12,6 +12,7 @@ from datasets.order.dealing import check_batch
 from datasets.order.streams import streams_of
 from datasets.order.versions import NEWEST
 from datasets.shards.index import Index
+from jobs.config.other_images import check_format, check_labels, warnings
 from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import load, recorded_config
@@ -48,7 +49,8 @@ class ResolvedRun:
         """The model, initialised by `seed`. Unless it is `new`, the weights of its parts are arbitrary, and the run's
         folder is enough to build it.
 
-        Raises ConfigError if it does not fit the images, TrainingError or StorageError for a part named by URL.
+        Raises ConfigError if it does not fit the images or the held-out labels, TrainingError or StorageError for a
+        part named by URL.
         """
         config = self.config.model
         torch.manual_seed(self.config.seed)
@@ -59,7 +61,15 @@ class ResolvedRun:
         except ValueError as error:
             raise ConfigError(f"model.{error}") from error
         model.class_names = self.index.meta.class_names
+        if self.held_out is not None:
+            check_labels(model, self.held_out)
         return model
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines for the user about the sets of images that nothing else reports."""
+        mixed = [self.index.mixed_colours] if self.index.mixed_colours else []
+        return mixed + (warnings(self.index, self.held_out) if self.held_out is not None else [])
 
 
 def resolve(config: RunConfig, gpu: bool | None = None) -> ResolvedRun:
@@ -73,11 +83,15 @@ def resolve(config: RunConfig, gpu: bool | None = None) -> ResolvedRun:
     streams = streams_of(config.data, index, config.trainer.batch)
     check_batch(config.trainer.batch, streams)
     config = config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
+    spec = ImageSpec(*output_format(config.data, index)[:5])
+    held_out = Index.open(config.data.validation) if config.data.validation else None
+    if held_out is not None:
+        check_format(spec, config.data, held_out)
     return ResolvedRun(
         config=config,
         index=index,
-        held_out=Index.open(config.data.validation) if config.data.validation else None,
-        spec=ImageSpec(*output_format(config.data, index)[:5]),
+        held_out=held_out,
+        spec=spec,
         precision=resolve_precision(config.trainer.precision, gpu),
     )
 

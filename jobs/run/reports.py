@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
 
+from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage, join
+from datasets.errors import DataError
 from datasets.shards.index import Index
+from jobs.config.other_images import warnings
 from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import Loaded
 from trainer.checkpoints.weights import in_words
+from trainer.distributed.ranks import rank
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.trackers import send_report
 
 
 def index_of(config: RunConfig, split: str) -> Index:
-    """The images of `validation` or `train` of a run, or at a URL. Raises ConfigError if the run has none."""
-    shards = {"validation": config.data.validation, "train": config.data.shards}.get(split, split)
+    """The images of `validation` or `train` of a run, or at a URL; of a mixture, every image of every set once.
+
+    Raises ConfigError if the run has none.
+    """
+    if split == "train":
+        return Index.of(config.data)
+    shards = config.data.validation if split == "validation" else split
     if not shards:
         raise ConfigError(f"{config.run}: the run has no validation set; name shards by --split URL")
     return Index.open(shards)
+
+
+def warn_of(config: RunConfig, index: Index) -> None:
+    """Print what to know about a bound on `index`, other images than a run was trained on. Rank 0 reads the training
+    index, if it is still there.
+    """
+    if rank() == 0:
+        with contextlib.suppress(DataError, StorageError):
+            for warning in warnings(Index.of(config.data), index):
+                say_on_rank_zero(f"warning: {warning}")
 
 
 def split_name(split: str) -> str:

@@ -57,8 +57,8 @@ class TrainingRun:
         self.accelerator = make_accelerator(config.trainer.precision, config.trainer.hang_timeout)
         self.resolved = resolved = resolve(config)
         self.config = config = resolved.config
-        if mixed := resolved.index.mixed_colours:
-            say_on_rank_zero(f"warning: {mixed}")
+        for warning in resolved.warnings:
+            say_on_rank_zero(f"warning: {warning}")
         self.provenance = provenance(resolved.precision)
         self.description: dict[str, Any] = {}
         """What rebuilds the model."""

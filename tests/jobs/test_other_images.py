@@ -1,0 +1,180 @@
+"""Held-out images are compared with the training images before a run starts, and again by every evaluation."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.errors import DataError
+from datasets.shards.index import Index
+from datasets.shards.indexing import index_shards
+from jobs.config.loading import load_config
+from jobs.config.other_images import shards_in_common
+from jobs.config.resolved import resolve
+from jobs.errors import ConfigError
+from jobs.evaluate import main as evaluate
+from jobs.quality import real_features
+from jobs.run.reports import index_of
+from jobs.run.training import train_rank
+from jobs.submit import checked
+from jobs.submit import main as submit
+from tests.testbed.jobs import fork_job
+
+CONDITIONAL = {
+    "kind": "diffusion",
+    "denoiser": {
+        "network": {"kind": "mlp", "width": 16, "depth": 1},
+        "prediction": {"kind": "levels"},
+        "conditions": {"label": {"kind": "class"}},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def submitted_from(tmp_path, monkeypatch):
+    """`jobs.submit` takes configurations below the folder that is uploaded."""
+    monkeypatch.setattr("jobs.submit.ROOT", tmp_path)
+
+
+def write_images(folder: Path, shape: tuple[int, ...] = (8, 8), classes: int = 0, levels: int = 256) -> Path:
+    """A shard of 40 random images with labels 0, 1, ... `classes` - 1 in turn, and its index."""
+    folder.mkdir(parents=True)
+    drawn = np.random.default_rng(0)
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for number in range(40):
+            stream = io.BytesIO()
+            Image.fromarray(drawn.integers(0, min(levels, 17), shape, dtype=np.uint8)).save(stream, "png")
+            members = {"png": stream.getvalue()} | ({"cls": b"%d" % (number % classes)} if classes else {})
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{number:03d}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    index_shards(str(folder), str(folder / "index"), levels=levels)
+    return folder
+
+
+def renamed_classes(folder: Path, copy: Path, names: list[str]) -> Path:
+    shutil.copytree(folder, copy)
+    facts = json.loads((copy / "index/index.json").read_text())
+    (copy / "index/index.json").write_text(json.dumps(facts | {"class_names": names}))
+    return copy
+
+
+ODD = {
+    "size": ({"shape": (9, 8), "levels": 17}, "size of the images: 9 x 8; of the training images: 8 x 8"),
+    "channels": ({"shape": (8, 8, 3), "levels": 17}, "channels of the images: 3; of the training images: 1"),
+    "levels": ({"levels": 256}, "levels of the images: 256; of the training images: 17"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_images_that_the_model_cannot_take_are_refused_before_a_run_starts(config_file, tmp_path, what):
+    images, message = ODD[what]
+    odd = write_images(tmp_path / "odd", **images)
+    path = str(config_file(data={"validation": str(odd)}))
+    for start in (lambda: resolve(load_config(path)), lambda: checked(path, [])):
+        with pytest.raises(ConfigError, match=f"^{odd}: {message}$"):
+            start()
+    ended = fork_job("train_local", path)
+    assert (ended.status, ended.stderr) == (1, f"error: {odd}: {message}\n")
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_evaluation_compares_images_with_the_models(config_file, tmp_path, what):
+    images, message = ODD[what]
+    odd = write_images(tmp_path / "odd", **images)
+    config = load_config(str(config_file(trainer={"images": 64})))
+    train_rank(config)
+    with pytest.raises(ConfigError, match=message):
+        evaluate([config.run, "--split", str(odd)])
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(11, "the images have 11 classes, the training images 10"), (0, "the images have no labels; the training images")],
+)
+def test_labels_that_a_conditional_model_does_not_know_are_refused(config_file, tmp_path, classes, message):
+    odd = str(write_images(tmp_path / "odd", classes=classes, levels=17))
+    conditional = str(config_file(model=CONDITIONAL, data={"validation": odd}))
+    with pytest.raises(ConfigError, match=f"{message}.*; the model is conditioned on the class"):
+        train_rank(load_config(conditional))
+    with pytest.raises(ConfigError, match=message):
+        checked(conditional, [])
+    unconditional = resolve(load_config(str(config_file("other", data={"validation": odd}))))
+    unconditional.build_model()
+    assert message in unconditional.warnings[0]
+
+
+def test_shifted_class_names_are_refused_for_a_conditional_model(config_file, digits, tmp_path):
+    names = [f"class {i}" for i in range(10)]
+    training = renamed_classes(digits / "train", tmp_path / "train", names)
+    shifted = renamed_classes(digits / "validation", tmp_path / "shifted", [*names[1:], names[0]])
+    fewer = renamed_classes(digits / "validation", tmp_path / "fewer", names[:9])
+    data = {"shards": str(training), "validation": str(shifted)}
+    with pytest.raises(ConfigError, match="shifted: class 0 is 'class 1'; of the training images 'class 0'"):
+        checked(str(config_file(model=CONDITIONAL, data=data)), [])
+    checked(str(config_file(model=CONDITIONAL, data=data | {"validation": str(fewer)})), [])
+    config = load_config(
+        str(config_file("c", model=CONDITIONAL, data=data | {"validation": ""}, trainer={"images": 64}))
+    )
+    train_rank(config)
+    with pytest.raises(ConfigError, match="class 0 is 'class 1'"):
+        evaluate([config.run, "--split", str(shifted)])
+
+
+def test_features_of_other_levels_are_not_compared_with_the_models(config_file, tmp_path):
+    from jobs.quality import _parser, _plan
+    from trainer.checkpoints.export import load
+
+    config = load_config(str(config_file(trainer={"images": 64})))
+    train_rank(config)
+    plan = _plan(_parser().parse_args([config.run, "--count", "4"]), load(config.run))
+    odd = str(write_images(tmp_path / "odd", levels=256))
+    with pytest.raises(ConfigError, match="levels of the images: 256"):
+        real_features(plan, config, odd, "pixels")
+
+
+def test_validation_on_training_images_is_named(config_file, digits, tmp_path, capsys):
+    training = str(digits / "train")
+    path = config_file(data={"validation": training}, trainer={"images": 64})
+    train_rank(load_config(str(path)))
+    line = f"warning: {training}: all 8 shards are also training shards"
+    assert line in capsys.readouterr().out
+    assert submit([str(path), "--dry-run"]) == 0
+    assert line in capsys.readouterr().err
+    evaluate([load_config(str(path)).run])
+    assert line in capsys.readouterr().out
+
+    part = tmp_path / "part"
+    shutil.copytree(digits / "validation", part, ignore=shutil.ignore_patterns("index"))
+    shutil.copy(digits / "train/000003.tar", part / "renamed.tar")
+    index_shards(str(part), str(part / "index"), levels=17)
+    resolved = resolve(load_config(str(config_file(data={"validation": str(part)}))))
+    assert [warning for warning in resolved.warnings if f"{part}: 1 of 9 shards are also" in warning]
+    assert shards_in_common(Index.open(training), Index.open(str(digits / "validation"))) == 0
+    assert resolve(load_config(str(config_file()))).warnings == []
+
+
+def test_the_training_split_is_what_the_run_reads(config_file, digits, tmp_path):
+    """An index elsewhere than beside its shards, and every set of a mixture."""
+    bare = tmp_path / "bare"
+    shutil.copytree(digits / "train", bare, ignore=shutil.ignore_patterns("index"))
+    data = {"shards": str(bare), "index": str(digits / "train/index")}
+    config = load_config(str(config_file(data=data, trainer={"images": 64})))
+    assert index_of(config, "train").images == 1527
+    with pytest.raises(DataError):
+        Index.open(str(bare))
+    mixture = [{"shards": str(digits / split), "weight": 1} for split in ("train", "validation")]
+    mixed = load_config(str(config_file("mixed", data={"shards": "", "mixture": mixture}, trainer={"images": 64})))
+    assert index_of(mixed, "train").images == 1527 + 270
+    train_rank(mixed)
+    evaluate([mixed.run, "--split", "train"])
+    report = json.loads((Path(mixed.run) / "evaluations/train-elbo-1-ema.json").read_text())
+    assert report["images"] == 1797
