@@ -16,14 +16,18 @@ from tqdm import tqdm
 
 from cluster.storage.storage import absolute
 from datasets.config import parse_bytes
-from datasets.packing.pack import PackOptions, pack
+from datasets.images.decode import BACKGROUND
+from datasets.images.kinds import MAX_PIXELS
+from datasets.packing.encoding import Encoding
+from datasets.packing.pack import BadImagesError, Packed, PackOptions, pack
 from datasets.packing.sources.binarized_mnist import BinarizedMnist
 from datasets.packing.sources.cifar10 import Cifar10
 from datasets.packing.sources.digits import Digits
 from datasets.packing.sources.folder import ImageFolder
 from datasets.packing.sources.idx import KNOWN, Idx
 from datasets.packing.sources.source import SPLITS, Source
-from datasets.shards.index_files import Shard
+from datasets.packing.write import BadImage, Written
+from datasets.shards.index import Index
 from jobs.cli import command_parser, run
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
@@ -35,15 +39,38 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     pack_options = _pack_options(options)
     source = _source(options)
+    print(*source.found(), sep="\n", flush=True)
     total = sum(source.count(split) for split in SPLITS)
-    spread: Callable[..., Iterable[Shard]] = partial(each, processes=options.processes) if source.parallel else map
-    with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
-        packed = pack(source, absolute(options.out), pack_options, bar.update, spread)
+    spread: Callable[..., Iterable[Written]] = partial(each, processes=options.processes) if source.parallel else map
+    try:
+        with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
+            packed = pack(source, absolute(options.out), pack_options, bar.update, spread)
+    except BadImagesError as error:
+        _print_bad(error.bad)
+        raise
     for split in packed:
-        verb = "packed" if split.written else "already packed:"
-        size = f"{split.images:,} images in {split.shards} shards, {split.bytes / 1e6:.1f} MB"
-        print(f"{verb} {size} at {split.url}")
+        _print_split(split)
     return 0
+
+
+def _print_split(split: Packed) -> None:
+    size = f"{split.images:,} images in {split.shards} shards, {split.bytes / 1e6:.1f} MB at {split.url}"
+    if split.compared:
+        print(f"{'packed' if split.written else 'already packed:'} {size}")
+    else:
+        print(f"already packed by an earlier version, whose source and options are not known: {size}")
+    if split.transparent:
+        print(f"  {split.transparent:,} images with transparent pixels: composited on {BACKGROUND}")
+    if split.bad:
+        print(f"  {len(split.bad):,} images left out, which cannot be packed")
+        _print_bad(split.bad)
+    if mixed := Index.open(split.url).mixed_colours:
+        print(f"warning: {mixed}", file=sys.stderr)
+
+
+def _print_bad(bad: Iterable[BadImage]) -> None:
+    for image in bad:
+        print(f"{image.where}: {image.reason}", file=sys.stderr)
 
 
 def _source(options: argparse.Namespace) -> Source:
@@ -52,7 +79,7 @@ def _source(options: argparse.Namespace) -> Source:
     if not options.input:
         raise ConfigError(f"--source {options.source}: give the folder (path or URL) of its files by --from")
     if options.source == "folder":
-        return ImageFolder(options.input, options.held_out)
+        return ImageFolder(options.input, options.held_out, not options.no_classes, options.follow_links)
     if options.source == "idx":
         return Idx(options.input, "static" if options.binarise else "", options.expect)
     return BinarizedMnist(options.input) if options.source == "binarized" else Cifar10(options.input)
@@ -65,7 +92,18 @@ def _pack_options(options: argparse.Namespace) -> PackOptions:
         raise ConfigError(f"--shard-size: {error}") from error
     assert size is None or isinstance(size, int)
     shape = tuple(options.size) if options.size else None
-    return PackOptions(options.shard_images, size, shape, options.encoding, options.quality)
+    if shape and (min(shape) < 1 or shape[0] * shape[1] > MAX_PIXELS):
+        raise ConfigError(f"--size {shape[0]} {shape[1]}: not a size between 1 and {MAX_PIXELS:,} pixels")
+    if options.held_out is not None and not 0 <= options.held_out < 1:
+        raise ConfigError(f"--held-out {options.held_out}: not a fraction from 0 to below 1")
+    if options.shard_images is not None and options.shard_images < 1:
+        raise ConfigError(f"--shard-images {options.shard_images}: not a positive number")
+    if size is not None and size < 1:
+        raise ConfigError(f"--shard-size {options.shard_size}: not a positive number of bytes")
+    if not 1 <= options.quality <= 100:
+        raise ConfigError(f"--quality {options.quality}: not a number from 1 to 100")
+    how = Encoding(shape, options.encoding, options.quality)
+    return PackOptions(options.shard_images, size, how, options.on_bad == "skip")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         help="digits: scikit-learn's; idx: MNIST or Fashion-MNIST; binarized: binarized MNIST; folder: image files",
     )
     parser.add_argument(
-        "--out", required=True, help="output folder (path or URL), in which train/ and validation/ are written"
+        "--out", required=True, help="output folder (path or URL), in which train/, validation/ and test/ are written"
     )
     parser.add_argument("--from", dest="input", default="", help="folder (path or URL) of the source's files")
     parser.add_argument("--expect", choices=sorted(KNOWN), help="idx: compare the files' MD5 with this set's")
@@ -85,8 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--held-out",
         type=float,
-        default=0.05,
-        help="folder: fraction held out, if it has no split folders (default 0.05)",
+        help="folder: fraction of the training images held out as validation (default: 0.05 without split folders)",
+    )
+    parser.add_argument("--no-classes", action="store_true", help="folder: names of folders are no classes")
+    parser.add_argument(
+        "--follow-links", action="store_true", help="folder: also follow links to folders and captions outside it"
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=("stop", "skip"),
+        default="stop",
+        help="images that cannot be packed: fail after all are listed (default), or leave them out",
     )
     parser.add_argument(
         "--shard-images", type=int, help="images per shard (default: an eighth of the set, at most 10,000)"

@@ -1,43 +1,35 @@
-"""Pack a source into shards with an index: <out>/train/ and <out>/validation/, each a data set of its own."""
+"""Pack a source into shards with an index: <out>/train/, <out>/validation/ and <out>/test/, each a set of its own."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from PIL import Image
+from typing import Any, NamedTuple
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage
-from datasets.config import TransformConfig
 from datasets.errors import DataError
-from datasets.images.decode import LABEL, Format, Pixels, decode_image, image_size
-from datasets.images.transform import Transform
-from datasets.packing.sources.source import SPLITS, Example, Source
+from datasets.packing.encoding import Encoding, check_encoding, encode_example
+from datasets.packing.record import Record, read_record
+from datasets.packing.sources.source import SPLITS, Part, Source
+from datasets.packing.write import RECORDS, BadImage, ShardJob, Written, kept_shards, write_shard
 from datasets.shards.index import Index
-from datasets.shards.index_files import Meta, Shard, write_index
-from datasets.shards.indexing import describe, index_shard
+from datasets.shards.index_files import Meta, Shard, member_file, write_index
+from datasets.shards.indexing import describe
 
 MIN_SHARDS = 8  # a small set, too, is shuffled over shards
 MAX_IMAGES = 10_000  # of a shard
+_BEGUN = f"{RECORDS}/begun"  # exists while a split is packed
 _PROBED = 64  # images whose mean encoded size decides the images of a shard of `shard_bytes`
 
 
 class PackOptions(NamedTuple):
-    """How images are written."""
+    """How a set is written."""
 
     shard_images: int | None = None  # images per shard; None: an eighth of the set, at most 10,000
     shard_bytes: int | None = None  # or bytes per shard, approximately
-    size: tuple[int, int] | None = None  # (height, width): resize to cover it and crop the centre
-    encoding: str | None = None  # png, jpg or webp; None: files unchanged, arrays as png
-    quality: int = 90  # of jpg and webp
+    how: Encoding = Encoding()
+    skip_bad: bool = False  # leave out images that cannot be packed; False: raise `BadImagesError`
 
 
 class Packed(NamedTuple):
@@ -49,21 +41,24 @@ class Packed(NamedTuple):
     images: int
     bytes: int
     written: bool  # False: they were complete already
+    bad: tuple[BadImage, ...] = ()  # left out
+    transparent: int = 0  # composited on white
+    compared: bool = True  # with the source; False: an earlier version packed them, without a record of it
 
 
-class ShardJob(NamedTuple):
-    """A shard to write: images [start, stop) of a split."""
+class BadImagesError(DataError):
+    """Images that cannot be packed."""
 
-    source: Source
-    split: str
-    folder: str  # URL
-    name: str
-    start: int
-    stop: int
-    options: PackOptions
+    def __init__(self, bad: tuple[BadImage, ...], images: int) -> None:
+        self.bad = bad
+        first = f"{bad[0].where}: {bad[0].reason}"
+        super().__init__(
+            f"{len(bad):,} of {images:,} images cannot be packed, first {first}; "
+            "repair or remove them, or leave them out by --on-bad skip"
+        )
 
 
-Each = Callable[[Callable[[ShardJob], Shard], list[ShardJob]], Iterable[Shard]]
+Each = Callable[[Callable[[ShardJob], Written], list[ShardJob]], Iterable[Written]]
 
 
 def pack(
@@ -75,10 +70,14 @@ def pack(
 ) -> list[Packed]:
     """Write the splits of a source as WebDataset shards (image, cls, txt) with their indexes.
 
-    The bytes of the tars are a function of the images. A complete split (it has an index) is left alone; of an
-    interrupted one the complete shards are kept. `progress` is called with numbers of images written. `each` maps
-    `write_shard` over the jobs, possibly in other processes. Raises `DataError` if `out` has another set.
+    The bytes of the tars are a function of the images. A split that is complete, from the same images with the same
+    options, is left alone; of an interrupted one the complete shards of unchanged images are kept. `progress` is called
+    with numbers of images written. `each` maps `write_shard` over the jobs, possibly in other processes. Raises
+    `DataError` if `out` has another set, and `BadImagesError`, after all images were read, if some cannot be packed.
     """
+    meta = source.meta
+    if meta is not None:
+        check_encoding(options.how, meta.levels, meta.height, meta.width)
     splits = [split for split in SPLITS if source.count(split)]
     return [_pack_split(source, split, Storage(out).folder(split), options, progress, each) for split in splits]
 
@@ -91,156 +90,120 @@ def _pack_split(
     progress: Callable[[int], object],
     each: Each,
 ) -> Packed:
-    if finished := _finished(folder, source, split):
-        progress(finished.images)
+    images = source.count(split)
+    whole = source.part(split, 0, images)
+    record = Record(source.name, whole.fingerprint(), _recorded(options))
+    if finished := _finished(folder, source, split, record):
+        if finished.bad and not options.skip_bad:
+            raise BadImagesError(finished.bad, images)
+        progress(images)
         return finished
-    images, size = source.count(split), _images_of_shard(source, split, options)
-    starts = range(0, images, size)
-    jobs = [
-        ShardJob(source, split, folder.url, f"{number:06d}.tar", start, min(start + size, images), options)
-        for number, start in enumerate(starts)
-    ]
-    rows = {shard.name: shard for shard in _kept(folder, jobs)}
-    progress(sum(shard.images for shard in rows.values()))
-    for shard in each(write_shard, [job for job in jobs if job.name not in rows]):
-        rows[shard.name] = shard
-        progress(shard.images)
-    shards = [rows[job.name] for job in jobs]
-    meta = source.meta or describe(shards, 256, source.class_names, folder.url)._replace(source=source.name)
-    write_index(folder.folder("index"), meta, shards)
+    jobs = _jobs(source, split, folder, options)
+    _discard_others(folder, {job.name for job in jobs})
+    done: dict[str, Written] = {}
+    for written in _write_all(folder, jobs, each):
+        done[written.shard.name] = written
+        progress(written.shard.images + len(written.bad))
+    bad = tuple(entry for job in jobs for entry in done[job.name].bad)
+    if bad and not options.skip_bad:
+        raise BadImagesError(bad, images)
+    shards = [done[job.name].shard for job in jobs if done[job.name].shard.images]
+    transparent = sum(written.transparent for written in done.values())
+    if not shards:
+        raise BadImagesError(bad, images)
+    record._replace(bad=bad, transparent=transparent).write(folder)
+    write_index(folder.folder("index"), _meta(source, shards, folder.url), shards)
+    folder.delete(_BEGUN)
     for job in jobs:
-        folder.delete(_record_file(job.name))
-    return Packed(split, folder.url, len(shards), images, sum(shard.bytes for shard in shards), written=True)
+        folder.delete(f"{RECORDS}/{job.name}.json")
+        if not done[job.name].shard.images:
+            folder.delete(job.name)
+            folder.delete(f"index/members/{member_file(job.name)}")
+    size = sum(shard.bytes for shard in shards)
+    return Packed(split, folder.url, len(shards), images - len(bad), size, True, bad, transparent)
 
 
-def _finished(folder: Storage, source: Source, split: str) -> Packed | None:
+def _recorded(options: PackOptions) -> dict[str, Any]:
+    """The options that decide the bytes of the shards, as JSON has them."""
+    fields = {"shard_images": options.shard_images, "shard_bytes": options.shard_bytes} | options.how._asdict()
+    recorded: dict[str, Any] = json.loads(json.dumps(fields))
+    return recorded
+
+
+def _write_all(folder: Storage, jobs: list[ShardJob], each: Each) -> Iterator[Written]:
+    kept = set()
+    for written in kept_shards(folder, jobs):
+        kept.add(written.shard.name)
+        yield written
+    yield from each(write_shard, [job for job in jobs if job.name not in kept])
+
+
+def _jobs(source: Source, split: str, folder: Storage, options: PackOptions) -> list[ShardJob]:
+    images, levels = source.count(split), source.meta.levels if source.meta else 256
+    size = _images_of_shard(source.part(split, 0, images), options, levels)
+    return [
+        ShardJob(
+            source.part(split, start, min(start + size, images)),
+            folder.url,
+            f"{number:06d}.tar",
+            start,
+            options.how,
+            levels,
+        )
+        for number, start in enumerate(range(0, images, size))
+    ]
+
+
+def _meta(source: Source, shards: list[Shard], url: str) -> Meta:
+    """The format of what was written."""
+    names = source.class_names if any(shard.classes for shard in shards) else ()
+    meta = describe(shards, source.meta.levels if source.meta else 256, names, url)
+    return meta._replace(source=source.name, binarised=source.meta.binarised if source.meta else "")
+
+
+def _finished(folder: Storage, source: Source, split: str, wanted: Record) -> Packed | None:
+    """The shards of a complete split. Raises `DataError` if it is of other images or options."""
     try:
         if not folder.exists("index/index.json"):
             return None
     except MissingError:
         return None
-    index = Index.open(folder.url)
-    if not _same(index.meta, source) or index.images != source.count(split):
+    index, found = Index.open(folder.url), read_record(folder)
+    left_out = len(found.bad) if found else 0
+    if found is not None:
+        wanted.check(found, folder.url)
+    if index.images + left_out != source.count(split) or (source.meta and index.meta.source != source.name):
         raise DataError(f"{folder.url}: contains another set ({index.meta.source}, {index.images:,} images)")
-    sizes = sum(index.shard(number).bytes for number in range(len(index)))
-    return Packed(split, folder.url, len(index), index.images, sizes, written=False)
+    size = sum(index.shard(number).bytes for number in range(len(index)))
+    bad, transparent = (found.bad, found.transparent) if found else ((), 0)
+    return Packed(
+        split, folder.url, len(index), index.images, size, False, bad, transparent, compared=found is not None
+    )
 
 
-def _same(meta: Meta, source: Source) -> bool:
-    return meta == source.meta if source.meta else (meta.source, meta.class_names) == (source.name, source.class_names)
+def _discard_others(folder: Storage, names: set[str]) -> None:
+    """Delete shards of an interrupted run that had other shards. Raises `DataError` for tars of somebody else."""
+    try:
+        listed = {entry.path for entry in folder.list()}
+    except MissingError:
+        listed = set()
+    tars = {path for path in listed if path.endswith(".tar") and "/" not in path}
+    if tars and not any(path.startswith(f"{RECORDS}/") for path in listed):
+        raise DataError(f"{folder.url}: holds tars that were not packed here ({min(tars)}); give another --out")
+    folder.write(_BEGUN, b"")
+    for name in tars - names:
+        folder.delete(name)
+        folder.delete(f"{RECORDS}/{name}.json")
 
 
-def _images_of_shard(source: Source, split: str, options: PackOptions) -> int:
-    images = source.count(split)
-    if options.shard_bytes:
-        probed = [_encoded(source.example(split, i), options) for i in range(min(_PROBED, images))]
-        mean = sum(512 + len(data) + 1024 for data, _ in probed) / len(probed)  # header, padding and label
-        return max(1, int(options.shard_bytes / mean))
-    return options.shard_images or max(1, min(MAX_IMAGES, -(-images // MIN_SHARDS)))
-
-
-# ---- one shard
-
-
-def write_shard(job: ShardJob) -> Shard:
-    """Write a shard, its member table, and a record that it is complete."""
-    folder = Storage(job.folder)
-    with _scratch(folder) as scratch:
-        write_tar(
-            scratch / job.name,
-            ((f"{i:08d}", job.source.example(job.split, i)) for i in range(job.start, job.stop)),
-            job.options,
-        )
-        shard = index_shard(Storage(str(scratch)), job.name, folder.folder("index"))
-        local = folder.local_path(job.name)
-        if local is None:
-            folder.write(job.name, scratch / job.name)
-        else:
-            os.replace(scratch / job.name, local)
-    entry = folder.stat(job.name)
-    shard = shard._replace(etag=entry.etag if entry else "")
-    folder.write(_record_file(job.name), json.dumps([_contents(job), shard]).encode())
-    return shard
-
-
-def _kept(folder: Storage, jobs: list[ShardJob]) -> Iterator[Shard]:
-    """The complete shards of an interrupted run."""
-    for job in jobs:
+def _images_of_shard(part: Part, options: PackOptions, levels: int) -> int:
+    if not options.shard_bytes:
+        return options.shard_images or max(1, min(MAX_IMAGES, -(-len(part) // MIN_SHARDS)))
+    sizes = []
+    for i in range(min(_PROBED, len(part))):
         try:
-            contents, row = json.loads(folder.read(_record_file(job.name)))
-            shard, entry = Shard(*row), folder.stat(job.name)
-        except (MissingError, ValueError, TypeError):  # the record of another version
+            sizes.append(len(encode_example(part.example(i), options.how, levels).data))
+        except DataError:  # reported when its shard is written
             continue
-        if contents == _contents(job) and entry is not None and (entry.size, entry.etag) == (shard.bytes, shard.etag):
-            yield shard
-
-
-def _contents(job: ShardJob) -> str:
-    """What a shard should contain: a shard that was packed with other options is not kept."""
-    return f"{job.source.name} {job.split} {job.start} {job.stop} {tuple(job.options)}"
-
-
-def _record_file(name: str) -> str:
-    return f"index/packing/{name}.json"
-
-
-@contextlib.contextmanager
-def _scratch(folder: Storage) -> Iterator[Path]:
-    """A temporary folder: next to a local destination, so that the shard can be renamed into place."""
-    local = folder.local_path()
-    if local is not None:
-        local.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".packing-", dir=local) as scratch:
-        yield Path(scratch)
-
-
-def write_tar(
-    path: Path,
-    examples: Iterable[tuple[str, Example]],
-    options: PackOptions = PackOptions(),  # noqa: B008  (immutable)
-) -> None:
-    """Write keyed examples as a tar, with webdataset's own writer."""
-    from webdataset import TarWriter
-
-    with path.open("wb") as stream, TarWriter(stream, user="", group="", mtime=0, encoder=False) as tar:
-        for key, example in examples:
-            data, extension = _encoded(example, options)
-            members: dict[str, str | bytes] = {"__key__": key, extension: data}
-            if example.label is not None:
-                members[LABEL] = str(example.label).encode()
-            if example.caption is not None:
-                members["txt"] = example.caption
-            tar.write(members)
-
-
-# ---- one image
-
-
-def _encoded(example: Example, options: PackOptions) -> tuple[bytes, str]:
-    """The encoded image and its extension."""
-    image = example.image
-    if isinstance(image, bytes):
-        if options.size is None and options.encoding in (None, example.extension):
-            return image, example.extension
-        _, _, channels = image_size(image, example.extension)
-        image = decode_image(image, example.extension, Format(channels, 0, 0))
-    if options.size is not None:
-        image = Transform(TransformConfig(size=options.size), Format(image.shape[2], 0, 0), None)(image, 0)
-    extension = options.encoding or (example.extension if isinstance(example.image, bytes) else "png")
-    return encode(image, extension, options.quality), extension
-
-
-def encode_png(image: Pixels) -> bytes:
-    """Encode an image, uint8 [H, W, C] with one or three channels, as PNG; levels are stored as pixel values."""
-    return encode(image, "png")
-
-
-def encode(image: Pixels, extension: str, quality: int = 90) -> bytes:
-    """Encode an image, uint8 [H, W, C] with one or three channels, as PNG (levels as pixel values), JPEG or WebP."""
-    formats = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
-    if extension not in formats:
-        raise DataError(f"images cannot be written as {extension!r}; supported: {', '.join(formats)}")
-    stream = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
-    picture.save(stream, formats[extension], **({} if extension == "png" else {"quality": quality}))
-    return stream.getvalue()
+    mean = 512 + sum(sizes) / max(len(sizes), 1) + 1024  # header, padding and label
+    return max(1, int(options.shard_bytes / mean))

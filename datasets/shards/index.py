@@ -222,12 +222,22 @@ def _starts(sizes: list[int]) -> NDArray[np.int64]:
 
 
 def _common_meta(folders: list[ShardFolder]) -> Meta:
-    """The format of the images of all folders. Raises `DataError` if they differ."""
-    first = folders[0].meta
+    """The format of the images of all folders; of no size if sizes differ. Raises `DataError` if they differ else."""
+    common = folders[0].meta
     for folder in folders[1:]:
-        meta, both = folder.meta, f"{folder.url} and {folders[0].url}"
-        if meta._replace(source=first.source, class_names=(), classes=0) != first._replace(class_names=(), classes=0):
-            raise DataError(f"{both}: images of different formats cannot be in one set")
-        if (meta.classes > 0) != (first.classes > 0) or meta.class_names != first.class_names:
-            raise DataError(f"{both}: the classes of the two sets differ")
-    return first._replace(classes=max(folder.meta.classes for folder in folders))
+        meta = folder.meta
+        for name in ("channels", "levels", "binarised", "class_names"):
+            ours, theirs = getattr(meta, name), getattr(common, name)
+            if ours != theirs:
+                shown = f"{name} {_shown(ours)} and {_shown(theirs)}"
+                raise DataError(f"{folder.url} and {folders[0].url} differ and cannot be one set: {shown}")
+        if (meta.classes > 0) != (common.classes > 0):
+            labelled, other = (folder.url, folders[0].url) if meta.classes else (folders[0].url, folder.url)
+            raise DataError(f"{labelled} has labels and {other} has none: they cannot be one set")
+        if (meta.height, meta.width) != (common.height, common.width):
+            common = common._replace(height=0, width=0)
+    return common._replace(classes=max(folder.meta.classes for folder in folders))
+
+
+def _shown(value: object) -> str:
+    return ", ".join(value) or "(none)" if isinstance(value, tuple) else str(value) or "(none)"

@@ -21,6 +21,7 @@ from datasets.errors import DataError
 from datasets.images.decode import Format
 
 VERSION = 1
+PACKED_SPLITS = ("train", "validation", "test")  # folders that packing writes into, each a set of its own
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),  # relative to the folder
@@ -166,6 +167,9 @@ def _meta(data: bytes, location: str) -> Meta:
 
 
 def _missing(url: str, location: str) -> str:
-    if location == join(url, "index") and next(Storage(url).list(), None) is None:
-        return f"{url}: no such folder, or it is empty; data.shards names a folder of .tar shards"
+    if location == join(url, "index"):
+        if next(Storage(url).list(), None) is None:
+            return f"{url}: no such folder, or it is empty; data.shards names a folder of .tar shards"
+        if sets := [name for name in PACKED_SPLITS if Storage(url).exists(f"{name}/index/index.json")]:
+            return f"{url}: holds {', '.join(sets)}, each a set with its own index; give one of them: {url}/{sets[0]}"
     return f"{url}: no index of the shards at {location}; make it with: python -m jobs.index {url}"

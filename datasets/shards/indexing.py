@@ -15,6 +15,7 @@ from datasets.shards.index_files import Meta, Shard, encode_table, member_file, 
 from datasets.shards.scan import Sample, scan_tar
 from datasets.shards.shard_list import ShardList
 
+_INDEX = "/index/index.json"  # of a set in a folder below
 ScanAll = Callable[[str, list[str], str], Iterable[Shard]]
 
 
@@ -63,11 +64,19 @@ def index_shards(
 
 
 def list_shards(wanted: ShardList) -> dict[str, Entry]:
-    """The .tar objects of a shard list, by name. Raises `DataError` if there are none."""
-    entries = [entry for entry in Storage(wanted.folder).list() if _is_shard(entry.path)]
+    """The .tar objects of a shard list, by name. Raises `DataError` if there are none, or in sets of their own."""
+    listed = list(Storage(wanted.folder).list())
+    entries = [entry for entry in listed if _is_shard(entry.path)]
     if not entries:
         raise DataError(f"{wanted.folder}: no such folder, or no .tar in it")
     places = wanted.select([entry.path for entry in entries])
+    sets = {entry.path.removesuffix(_INDEX) for entry in listed if entry.path.endswith(_INDEX)}
+    inside = sorted({path.rpartition("/")[0] for path in (entries[place].path for place in places)} & sets)
+    if inside:
+        raise DataError(
+            f"{wanted.folder}: holds sets with an index of their own ({', '.join(inside)}); give one of them, such as "
+            f"{wanted.folder}/{inside[0]}, so that they are not mixed"
+        )
     return {entries[place].path: entries[place] for place in places}
 
 

@@ -92,9 +92,25 @@ def _check_whole(samples: list[Sample], where: str) -> None:
         images = [extension for extension in sample.members if extension in IMAGE_FORMATS]
         if len(images) != 1:
             found = ", ".join(sample.members).encode("unicode_escape").decode() or "nothing"
-            raise DataError(f"{where}: sample {sample.key!r} has {len(images)} images among its members ({found})")
+            raise DataError(
+                f"{where}: sample {sample.key!r} has {len(images)} images among its members ({found})"
+                f"{_key_rule(sample, images)}"
+            )
         if labelled is not None and LABEL not in sample.members:
             raise DataError(f"{where}: sample {sample.key!r} has no .{LABEL}, but {labelled!r} has one")
+
+
+def _key_rule(sample: Sample, images: list[str]) -> str:
+    """How to rename members whose names have dots, or that are several images; "" where that is not the cause."""
+    dotted = [name for name in sample.members if name.rpartition(".")[2] in IMAGE_FORMATS and "." in name]
+    if not images and dotted:
+        stem, _, extension = dotted[0].rpartition(".")
+        base = sample.key.rpartition("/")[2]
+        renamed = f"{base}.{dotted[0]} to {base}_{stem.replace('.', '_')}.{extension}"
+        return f": a key ends at the first dot of a name, as in webdataset; rename such as {renamed}"
+    if len(images) > 1:
+        return ": members whose names are the same up to the first dot are one sample, which must have one image"
+    return f"; images end in {', '.join(f'.{name}' for name in IMAGE_FORMATS)}" if sample.members else ""
 
 
 def _members(source: RangeFile, where: str) -> Iterator[tuple[str, str, Member, memoryview]]:

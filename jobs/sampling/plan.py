@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from cluster.storage.storage import Storage, join
-from datasets.packing.pack import encode_png, write_tar
+from datasets.packing.encoding import encode_png
 from datasets.packing.sources.source import Example
+from datasets.packing.write import write_tar
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import Loaded, open_model
 from trainer.distributed.device import ReportPrecision, report_precision

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.packing.pack import encode as encode_image
+from datasets.packing.encoding import encode as encode_image
 from datasets.shards.indexing import index_shards
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets.order.order import ImageOrder, Integers, Located
-from datasets.packing.pack import encode, write_tar
+from datasets.packing.encoding import encode
 from datasets.packing.sources.source import Example
+from datasets.packing.write import write_tar
 from datasets.shards.index import Index
 from datasets.shards.indexing import index_shards
 

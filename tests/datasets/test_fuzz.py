@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
-from datasets.packing.pack import encode
+from datasets.packing.encoding import encode
 from datasets.reading.verify import verify_shard
 from datasets.shards.index import Index
 from datasets.shards.indexing import index_shards, member_table

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cluster.storage.storage import Storage
 from datasets.config import DataConfig
-from datasets.packing.pack import encode
+from datasets.packing.encoding import encode
 from datasets.shards.indexing import index_shards
 from tests.datasets.small_sets import write_members
 from tests.testbed.jobs import Finished, call_job
@@ -72,7 +72,8 @@ def test_the_page_runs_from_top_to_bottom(here: Path, run: Callable[[str, str], 
     assert jobs == ["pack", "index", "verify", "train_local"]
     (here / "photos.yaml").write_text(CONFIGURATIONS[0])
     printed = [run(job, arguments).stdout for job, arguments in COMMANDS]
-    assert printed[0].startswith("packed 48 images in 8 shards")
+    assert printed[0].startswith("found in photos:\n  train: 48 images (48 jpeg), 2 classes: cats ")
+    assert "\npacked 48 images in 8 shards" in printed[0]
     assert printed[1].startswith("indexed 160 images, 16 x 16, 3 channels, 0 classes, in 4 shards")
     assert printed[2] == "verified 160 images in 4 shards: all good\n"
     assert "finished after 256 images" in printed[3]

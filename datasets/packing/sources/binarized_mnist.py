@@ -9,17 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.errors import DataError
-from datasets.packing.sources.source import SPLITS, Example, InMemory, fetch, shuffled
+from datasets.packing.sources.source import Example, InMemory, exists, fetch, shuffled
 from datasets.shards.index_files import Meta
 
-_FILES = {"train": "train_packed.npy", "validation": "test_packed.npy"}
+_FILES = {"train": "train_packed.npy", "validation": "valid_packed.npy", "test": "test_packed.npy"}
 _SIDE = 28
 
 
 class BinarizedMnist(InMemory):
-    """The fixed stochastic binarisation: 50,000 training images and the 10,000 test images; no labels.
+    """The fixed stochastic binarisation: 50,000 training, 10,000 validation and 10,000 test images; no labels.
 
-    Files: `np.packbits` of the 784 pixels, uint8 [images, 98], as .npy or .npy.gz.
+    Files: `np.packbits` of the 784 pixels, uint8 [images, 98], as .npy or .npy.gz. Without valid_packed.npy there is no
+    validation split.
     """
 
     meta = Meta(
@@ -32,11 +33,15 @@ class BinarizedMnist(InMemory):
     )
 
     def __init__(self, folder: str):
-        self._packed = {split: _load(fetch(folder, name), name) for split, name in _FILES.items()}
-        self._orders = {split: shuffled(self.count(split), f"binarized/{split}") for split in SPLITS}
+        self._packed = {
+            split: _load(fetch(folder, name), name)
+            for split, name in _FILES.items()
+            if split != "validation" or exists(folder, name)
+        }
+        self._orders = {split: shuffled(self.count(split), f"binarized/{split}") for split in self._packed}
 
     def count(self, split: str) -> int:
-        return len(self._packed[split])
+        return len(self._packed.get(split, ()))
 
     def example(self, split: str, i: int) -> Example:
         packed = self._packed[split][self._orders[split][i]]

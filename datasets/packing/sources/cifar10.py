@@ -6,7 +6,7 @@ import numpy as np
 
 from cluster.storage.storage import Storage, is_local
 from datasets.errors import DataError
-from datasets.packing.sources.source import SPLITS, Example, InMemory, fetch, shuffled
+from datasets.packing.sources.source import Example, InMemory, fetch, shuffled
 from datasets.shards.index_files import Meta
 
 _RECORD = 1 + 3 * 32 * 32
@@ -16,19 +16,19 @@ _TEST = ("test_batch.bin", "test_first_1000.bin")
 
 
 class Cifar10(InMemory):
-    """Those of data_batch_1.bin ... data_batch_5.bin that exist; test_batch.bin is held out. Plain or .gz."""
+    """Train: those of data_batch_1.bin ... data_batch_5.bin that exist; test: test_batch.bin. Plain or .gz."""
 
     def __init__(self, folder: str):
         self._records = {
             "train": np.concatenate([_records(fetch(folder, name), name) for name in _present(folder, _TRAINING)]),
-            "validation": np.concatenate([_records(fetch(folder, name), name) for name in _present(folder, _TEST)[:1]]),
+            "test": np.concatenate([_records(fetch(folder, name), name) for name in _present(folder, _TEST)[:1]]),
         }
         counts = " and ".join(f"{len(records):,} {split}" for split, records in self._records.items())
         self.meta = Meta(3, 32, 32, 256, 10, _NAMES, "", f"CIFAR-10, binary version: {counts} images")
-        self._orders = {split: shuffled(self.count(split), f"cifar10/{split}") for split in SPLITS}
+        self._orders = {split: shuffled(self.count(split), f"cifar10/{split}") for split in self._records}
 
     def count(self, split: str) -> int:
-        return len(self._records[split])
+        return len(self._records.get(split, ()))
 
     def example(self, split: str, i: int) -> Example:
         record = self._records[split][self._orders[split][i]]

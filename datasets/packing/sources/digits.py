@@ -33,7 +33,7 @@ class Digits(InMemory):
     )
 
     def count(self, split: str) -> int:
-        return _IMAGES - _HELD_OUT if split == "train" else _HELD_OUT
+        return {"train": _IMAGES - _HELD_OUT, "validation": _HELD_OUT}.get(split, 0)
 
     def example(self, split: str, i: int) -> Example:
         images, labels = self._arrays

@@ -1,61 +1,129 @@
-"""A folder of image files: classes from the names of its folders, captions from .txt files next to the images."""
+"""A folder of image files: splits and classes from the names of its folders, captions from .txt files beside images."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.errors import DataError
-from datasets.images.decode import IMAGE_FORMATS
-from datasets.packing.sources.source import SPLITS, Example, shuffled
+from datasets.packing.sources.files import File, find_images, is_inside, read_unchanged
+from datasets.packing.sources.layout import arrange, split_of
+from datasets.packing.sources.source import SPLITS, Example, Part, shuffled
 from datasets.shards.index_files import Meta
 
-SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "test")}
+HELD_OUT = 0.05  # of a folder without split folders
+_NAMED = 8  # classes whose counts are listed
 
 
 class ImageFolder:
     """The images below a folder, in a fixed shuffled order, their encoded bytes unchanged.
 
-    If the folder has train/ and validation/ (or val/, test/), these are the splits; otherwise a fraction is held out.
-    If images have two or more different parent folders, these are the classes, sorted by name.
+    If folders are named as splits (train with val or test, or similar names), these are the splits; `held_out`, if
+    given, is then taken from train. Otherwise a fraction `held_out` (default 0.05) is held out.
     """
 
     parallel = True
     meta: Meta | None = None
 
-    def __init__(self, folder: str, held_out: float = 0.05):
-        root = Path(folder)
-        if not root.is_dir():
+    def __init__(
+        self, folder: str, held_out: float | None = None, classes: bool = True, follow_links: bool = False
+    ) -> None:
+        self._root = Path(folder)
+        if not self._root.is_dir():
             raise DataError(f"{folder}: no such folder")
-        roots = {split: _first_folder(root, names) for split, names in SPLIT_NAMES.items()}
-        if all(roots.values()):
-            self._files = {split: _images(place or root) for split, place in roots.items()}
-        else:
-            files = _images(root)
-            files = [files[i] for i in shuffled(len(files), "folder/split")]
-            held = round(len(files) * held_out)
-            self._files = {"train": files[held:], "validation": files[:held]}
-        classes = sorted({path.parent.name for files in self._files.values() for path in files})
-        self.class_names = tuple(classes) if len(classes) > 1 else ()
-        self.name = f"images of {root.name}"
-        self._orders = {split: shuffled(self.count(split), f"folder/{split}") for split in SPLITS}
+        self._follow_links = follow_links
+        files, self._skipped = find_images(self._root, follow_links)
+        layout = arrange(folder, [file.path for file in files])
+        for i in layout.outside:
+            self._skipped.add("outside the split folders", files[i].path)
+        names = layout.classes if classes else [""] * len(files)
+        splits = layout.splits or {"train": list(range(len(files)))}
+        if held_out is None:
+            held_out = 0 if layout.splits else HELD_OUT
+        if held_out and "validation" in splits:
+            raise DataError(f"{folder}: has a validation folder; --held-out is for folders without one")
+        if held_out:
+            splits |= _hold_out(splits["train"], held_out)
+        self._files: dict[str, list[tuple[File, str]]] = {}
+        for split in filter(splits.get, SPLITS):
+            numbers = splits[split]
+            order = shuffled(len(numbers), f"folder/{split}")
+            self._files[split] = [(files[numbers[i]], names[numbers[i]]) for i in order]
+        self.class_names = tuple(sorted({name for files in self._files.values() for _, name in files} - {""}))
+        self.name = f"images of {self._root.name}"
 
     def count(self, split: str) -> int:
-        return len(self._files[split])
+        return len(self._files.get(split, ()))
 
-    def example(self, split: str, i: int) -> Example:
-        path = self._files[split][self._orders[split][i]]
-        label = self.class_names.index(path.parent.name) if self.class_names else None
-        caption = path.with_suffix(".txt")
-        text = caption.read_bytes() if caption.is_file() else None
-        return Example(path.read_bytes(), label, path.suffix[1:].lower(), text)
+    def part(self, split: str, start: int, stop: int) -> Part:
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        files = self._files[split][start:stop]
+        return _FilePart(self._root, self._follow_links, tuple((file, numbers.get(name)) for file, name in files))
+
+    def found(self) -> list[str]:
+        """For each split its images by format and by class; then what was skipped."""
+        lines = [f"found in {self._root}:"]
+        for split, files in self._files.items():
+            folders = sorted({next(filter(split_of, file.path.split("/")[:-1]), "") for file, _ in files} - {""})
+            kinds = Counter(file.kind for file, _ in files)
+            formats = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+            captions = sum(file.caption is not None for file, _ in files)
+            where = f" ({', '.join(folders)})" if folders else ""
+            texts = f", {captions:,} captions" if captions else ""
+            lines.append(f"  {split}{where}: {len(files):,} images ({formats}){_class_counts(files)}{texts}")
+        unlabelled = [split for split, files in self._files.items() if not any(name for _, name in files)]
+        if self.class_names and unlabelled:
+            lines.append(
+                f"  note: {', '.join(unlabelled)} without classes: no use for models with labels as a condition"
+            )
+        if self._skipped.reasons:
+            lines.append(f"  skipped: {self._skipped}")
+        return lines
 
 
-def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+@dataclass(frozen=True)
+class _FilePart:
+    root: Path
+    follow_links: bool
+    files: tuple[tuple[File, int | None], ...]  # with their labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def example(self, i: int) -> Example:
+        file, label = self.files[i]
+        path = self.root / file.path
+        text = None
+        if file.caption:
+            caption = path.with_suffix(".txt")
+            if not self.follow_links and not is_inside(caption, self.root):
+                raise DataError(f"its caption {caption.name} is a link to a file outside the folder")
+            text = read_unchanged(caption, file.caption)
+        return Example(read_unchanged(path, file.stamp), label, text)
+
+    def where(self, i: int) -> str:
+        return str(self.root / self.files[i][0].path)
+
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(repr(self.files).encode(), digest_size=16).hexdigest()
 
 
-def _images(root: Path) -> list[Path]:
-    files = [path for path in root.rglob("*") if path.suffix[1:].lower() in IMAGE_FORMATS and path.is_file()]
-    if not files:
-        raise DataError(f"{root}: no images ({', '.join(IMAGE_FORMATS)}) in this folder")
-    return sorted(files)
+def _hold_out(numbers: list[int], fraction: float) -> dict[str, list[int]]:
+    shuffled_numbers = [numbers[i] for i in shuffled(len(numbers), "folder/split")]
+    held = round(len(numbers) * fraction)
+    return {"train": shuffled_numbers[held:], "validation": shuffled_numbers[:held]}
+
+
+def _class_counts(files: list[tuple[File, str]]) -> str:
+    """The images of each class, for a reader; of the largest classes if there are many."""
+    counts = Counter(name for _, name in files if name)
+    if not counts:
+        return ", no classes"
+    if len(counts) <= _NAMED:
+        return f", {len(counts)} class{'es' * (len(counts) > 1)}: " + ", ".join(
+            f"{name} {counts[name]:,}" for name in sorted(counts)
+        )
+    (large, most), (small, fewest) = counts.most_common(1)[0], counts.most_common()[-1]
+    return f", {len(counts):,} classes of {fewest:,} ({small}) to {most:,} images ({large})"

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 
 from datasets.errors import DataError
-from datasets.packing.sources.source import SPLITS, Example, InMemory, fetch, shuffled
+from datasets.packing.sources.source import Example, InMemory, fetch, shuffled
 from datasets.shards.index_files import Meta
 
-_FILES = {"train": "train", "validation": "t10k"}
+_FILES = {"train": "train", "test": "t10k"}  # by split
 _UNSIGNED_BYTE = 0x08
 
 # MD5 of the decompressed files
@@ -32,8 +32,9 @@ KNOWN = {
 
 
 class Idx(InMemory):
-    """Grey images and labels. With `binarise="static"`, pixel values from 128 on become 1, others 0.
+    """Grey images and labels: train and test; there is no validation split.
 
+    With `binarise="static"`, pixel values from 128 on become 1, others 0.
     `expect`: a set in `KNOWN` whose checksums the files must have.
     """
 
@@ -54,10 +55,10 @@ class Idx(InMemory):
         self.meta = Meta(
             1, height, width, levels, classes, tuple(map(str, range(classes))), binarise, expect or "idx files"
         )
-        self._orders = {split: shuffled(self.count(split), f"idx/{split}") for split in SPLITS}
+        self._orders = {split: shuffled(self.count(split), f"idx/{split}") for split in _FILES}
 
     def count(self, split: str) -> int:
-        return len(self._images[split])
+        return len(self._images.get(split, ()))
 
     def example(self, split: str, i: int) -> Example:
         row = self._orders[split][i]

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,9 +17,9 @@ from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.hashing import feistel, key_of
 from datasets.images.decode import Pixels
-from datasets.shards.index_files import Meta
+from datasets.shards.index_files import PACKED_SPLITS, Meta
 
-SPLITS = ("train", "validation")
+SPLITS = PACKED_SPLITS
 
 
 class Example(NamedTuple):
@@ -26,14 +27,29 @@ class Example(NamedTuple):
 
     image: Pixels | bytes  # uint8 [H, W, C], or the bytes of a file
     label: int | None
-    extension: str = "png"  # of the file, if the image is bytes
     caption: bytes | None = None
 
 
-class Source(Protocol):
-    """Images in two splits, each in a fixed shuffled order."""
+class Part(Protocol):
+    """Consecutive images of a split. Of a source with `parallel` it can be copied to another process."""
 
-    parallel: bool  # whether to copy it to other processes: it reads files and holds no images
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def example(self, i: int) -> Example:
+        """Image i. Raises `DataError` if it cannot be read."""
+
+    def where(self, i: int) -> str:
+        """The name of image i for a person: the path of its file."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes if any of the images, labels or captions does."""
+
+
+class Source(Protocol):
+    """Images in up to three splits, each in a fixed shuffled order."""
+
+    parallel: bool  # whether parts can be written by other processes: they read files and hold no images
 
     @property
     def meta(self) -> Meta | None:
@@ -48,10 +64,13 @@ class Source(Protocol):
         """Names of the classes."""
 
     def count(self, split: str) -> int:
-        """The number of images of "train" or "validation"."""
+        """The number of images of a split; 0: the source has no such split."""
 
-    def example(self, split: str, i: int) -> Example:
-        """Image i of a split."""
+    def part(self, split: str, start: int, stop: int) -> Part:
+        """Images [start, stop) of a split."""
+
+    def found(self) -> list[str]:
+        """What the source has, in lines for a person: splits, classes, formats, and what was skipped."""
 
 
 class InMemory:
@@ -69,6 +88,51 @@ class InMemory:
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.meta.class_names
+
+    def count(self, split: str) -> int:
+        """The number of images of a split."""
+        raise NotImplementedError
+
+    def example(self, split: str, i: int) -> Example:
+        """Image i of a split."""
+        raise NotImplementedError
+
+    def part(self, split: str, start: int, stop: int) -> Part:
+        """Images [start, stop) of a split."""
+        return _ArrayPart(self, split, start, stop)
+
+    def found(self) -> list[str]:
+        """The splits and the format."""
+        meta = self.meta
+        classes = f", {meta.classes} classes" if meta.classes else ""
+        format = f"{meta.width} x {meta.height}, {meta.channels} channels, {meta.levels} levels{classes}"
+        counts = ", ".join(f"{split} {self.count(split):,}" for split in SPLITS if self.count(split))
+        return [f"found {meta.source}: {format}; images: {counts}"]
+
+
+@dataclass(frozen=True)
+class _ArrayPart:
+    source: InMemory
+    split: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def example(self, i: int) -> Example:
+        return self.source.example(self.split, self.start + i)
+
+    def where(self, i: int) -> str:
+        return f"image {self.start + i} of {self.split}"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(repr(self.source.meta).encode(), digest_size=16)
+        for i in range(len(self)):
+            image, label, _ = self.example(i)
+            digest.update(f"{label} {np.shape(image)}".encode())
+            digest.update(image if isinstance(image, bytes) else image.tobytes())
+        return digest.hexdigest()
 
 
 def fetch(folder: str, name: str, md5: str = "") -> bytes:
@@ -90,6 +154,11 @@ def fetch(folder: str, name: str, md5: str = "") -> bytes:
             raise DataError(f"{folder}/{candidate}: the MD5 of the decompressed bytes is {found}, expected {md5}")
         return data
     raise DataError(f"{folder}: neither {name} nor {name}.gz exists")
+
+
+def exists(folder: str, name: str) -> bool:
+    """Whether a folder at a path or URL has a file, plain or as .gz."""
+    return any(_read(folder, candidate) is not None for candidate in (name, name + ".gz"))
 
 
 def _read(folder: str, name: str) -> bytes | None:

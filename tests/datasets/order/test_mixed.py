@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.config import DataConfig, MixedSet
+from datasets.config import DataConfig, MixedSet, TransformConfig
 from datasets.errors import DataError
-from datasets.loading.build import training_batches
+from datasets.loading.build import evaluation_batches, training_batches
 from datasets.order.mixed import MixedOrder
 from datasets.order.order import Window
 from datasets.order.shuffled import ShuffledOrder
+from datasets.packing.encoding import encode
 from datasets.shards.index import Index
-from tests.datasets.small_sets import locate, number_of, write_set
+from datasets.shards.indexing import index_shards
+from tests.datasets.small_sets import locate, number_of, write_members, write_set
 
 SETS = st.lists(
     st.tuples(st.lists(st.integers(0, 15), min_size=1, max_size=5).filter(any), st.integers(1, 4)),
@@ -119,11 +121,29 @@ def test_a_pattern_without_matches_is_a_one_line_error(sets, pattern, message):
 
 def test_sets_of_different_formats_are_not_mixed(sets):
     write_set(sets / "colour", [3], channels=3)
-    with pytest.raises(DataError, match=r"colour and .*/a: images of different formats"):
+    with pytest.raises(DataError, match=r"colour and .*/a differ and cannot be one set: channels 3 and 1"):
         Index.open([str(sets / "a"), str(sets / "colour")])
     write_set(sets / "plain", [3], labels=False)
-    with pytest.raises(DataError, match="classes of the two sets differ"):
-        Index.open([str(sets / "a"), str(sets / "plain")])
+    for pair in (["a", "plain"], ["plain", "a"]):
+        with pytest.raises(DataError, match=r"/a has labels and .*/plain has none: they cannot be one set"):
+            Index.open([str(sets / name) for name in pair])
+    named = [str(sets / name) for name in ("a", "b")]
+    for url, names in zip(named, (("x",) * 10, ("y",) * 10), strict=True):
+        index_shards(url, f"{url}/index", class_names=names)
+    with pytest.raises(DataError, match=r"class_names y, y, .* and x, x, "):
+        Index.open(named)
+
+
+def test_sets_of_different_sizes_are_one_set_with_a_transform(sets, tmp_path):
+    write_members(tmp_path / "large/0.tar", [("x.png", encode(np.zeros((9, 9, 1), np.uint8), "png")), ("x.cls", b"3")])
+    index_shards(f"{tmp_path}/large", f"{tmp_path}/large/index")
+    index = Index.open([str(sets / "a"), f"{tmp_path}/large"])
+    config = DataConfig(shards=(str(sets / "a"), f"{tmp_path}/large"), workers=0)
+    with pytest.raises(DataError, match=r"large/0\.tar: images differ in size.*set data\.transform\.size"):
+        evaluation_batches(config, index, batch=4)
+    config = config.model_copy(update={"transform": TransformConfig(size=(4, 4))})
+    with evaluation_batches(config, index, batch=50) as batches:
+        assert sum(int((batch.weights > 0).sum()) for batch in batches) == index.images
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import shutil
 import struct
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from sklearn.datasets import load_digits
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.build import evaluation_batches
+from datasets.packing.encoding import Encoding
 from datasets.packing.pack import PackOptions, pack
 from datasets.packing.sources.binarized_mnist import BinarizedMnist
 from datasets.packing.sources.cifar10 import Cifar10
 from datasets.packing.sources.digits import Digits
 from datasets.packing.sources.idx import Idx
-from datasets.packing.sources.source import Example, InMemory, Source
+from datasets.packing.sources.source import SPLITS, Example, InMemory, Source
+from datasets.reading.verify import verify_shard
 from datasets.shards.index import Index
 from datasets.shards.index_files import Meta
 
@@ -66,7 +69,7 @@ def test_a_complete_set_is_kept_and_another_set_is_refused(digits, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     assert [split.written for split in pack(Digits(), str(digits))] == [False, False]
     assert before == {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
-    with pytest.raises(DataError, match=r"train: contains another set \(handwritten digits"):
+    with pytest.raises(DataError, match=r"train: already packed from handwritten digits .* with other images"):
         pack(Idx(str(idx_files(tmp_path / "idx"))), str(digits))
 
 
@@ -101,7 +104,7 @@ def test_idx_files_are_packed_plain_or_gzipped_and_binarised_on_request(tmp_path
     source = Idx(str(idx_files(tmp_path / "idx")), binarise)
     pack(source, str(tmp_path / "out"))
     draw = np.random.default_rng(0)
-    for split in ("train", "validation"):
+    for split in ("train", "test"):
         pixels = draw.integers(0, 256, (20, 5, 4), dtype=np.uint8)
         wanted = (pixels >= 128).astype(np.uint8) if binarise else pixels
         assert rows(*unpacked(str(tmp_path / "out" / split))) == rows(wanted, np.arange(20) % 3)
@@ -156,7 +159,7 @@ def test_cifar10_records_are_packed_and_damaged_ones_refused(tmp_path):
 
 def test_binarized_mnist_is_unpacked_bit_by_bit(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 2, (6, 784), dtype=np.uint8)
-    for name, part in (("train", pixels[:4]), ("test", pixels[4:])):
+    for name, part in (("train", pixels[:4]), ("test", pixels[4:]), ("valid", pixels[2:5])):
         stream = io.BytesIO()
         np.save(stream, np.packbits(part, axis=1))
         (tmp_path / f"{name}_packed.npy.gz").write_bytes(gzip.compress(stream.getvalue()))
@@ -165,6 +168,10 @@ def test_binarized_mnist_is_unpacked_bit_by_bit(tmp_path):
     assert sorted(image.tobytes() for image in images) == sorted(image.tobytes() for image in pixels[:4])
     meta = Index.open(str(tmp_path / "out" / "train")).meta
     assert (meta.levels, meta.classes, meta.binarised) == (2, 0, "stochastic")
+    counts = {split: len(unpacked(str(tmp_path / "out" / split))[0]) for split in SPLITS}
+    assert counts == {"train": 4, "validation": 3, "test": 2}
+    (tmp_path / "valid_packed.npy.gz").unlink()
+    assert [BinarizedMnist(str(tmp_path)).count(split) for split in SPLITS] == [4, 0, 2]
 
 
 class Squares(InMemory):
@@ -176,10 +183,10 @@ class Squares(InMemory):
         self._images = images
 
     def count(self, split: str) -> int:
-        return self._images
+        return self._images if split != "test" else 0
 
     def example(self, split: str, i: int) -> Example:
-        return Example(np.full((2, 2, 1), i, dtype=np.uint8), None)
+        return Example(np.full((2, 2, 1), i % 256, dtype=np.uint8), None)
 
 
 @pytest.mark.parametrize(("images", "size", "shards"), [(20, 7, 3), (3, None, 3), (100, None, 8), (20, 20, 1)])
@@ -196,14 +203,83 @@ def test_shards_have_the_requested_images_and_small_sets_have_several(tmp_path, 
 def test_the_published_sets_are_packed_as_published(shared_data, tmp_path):
     mnist = Idx(str(shared_data / "mnist"), expect="mnist")
     fashion = Idx(str(shared_data / "fashion_mnist"), expect="fashion-mnist")
-    assert [source.count("train") for source in (mnist, fashion)] == [60_000, 60_000]
     binarized, cifar = BinarizedMnist(str(shared_data / "mnist_binarized")), Cifar10(str(shared_data / "cifar10"))
-    assert [source.count(split) for source in (binarized, cifar) for split in ("train", "validation")] == [
-        50_000,
-        10_000,
-        10_000,
-        1_000,
-    ]
+    counts = [tuple(source.count(split) for split in SPLITS) for source in (mnist, fashion, binarized, cifar)]
+    assert counts == [(60_000, 0, 10_000), (60_000, 0, 10_000), (50_000, 10_000, 10_000), (10_000, 0, 1_000)]
     first = mnist.example("train", 0)
     assert first.image.shape == (28, 28, 1)
     assert 0 <= first.label < 10
+
+
+def test_resized_digits_keep_their_levels_and_the_index_has_the_new_size(tmp_path):
+    pack(Digits(), str(tmp_path), PackOptions(how=Encoding(size=(12, 16))))
+    images, _ = unpacked(str(tmp_path / "validation"))
+    meta = Index.open(str(tmp_path / "validation")).meta
+    assert (meta.height, meta.width, meta.levels, meta.classes, images.shape[1:]) == (12, 16, 17, 10, (1, 12, 16))
+    assert images.max() == 16
+    assert verified(tmp_path / "train") == (1527, [])
+
+
+def test_colour_images_of_a_fixed_source_are_described_as_written(tmp_path):
+    (tmp_path / "data_batch_1.bin").write_bytes(bytes(3073) * 4)
+    (tmp_path / "test_batch.bin").write_bytes(bytes(3073))
+    pack(Cifar10(str(tmp_path)), str(tmp_path / "out"), PackOptions(how=Encoding((8, 8), "jpg")))
+    meta = Index.open(str(tmp_path / "out" / "test")).meta
+    assert (meta.height, meta.width, meta.levels, meta.classes) == (8, 8, 256, 10)
+    assert verified(tmp_path / "out" / "train") == (4, [])
+
+
+def verified(folder: Path) -> tuple[int, list[tuple[str, str]]]:
+    """The number of images of a set, and the bad ones with reasons."""
+    index = Index.open(str(folder))
+    found = [verify_shard(index, number) for number in range(len(index))]
+    return index.images, [bad for shard in found for bad in shard.bad]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "webp"])
+def test_lossy_encodings_of_few_levels_are_refused(tmp_path, extension):
+    with pytest.raises(DataError, match=f"--encoding {extension} does not keep 17 levels"):
+        pack(Digits(), str(tmp_path / "out"), PackOptions(how=Encoding(None, extension)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_binary_images_are_not_resized(tmp_path):
+    source = Idx(str(idx_files(tmp_path / "idx")), "static")
+    with pytest.raises(DataError, match="--size: binary images cannot be resized"):
+        pack(source, str(tmp_path / "out"), PackOptions(how=Encoding((8, 8))))
+    pack(source, str(tmp_path / "out"), PackOptions(how=Encoding((5, 4))))
+
+
+def test_other_options_are_not_already_packed(digits):
+    for options, names in (
+        (PackOptions(how=Encoding((9, 9))), "size"),
+        (PackOptions(how=Encoding(None, "png", 50)), "extension, quality"),
+        (PackOptions(shard_images=100), "shard_images"),
+    ):
+        with pytest.raises(DataError, match=f"train: already packed from handwritten .* with other {names}; give"):
+            pack(Digits(), str(digits), options)
+
+
+def test_a_set_of_an_earlier_version_is_kept_and_said_not_to_be_compared(digits, tmp_path):
+    shutil.copytree(digits, tmp_path / "old")
+    for split in ("train", "validation"):
+        (tmp_path / "old" / split / "index" / "packed.json").unlink()
+    assert {(split.written, split.compared) for split in pack(Digits(), str(tmp_path / "old"))} == {(False, False)}
+    with pytest.raises(DataError, match=r"train: contains another set \(handwritten digits"):
+        pack(Squares(1527), str(tmp_path / "old"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2}', '{"version": 1, "bad": 3}'])
+def test_a_damaged_record_is_a_one_line_error(digits, tmp_path, text):
+    shutil.copytree(digits, tmp_path / "old")
+    (tmp_path / "old/train/index/packed.json").write_text(text)
+    with pytest.raises(DataError, match=r"packed\.json: damaged \(.*\); delete the folder and pack again"):
+        pack(Digits(), str(tmp_path / "old"))
+
+
+def test_tars_of_somebody_else_are_not_overwritten(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "000000.tar").write_bytes(b"theirs")
+    with pytest.raises(DataError, match=r"train: holds tars that were not packed here \(000000\.tar\)"):
+        pack(Digits(), str(tmp_path))
+    assert (tmp_path / "train" / "000000.tar").read_bytes() == b"theirs"

@@ -133,6 +133,13 @@ def test_a_bit_flipped_anywhere_in_a_header_is_found(tmp_path):
         ([*pairs("a"), ("b.png", png())], "sample 'b' has no .cls, but 'a' has one"),
         ([("a.cls", b"1")], "sample 'a' has 0 images among its members"),
         ([("a.png", png()), ("a.jpg", b"")], "does not decode|2 images"),
+        (
+            [("photo.v1.png", png())],
+            "0 images .*: a key ends at the first dot .*; rename such as photo.v1.png to photo_v1.png",
+        ),
+        ([("000.resized.jpg", png())], "rename such as 000.resized.jpg to 000_resized.jpg"),
+        ([("a.png", png()), ("a.jpg", png())], "2 images .*the same up to the first dot are one sample"),
+        ([("a.gif", b"GIF89a")], r"0 images among its members \(gif\); images end in .png, .jpg"),
         ([("a.png", png()), ("b.png", png()), ("a.cls", b"1")], "members of 'a' are not consecutive"),
         ([*pairs("a", "b", "a")], "members of 'a' are not consecutive, or the key is repeated"),
         ([("a.png", png()), ("a.png", png())], "'a.png' is repeated"),
