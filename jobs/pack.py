@@ -24,15 +24,16 @@ from datasets.packing.sources.binarized_mnist import BinarizedMnist
 from datasets.packing.sources.cifar10 import Cifar10
 from datasets.packing.sources.digits import Digits
 from datasets.packing.sources.folder import ImageFolder
+from datasets.packing.sources.icons.source import Icons
 from datasets.packing.sources.idx import KNOWN, Idx
-from datasets.packing.sources.source import SPLITS, Source
+from datasets.packing.sources.source import Source
 from datasets.packing.write import BadImage, Written
 from datasets.shards.index import Index
 from jobs.cli import command_parser, run
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
 
-SOURCES = ("digits", "idx", "binarized", "cifar10", "folder")
+SOURCES = ("digits", "idx", "binarized", "cifar10", "icons", "folder")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     pack_options = _pack_options(options)
     source = _source(options)
     print(*source.found(), sep="\n", flush=True)
-    total = sum(source.count(split) for split in SPLITS)
+    total = sum(source.count(split) for split in source.splits)
     spread: Callable[..., Iterable[Written]] = partial(each, processes=options.processes) if source.parallel else map
     try:
         with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
@@ -76,6 +77,9 @@ def _print_bad(bad: Iterable[BadImage]) -> None:
 def _source(options: argparse.Namespace) -> Source:
     if options.source == "digits":
         return Digits()
+    if options.source == "icons":
+        height, width = options.size or (24, 24)
+        return Icons(height, width, options.levels, options.colour)
     if not options.input:
         raise ConfigError(f"--source {options.source}: give the folder (path or URL) of its files by --from")
     if options.source == "folder":
@@ -102,7 +106,7 @@ def _pack_options(options: argparse.Namespace) -> PackOptions:
         raise ConfigError(f"--shard-size {options.shard_size}: not a positive number of bytes")
     if not 1 <= options.quality <= 100:
         raise ConfigError(f"--quality {options.quality}: not a number from 1 to 100")
-    how = Encoding(shape, options.encoding, options.quality)
+    how = Encoding(shape if options.source != "icons" else None, options.encoding, options.quality)
     return PackOptions(options.shard_images, size, how, options.on_bad == "skip")
 
 
@@ -112,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         "--source",
         choices=SOURCES,
         required=True,
-        help="digits: scikit-learn's; idx: MNIST or Fashion-MNIST; binarized: binarized MNIST; folder: image files",
+        help="digits: scikit-learn's; idx: MNIST or Fashion-MNIST; binarized: binarized MNIST; "
+        "icons: captioned icons of the package qtawesome; folder: image files",
     )
     parser.add_argument(
         "--out", required=True, help="output folder (path or URL), in which train/, validation/ and test/ are written"
@@ -135,12 +140,18 @@ def _parser() -> argparse.ArgumentParser:
         default="stop",
         help="images that cannot be packed: fail after all are listed (default), or leave them out",
     )
+    parser.add_argument("--levels", type=int, default=256, help="icons: grey levels, 2 to 256 (default 256)")
+    parser.add_argument("--colour", action="store_true", help="icons: draw in two colours, which the caption names")
     parser.add_argument(
         "--shard-images", type=int, help="images per shard (default: an eighth of the set, at most 10,000)"
     )
     parser.add_argument("--shard-size", help="approximate bytes per shard, instead: 256MiB")
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="resize to cover this size, then crop the centre"
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="resize to cover this size, then crop the centre; icons: draw at this size (default 24 24)",
     )
     parser.add_argument("--encoding", choices=("png", "jpg", "webp"), help="re-encode (default: keep the files' bytes)")
     parser.add_argument("--quality", type=int, default=90, help="quality of jpg and webp (default 90)")

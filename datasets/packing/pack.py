@@ -11,7 +11,7 @@ from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.packing.encoding import Encoding, check_encoding, encode_example
 from datasets.packing.record import Record, read_record
-from datasets.packing.sources.source import SPLITS, Part, Source
+from datasets.packing.sources.source import Part, Source
 from datasets.packing.write import RECORDS, BadImage, ShardJob, Written, kept_shards, write_shard
 from datasets.shards.index import Index
 from datasets.shards.index_files import Meta, Shard, member_file, write_index
@@ -68,7 +68,7 @@ def pack(
     progress: Callable[[int], object] = lambda images: None,
     each: Each = map,
 ) -> list[Packed]:
-    """Write the splits of a source as WebDataset shards (image, cls, txt) with their indexes.
+    """Write the splits of a source as WebDataset shards (image, cls, txt, json) with their indexes.
 
     The bytes of the tars are a function of the images. A split that is complete, from the same images with the same
     options, is left alone; of an interrupted one the complete shards of unchanged images are kept. `progress` is called
@@ -78,7 +78,7 @@ def pack(
     meta = source.meta
     if meta is not None:
         check_encoding(options.how, meta.levels, meta.height, meta.width)
-    splits = [split for split in SPLITS if source.count(split)]
+    splits = [split for split in source.splits if source.count(split)]
     return [_pack_split(source, split, Storage(out).folder(split), options, progress, each) for split in splits]
 
 

@@ -84,7 +84,7 @@ def contents(job: ShardJob) -> str:
 
 
 def write_tar(path: Path, examples: Iterable[tuple[str, Example]]) -> None:
-    """Write keyed examples as a tar: image, cls and txt, arrays as PNG. Raises `DataError`."""
+    """Write keyed examples as a tar: image, cls, txt and json, arrays as PNG. Raises `DataError`."""
     _write_tar(path, ((key, _members(example, encode_example(example))) for key, example in examples))
 
 
@@ -107,6 +107,8 @@ def _members(example: Example, encoded: Encoded) -> dict[str, bytes]:
         members[LABEL] = str(example.label).encode()
     if example.caption is not None:
         members["txt"] = example.caption
+    if example.fields is not None:
+        members["json"] = example.fields
     return members
 
 

@@ -24,6 +24,7 @@ class ImageFolder:
     given, is then taken from train. Otherwise a fraction `held_out` (default 0.05) is held out.
     """
 
+    splits: tuple[str, ...] = SPLITS
     parallel = True
     meta: Meta | None = None
 

@@ -28,6 +28,7 @@ class Example(NamedTuple):
     image: Pixels | bytes  # uint8 [H, W, C], or the bytes of a file
     label: int | None
     caption: bytes | None = None
+    fields: bytes | None = None  # JSON
 
 
 class Part(Protocol):
@@ -47,8 +48,9 @@ class Part(Protocol):
 
 
 class Source(Protocol):
-    """Images in up to three splits, each in a fixed shuffled order."""
+    """Images in splits, each in a fixed shuffled order."""
 
+    splits: tuple[str, ...]  # names of the splits that it may have
     parallel: bool  # whether parts can be written by other processes: they read files and hold no images
 
     @property
@@ -76,6 +78,7 @@ class Source(Protocol):
 class InMemory:
     """A source that holds its images in memory and knows their format."""
 
+    splits: tuple[str, ...] = SPLITS
     parallel = False
     meta: Meta
 
@@ -106,7 +109,7 @@ class InMemory:
         meta = self.meta
         classes = f", {meta.classes} classes" if meta.classes else ""
         format = f"{meta.width} x {meta.height}, {meta.channels} channels, {meta.levels} levels{classes}"
-        counts = ", ".join(f"{split} {self.count(split):,}" for split in SPLITS if self.count(split))
+        counts = ", ".join(f"{split} {self.count(split):,}" for split in self.splits if self.count(split))
         return [f"found {meta.source}: {format}; images: {counts}"]
 
 
@@ -129,9 +132,11 @@ class _ArrayPart:
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(repr(self.source.meta).encode(), digest_size=16)
         for i in range(len(self)):
-            image, label, _ = self.example(i)
+            image, label, caption, fields = self.example(i)
             digest.update(f"{label} {np.shape(image)}".encode())
             digest.update(image if isinstance(image, bytes) else image.tobytes())
+            if caption is not None or fields is not None:
+                digest.update(repr((caption, fields)).encode())
         return digest.hexdigest()
 
 

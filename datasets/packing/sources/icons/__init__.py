@@ -1,0 +1,1 @@
+"""Captioned icons, drawn from the fonts that QtAwesome contains."""
