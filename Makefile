@@ -8,7 +8,7 @@ ARGS ?=
 export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install data train-local train-ray compare submit cluster-local cluster-local-down
+.PHONY: help install data icons train-local train-ray compare submit cluster-local cluster-local-down
 .PHONY: test lint types format reference bench bench-peers bench-start bench-data bench-checkpoints gpu-check gpu-wheels chaos lock clean
 
 help:  ## list the targets
@@ -31,6 +31,12 @@ data: data/digits/validation/index/index.json  ## pack the embedded digit scans 
 
 data/digits/validation/index/index.json: | .venv/installed
 	$(BIN)/python -m jobs.pack --source digits --out data/digits
+
+icons: data/icons/combinations/index/index.json  ## draw and pack captioned icons into data/icons
+
+data/icons/combinations/index/index.json: | .venv/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group icons -c requirements-dev.lock
+	$(BIN)/python -m jobs.pack --source icons --out data/icons
 
 train-local: .venv/installed data  ## train on this machine: CONFIG=file.yaml ARGS="optim.lr=1e-4 ..."
 	$(BIN)/python -m jobs.train_local $(CONFIG) $(ARGS)
@@ -109,5 +115,5 @@ lock: .venv/installed  ## resolve the versions of all dependencies again
 
 LOCK_OPTIONS := --quiet --no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-clean:  ## remove .venv, data/digits and the caches; runs stay
-	rm -rf .venv data/digits .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean:  ## remove .venv, data/digits, data/icons and the caches; runs stay
+	rm -rf .venv data/digits data/icons .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

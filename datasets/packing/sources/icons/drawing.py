@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +38,16 @@ def draw(font: Path, glyph: str, height: int, width: int) -> Pixels:
     the border than the margin, a 24th of the smaller side, is moved, and drawn smaller if it has to be.
     """
     smaller = min(height, width)
-    margin = -(-smaller // 24) if smaller > 4 else 0
+    margin = -(-smaller // 24)
     size = smaller * _SCALE.get(font.name.partition("-")[0], 1.0)
     while True:
         canvas = Image.new("L", (2 * width, 2 * height))
         ImageDraw.Draw(canvas).text((width, height), glyph, 255, _font(font, size), anchor="mm")
-        left, top, right, bottom = canvas.getbbox() or (width, height, width, height)
-        if right - left <= width - 2 * margin and bottom - top <= height - 2 * margin:
+        left, top, right, bottom = canvas.getbbox() or (width, height, width + 1, height + 1)
+        fit = min((width - 2 * margin) / (right - left), (height - 2 * margin) / (bottom - top))
+        if fit >= 1:
             break
-        size -= 0.25
+        size = min(size - 0.25, size * fit // 0.25 * 0.25)
     x = min(max(width // 2, right + margin - width), left - margin)
     y = min(max(height // 2, bottom + margin - height), top - margin)
     return np.asarray(canvas.crop((x, y, x + width, y + height)))
@@ -91,10 +92,10 @@ def _pairs() -> tuple[tuple[str, str], ...]:
 
 def _luminance(colour: tuple[int, int, int]) -> float:
     """Relative luminance (WCAG 2.2)."""
-    linear = [value / 3294.6 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in colour]
+    linear = [value / 255 / 12.92 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in colour]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@cache
+@lru_cache(64)
 def _font(path: Path, size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)

@@ -31,7 +31,9 @@ class Icons(InMemory):
             raise DataError(f"icons in colour have 256 levels, not {levels}")
         self._colour = colour
         source = f"icons of QtAwesome {font_version()}{', in colour' if colour else ''}"
-        self.meta = Meta(3 if colour else 1, height, width, levels, source=source)
+        self.meta = Meta(
+            3 if colour else 1, height, width, levels, binarised="static" if levels == 2 else "", source=source
+        )
         self._icons = find_icons()
         numbers = split_icons([icon.words for icon in self._icons])
         self._numbers = {split: getattr(numbers, split) for split in self.splits}

@@ -39,7 +39,7 @@ def split_icons(icons: Sequence[Words]) -> Splits:
 
     `validation`: all styles that a family has of an icon are held out together, so that no other style of the same
     drawing is in training. `combinations`: all icons, of every family and style, whose names have both words of a
-    held-out pair such as (lock, off). Training has no icon with both, and each word of their captions `LEAST` times.
+    held-out pair such as (cloud, off). Training has no icon with both, and each word of their captions `LEAST` times.
     """
     held_out = {i for i, words in enumerate(icons) if hash_of(f"{words.family}/{words.name}") < HELD_OUT * 2**64}
     counts = Counter(word for i, words in enumerate(icons) if i not in held_out for word in caption_words(words))
