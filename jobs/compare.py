@@ -26,7 +26,9 @@ from jobs.run.training import train_rank
 from jobs.train_local import StopOnSignal
 from trainer.checkpoints.export import load
 from trainer.checkpoints.journal import read_metrics
+from trainer.conditions import given_names, in_words, none_given
 from trainer.distributed.device import full_precision, make_accelerator
+from trainer.models.base import known_conditions
 from trainer.noise import Noise
 from trainer.tracking.pictures import captioned_rows
 from trainer.training.evaluation import Evaluation, batch_size, evaluate
@@ -36,13 +38,13 @@ SAME = ("shards", "mixture", "validation", "transform")  # of the data section
 
 
 class ComparedRun(NamedTuple):
-    """A row of the table."""
+    """A trained model: one row of the table, or two if it is conditional and can do without its conditions."""
 
     name: str
-    evaluation: Evaluation
+    evaluations: list[Evaluation]  # given its conditions; and without them
     parameters: int
     images_per_second: float  # median over the rows of its metrics, on this machine
-    samples: torch.Tensor  # uint8 levels [N, C, H, W]
+    samples: torch.Tensor  # uint8 levels [N, C, H, W], without conditions
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -58,13 +60,8 @@ def main(arguments: Sequence[str]) -> int | None:
         help="draws of the latents in the evaluation",
     )
     options = parser.parse_intermixed_args(arguments)
-    overrides = [argument for argument in options.configs if "=" in argument]
     out = absolute(options.out)
-    configs = {}
-    for path in options.configs:
-        if path not in overrides:
-            name = Path(path).stem
-            configs[name] = load_config(path, [*overrides, f"run={join(out, name)}"])
+    configs = _configs(options.configs, out)
     _check_same(configs)
     runs = {name: resolve(config) for name, config in configs.items()}
     entries = []
@@ -80,28 +77,34 @@ def main(arguments: Sequence[str]) -> int | None:
     folder = Storage(out)
     text = table(entries, budget, options.samples)
     folder.write("table.md", text.encode())
-    folder.write("table.json", json.dumps([_as_json(entry) for entry in entries], indent=1).encode())
-    folder.write("samples.png", captioned_rows({e.name: e.samples for e in entries}, spec, COLUMNS))
+    facts = [_as_json(entry, found) for entry in entries for found in entry.evaluations]
+    folder.write("table.json", json.dumps(facts, indent=1).encode())
+    folder.write("samples.png", captioned_rows({_caption(entry): entry.samples for entry in entries}, spec, COLUMNS))
     print(f"\n{text}\nsamples side by side: {join(out, 'samples.png')}")
     return 0
 
 
 def table(entries: list[ComparedRun], budget: int, samples: int) -> str:
-    """The comparison as a Markdown table, best bound first."""
-    images = entries[0].evaluation.images
+    """The comparison as a Markdown table: bounds conditional on the same together, unconditional ones first; the best
+    first among each.
+    """
+    images = entries[0].evaluations[0].images
     lines = [
         f"Negative ELBO on {images:,} held-out images ({samples} draws each, averaged weights, float32) after "
-        f"{budget:,} training images; distortion and rates in nats per image.",
+        f"{budget:,} training images; distortion and rates in nats per image. A bound conditional on a label is one of "
+        "p(x | label): it ranks among its like only.",
         "",
-        "| model | bits per dimension | nats | distortion | rate per level | parameters | training images/s |",
-        "|---|---|---|---|---|---|---|",
+        "| model | conditional on | bits per dimension | nats | distortion | rate per level | parameters | "
+        "training images/s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for entry in sorted(entries, key=lambda entry: entry.evaluation.nats):
-        found = entry.evaluation
+    pairs = [(entry, found) for entry in entries for found in entry.evaluations]
+    for entry, found in sorted(pairs, key=lambda pair: (given_names(pair[1].conditions), pair[1].nats)):
         bpd = "a density" if found.is_density else f"{found.bpd:.4f}"
         rates = ", ".join(f"{name} {rate:.2f}" for name, rate in found.rates.items())
         nats = f"{found.nats:.2f} ± {found.standard_error:.2f}"
-        cells = [entry.name, bpd, nats, f"{found.distortion:.2f}", rates, f"{entry.parameters:,}"]
+        conditions = in_words(found.conditions).removeprefix("conditional on ")
+        cells = [entry.name, conditions, bpd, nats, f"{found.distortion:.2f}", rates, f"{entry.parameters:,}"]
         lines.append(f"| {' | '.join(cells)} | {entry.images_per_second:,.0f} |")
     return "\n".join(lines) + "\n"
 
@@ -112,15 +115,35 @@ def _entry(name: str, resolved: ResolvedRun, samples: int) -> ComparedRun:
     accelerator = make_accelerator(resolved.precision)
     model = load(config.run).to(accelerator.device)
     size = batch_size(config.trainer.micro_batch, config.trainer.batch, ranks=1)
-    with evaluation_batches(config.data, held_out, batch=size, device=accelerator.device) as batches:
-        evaluation = evaluate(model, batches, config.seed, samples)
+    hidden = model.hidden_in_training
+    uses = ["given", "none"] if hidden and all(hidden.values()) and known_conditions(model) else ["given"]
+    evaluations = []
+    for use in uses:
+        with evaluation_batches(config.data, held_out, batch=size, device=accelerator.device) as batches:
+            evaluations.append(evaluate(model, batches, config.seed, samples, conditions=use))
     model.eval()
     noise = Noise(config.seed, "sample", torch.arange(2 * COLUMNS, device=accelerator.device))
     with torch.no_grad(), full_precision(accelerator.device):
         drawn = model.sample(noise)
     paces = [row["images_per_second"] for row in read_metrics(Storage(config.run)) if "images_per_second" in row]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ComparedRun(name, evaluation, parameters, statistics.median(paces), drawn.cpu())
+    return ComparedRun(name, evaluations, parameters, statistics.median(paces), drawn.cpu())
+
+
+def _configs(arguments: Sequence[str], out: str) -> dict[str, RunConfig]:
+    """The configurations by the names of their files, which name their runs in `out`. Raises ConfigError."""
+    overrides = [argument for argument in arguments if "=" in argument]
+    paths: dict[str, str] = {}
+    for path in arguments:
+        if path in overrides:
+            continue
+        name = Path(path).stem
+        if name in paths:
+            raise ConfigError(
+                f"{paths[name]} and {path} would both train in {join(out, name)}; rename one of the files"
+            )
+        paths[name] = path
+    return {name: load_config(path, [*overrides, f"run={join(out, name)}"]) for name, path in paths.items()}
 
 
 def _check_same(configs: dict[str, RunConfig]) -> None:
@@ -139,9 +162,13 @@ def _check_same(configs: dict[str, RunConfig]) -> None:
                 )
 
 
-def _as_json(entry: ComparedRun) -> dict[str, object]:
+def _caption(entry: ComparedRun) -> str:
+    return f"{entry.name}, {in_words(none_given(entry.evaluations[0].conditions))}"
+
+
+def _as_json(entry: ComparedRun, found: Evaluation) -> dict[str, object]:
     facts = {"model": entry.name, "parameters": entry.parameters, "images_per_second": entry.images_per_second}
-    return facts | entry.evaluation.row("evaluation")
+    return facts | {"conditions": found.conditions} | found.row("evaluation")
 
 
 if __name__ == "__main__":

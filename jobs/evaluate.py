@@ -24,8 +24,10 @@ from jobs.run.ledger import check_left_out
 from jobs.run.reports import file_name, index_of, keep, split_name, warn_of, weights_text
 from trainer.checkpoints.export import Loaded, open_model
 from trainer.checkpoints.weights import HELP as WEIGHTS
+from trainer.conditions import given_names, parse_uses
 from trainer.distributed.device import ReportPrecision, make_accelerator
 from trainer.distributed.ranks import on_rank_zero, rank, world_size
+from trainer.models.base import known_conditions
 from trainer.tracking.display import say_on_rank_zero
 from trainer.training.evaluation import Evaluation, batch_size, evaluate
 
@@ -57,9 +59,11 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
     loaded = open_model(run_folder.url, settings["weights"])
     model = loaded.model.to(accelerator.device)
     check_format(model.spec, config.data, index)
-    check_labels(model, index)
+    if given_names(parse_uses(settings["condition"], known_conditions(model))):
+        check_labels(model, index)
     if split != "train":
         warn_of(config, index)
+    hides = model.hidden_in_training
     if settings["steps"]:
         model.set_steps(settings["steps"])
     size = settings["batch"] or batch_size(config.trainer.micro_batch, config.trainer.batch, world_size())
@@ -67,18 +71,27 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
         config.data, index, batch=size, ranks=world_size(), rank=rank(), device=accelerator.device
     ) as batches:
         result = evaluate(
-            model, batches, settings["seed"], settings["samples"], settings["bound"], settings["precision"]
+            model,
+            batches,
+            settings["seed"],
+            settings["samples"],
+            settings["bound"],
+            settings["precision"],
+            settings["condition"],
         )
     check_left_out(config.data, index, result.images)
     report = {name: settings[name] for name in ("split", "bound", "samples", "steps", "seed", "precision")}
-    report |= {"weights": loaded.weights, "images_seen": loaded.images, "conditional": result.conditional}
+    report |= {"weights": loaded.weights, "images_seen": loaded.images, "conditions": result.conditions}
     report |= {"binarisation": index.meta.binarised or None, "levels": index.levels, "images": result.images}
     report["figures"] = result.row("evaluation")
     title = model.bounds[settings["bound"]].title.format(draws=settings["samples"])
     say_on_rank_zero(as_text(title, report, result, loaded))
+    if never := [name for name, use in result.conditions.items() if use == "none" and not hides[name]]:
+        say_on_rank_zero(f"warning: training never hid {' and '.join(never)}: the model has not learned to do without")
     name = file_name(
         split_name(split),
         *(settings["bound"], settings["samples"], settings["steps"] and f"{settings['steps']}steps"),
+        *(f"{name}-{use}" for name, use in result.conditions.items() if use != "given"),
         *(loaded.weights, settings["precision"] != "fp32" and settings["precision"]),
     )
     on_rank_zero(lambda: keep(run_folder, config, name, report))
@@ -88,10 +101,9 @@ def as_text(title: str, report: dict[str, Any], result: Evaluation, loaded: Load
     """The report for a screen: what was measured, then the terms of the bound in nats an image."""
     steps = f", {report['steps']} steps" if report["steps"] else ""
     binarised = f", {report['binarisation']} binarisation" if report["binarisation"] else ""
-    conditional = "conditional" if result.conditional else "unconditional"
     lines = [
         f"{title}{steps}: {result}",
-        f"{report['images']:,} images of {report['split']}{binarised}, {weights_text(loaded)}, {conditional}",
+        f"{report['images']:,} images of {report['split']}{binarised}, {weights_text(loaded)}",
     ]
     if result.rates:
         lines.append(f"  distortion {result.distortion:10.4f} nats")
@@ -112,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, help="number of latents T, for models that can choose it: diffusions")
     parser.add_argument("--weights", default="ema", help=WEIGHTS)
+    parser.add_argument(
+        "--condition",
+        default="given",
+        metavar="given|none|NAME=...",
+        help="given (default): the model is given its conditions, such as the label; none: they are left out; or one "
+        "by one, label=none,caption=given",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents' noise")
     parser.add_argument(
         "--precision",

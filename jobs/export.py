@@ -168,6 +168,7 @@ def _figures(rows: Sequence[Row], weights: str) -> list[str]:
         if row is None:
             continue
         of = f"{split} split, {whose}, at {row['images']:,} images"
+        of += f", {row[f'{split}/conditions']}" if f"{split}/conditions" in row else ""
         if split == "train":
             of += ", mean over the steps since the row before"
         density = f"{split}/bpd" not in row

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from cluster.storage.errors import MissingError
 from jobs.reporting.history import Picture, RunHistory
 from jobs.reporting.markup import Markup, join, tag
+from trainer.tracking.captions import caption_of
 
 MOST = 32  # pictures of a name
 
@@ -47,12 +48,14 @@ def gallery(run: RunHistory, selections: dict[str, Selection]) -> Markup:
 
 def _figure(run: RunHistory, name: str, picture: Picture) -> Markup:
     try:
-        data = base64.b64encode(run.storage.read(picture.path)).decode()
+        png = run.storage.read(picture.path)
     except MissingError:  # deleted meanwhile
         return Markup("")
+    data = base64.b64encode(png).decode()
     text = f"{picture.images:,} images"
     image = tag("img", src=f"data:image/png;base64,{data}", alt=f"{name} after {text}", title="enlarge", loading="lazy")
-    return tag("figure", image, tag("figcaption", text))
+    caption = caption_of(png)
+    return tag("figure", image, tag("figcaption", f"{text}: {caption}" if caption else text))
 
 
 def _fitting(pictures: list[Picture], share: float) -> list[Picture]:

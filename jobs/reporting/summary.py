@@ -31,7 +31,8 @@ def final_figures(run: RunHistory, unit: str) -> list[Fact]:
     found = [("state", *_state(run))]
     found += _validation(run, unit)
     if training:
-        found.append(("training bound", _bound(training[-1], "train", unit), f"{unit}, raw weights"))
+        of = _of(unit, "raw weights", training[-1].get("train/conditions"))
+        found.append(("training bound", _bound(training[-1], "train", unit), of))
         if (rate := total_rate(training[-1], "train")) is not None:
             found.append(("rate", plain(rate), "nats an image, training, all levels"))
     paces = [pace for row in run.rows if (pace := number(row, "images_per_second")) is not None]
@@ -137,11 +138,16 @@ def _validation(run: RunHistory, unit: str) -> list[Fact]:
     if best is None:
         return []
     last = [row for row in run.rows if number(row, f"validation/{unit}") is not None][-1]
-    found = [("validation bound", _bound(last, "validation", unit), f"{unit}, averaged weights")]
+    of = _of(unit, "averaged weights", last.get("validation/conditions"))
+    found = [("validation bound", _bound(last, "validation", unit), of)]
     after = f"after {best.row['images']:,} images"
     since = f", {best.since} evaluation{'s' if best.since > 1 else ''} before the last" if best.since else ""
     found.append(("best validation bound", _bound(best.row, "validation", unit), after + since))
     return found
+
+
+def _of(*facts: object) -> str:
+    return ", ".join(str(fact) for fact in facts if fact)
 
 
 def _bound(row: Values, split: str, unit: str) -> str:

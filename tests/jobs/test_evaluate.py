@@ -7,15 +7,20 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
+from datasets.packing.sources.source import Example
+from datasets.packing.write import write_tar
 from datasets.shards.index import Index
 from jobs.compare import main as compare
 from jobs.config.loading import load_config
+from jobs.errors import ConfigError
 from jobs.evaluate import main as evaluate
+from jobs.index import main as make_index
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.testbed.jobs import call_job
@@ -23,6 +28,7 @@ from tests.testbed.ranks import together
 from tests.testbed.steps import train
 from trainer.checkpoints.journal import read_metrics
 from trainer.errors import TrainingError
+from trainer.tracking.captions import caption_of
 
 
 @pytest.fixture
@@ -43,8 +49,8 @@ def test_the_final_evaluation_is_found_again(finished, capsys):
     assert found["figures"] == pytest.approx(at_the_end.row("evaluation"), rel=1e-9)
     assert found["images"] == 270
     said = capsys.readouterr().out
-    assert "270 images of validation, averaged (EMA) weights after 1,280 images, unconditional" in said
-    assert (found["precision"], found["conditional"], found["images_seen"]) == ("fp32", False, 20 * BATCH)
+    assert " nats), unconditional, fp32\n270 images of validation, averaged (EMA) weights after 1,280 images\n" in said
+    assert (found["precision"], found["conditions"], found["images_seen"]) == ("fp32", {}, 20 * BATCH)
     assert f"{at_the_end.bpd:.4f}" in said
     assert "rate z1" in said
 
@@ -70,7 +76,7 @@ def test_a_run_that_trains_in_bfloat16_is_evaluated_in_float32(config_file, caps
     half = report(config.run, "validation-elbo-1-ema-bf16")
     assert half["precision"] == "bf16"
     assert 1e-6 < abs(half["figures"]["evaluation/nats"] / full["evaluation/nats"] - 1) < 0.05
-    assert " nats), bf16" in capsys.readouterr().out
+    assert " nats), unconditional, bf16" in capsys.readouterr().out
 
 
 def test_an_unknown_bound_is_an_error_that_lists_the_bounds_of_the_model(finished):
@@ -176,6 +182,97 @@ def test_models_side_by_side(config_file, tmp_path, capsys):
 
     compare(arguments)  # nothing is trained again
     assert "is finished" in capsys.readouterr().out
+
+
+CONDITIONAL = {
+    "kind": "diffusion",
+    "denoiser": {
+        "network": {"kind": "mlp", "width": 16, "depth": 1},
+        "embedding": 8,
+        "conditions": {"label": {"kind": "class"}},
+    },
+    "condition_dropout": 0.2,
+    "sampling": {"steps": 3},
+}
+
+
+def test_every_figure_of_a_conditional_model_says_what_it_is_conditional_on(config_file, capsys):
+    config = load_config(str(config_file(model=CONDITIONAL)))
+    given = train_rank(config).evaluation
+    said = capsys.readouterr().out
+    assert f"validation {given}, averaged weights" in said
+    assert " nats), conditional on label, fp32, averaged weights" in said
+    assert " bpd, conditional on label (label hidden from 20% of the images)  " in said
+    rows = read_metrics(Storage(config.run))
+    assert {row["validation/conditions"] for row in rows if "validation/nats" in row} == {"conditional on label"}
+    hidden = "conditional on label (label hidden from 20% of the images)"
+    assert {row["train/conditions"] for row in rows if "train/nats" in row} == {hidden}
+    captions = {name: picture_caption(config.run, name) for name in ("samples", "reconstructions", "trajectories")}
+    assert captions["samples"].startswith("samples, unconditional (label left out), averaged weights")
+    assert "conditional on label, averaged" in captions["reconstructions"]
+    assert "unconditional (label left out)" in captions["trajectories"]
+
+    evaluate([config.run, "--samples", "4"])
+    evaluate([config.run, "--samples", "4", "--condition", "none"])
+    said = capsys.readouterr().out
+    assert " nats), conditional on label, fp32\n" in said
+    assert " nats), unconditional (label left out), fp32\n" in said
+    assert "warning" not in said
+    with_label = report(config.run, "validation-elbo-4-ema")
+    without = report(config.run, "validation-elbo-4-label-none-ema")
+    assert (with_label["conditions"], without["conditions"]) == ({"label": "given"}, {"label": "none"})
+    assert with_label["figures"]["evaluation/nats"] != without["figures"]["evaluation/nats"]
+    with pytest.raises(TrainingError, match=r"^condition class: the model has label$"):
+        evaluate([config.run, "--condition", "class=none"])
+
+
+def picture_caption(run: str, name: str) -> str:
+    return caption_of((Path(run) / f"pictures/{name}-{20 * BATCH:012d}.png").read_bytes())
+
+
+def test_leaving_out_what_training_never_hid_is_said(config_file, capsys):
+    config = load_config(str(config_file(model=CONDITIONAL | {"condition_dropout": 0.0})))
+    train_rank(config)
+    evaluate([config.run, "--condition", "none"])
+    assert "warning: training never hid label: the model has not learned to do without" in capsys.readouterr().out
+
+
+def test_images_without_labels_are_evaluated_only_without(config_file, digits, tmp_path):
+    config = load_config(str(config_file(model=CONDITIONAL, trainer={"images": 2 * BATCH})))
+    train_rank(config)
+    example = [Example(np.zeros((8, 8, 1), np.uint8), None)] * 5
+    (tmp_path / "bare").mkdir()
+    write_tar(tmp_path / "bare/0.tar", ((f"{i}", one) for i, one in enumerate(example)))
+    make_index([str(tmp_path / "bare"), "--levels", "17"])
+    with pytest.raises(ConfigError, match=r"bare: the images have no labels; the training images have 10 classes"):
+        evaluate([config.run, "--split", f"{tmp_path}/bare"])
+    evaluate([config.run, "--split", f"{tmp_path}/bare", "--condition", "none"])
+
+
+def test_conditional_bounds_rank_among_themselves(config_file, tmp_path, capsys):
+    conditional, plain = config_file("conditional", model=CONDITIONAL), config_file("plain")
+    out = tmp_path / "side-by-side"
+    compare([str(conditional), str(plain), "--out", str(out), "--samples", "2", f"trainer.images={10 * BATCH}"])
+    lines = [line.split(" | ")[:2] for line in (out / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert lines[0] == ["| model", "conditional on"]
+    assert sorted(lines[1:3]) == [["| conditional", "unconditional (label left out)"], ["| plain", "unconditional"]]
+    assert lines[3:] == [["| conditional", "label"]]
+    rows = json.loads((out / "table.json").read_text())
+    assert [(row["model"], row["conditions"]) for row in rows] == [
+        ("conditional", {"label": "given"}),
+        ("conditional", {"label": "none"}),
+        ("plain", {}),
+    ]
+    unconditional = [row["evaluation/nats"] for row in rows[1:]]
+    assert (lines[1][0] == "| plain") == (unconditional[1] < unconditional[0])
+
+
+def test_two_configurations_of_one_name_are_not_compared(config_file, tmp_path):
+    path = config_file("same")
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(path, tmp_path / "other/same.yaml")
+    with pytest.raises(ConfigError, match=f"^{path} and {other} would both train in .*/out/same; rename one of the"):
+        compare([str(path), str(other), "--out", f"{tmp_path}/out"])
 
 
 def test_models_on_other_images_are_not_compared(config_file, digits):

@@ -66,7 +66,8 @@ def out(run: Path, tmp_path: Path) -> Path:
 def test_the_card_says_the_figures_that_the_run_measured_and_of_what(run: Path, out: Path) -> None:
     text = (out / "README.md").read_text()
     last = {key: value for row in read_metrics(Storage(str(run))) for key, value in row.items()}
-    assert f"| {last['validation/bpd']:.4f} | validation split, averaged weights, at 1,280 images |" in text
+    of = "validation split, averaged weights, at 1,280 images, unconditional"
+    assert f"| {last['validation/bpd']:.4f} | {of} |" in text
     assert f"{last['validation/nats']:.3f} ± {last['validation/standard_error']:.3f}" in text
     assert f"| rate z1, nats an image | {last['validation/rate/z1']:.3f} |" in text
     assert f"| {last['train/bpd']:.4f} | train split, raw weights, at 1,280 images" in text

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from trainer.conditions import ConditionUses, all_given, in_words, none_given
 from trainer.config import Config
 from trainer.elbo import Elbo
 from trainer.errors import TrainingError
@@ -27,6 +28,7 @@ class Picture(NamedTuple):
 
     images: Tensor  # uint8 levels [N, C, H, W]
     columns: int | None = None  # None: about a square
+    of: str = ""  # a caption: what they are and what they are conditional on
 
 
 class Bound(NamedTuple):
@@ -107,6 +109,13 @@ class Model(nn.Module):
         return ()
 
     @property
+    def hidden_in_training(self) -> Mapping[str, float]:
+        """The probability with which training hides each condition from an image. Without a condition that is never
+        hidden, a bound or a sample means little.
+        """
+        return dict.fromkeys(self.conditions, 0.0)
+
+    @property
     def bounds(self) -> Mapping[str, Bound]:
         """The estimates of -log p(x), by name."""
         return {
@@ -148,10 +157,12 @@ class Model(nn.Module):
 
         A model with more to show (levels of a hierarchy, steps of a diffusion) adds to it.
         """
-        shown = {"samples": Picture(self.sample(noise))}
+        left_out = in_words(none_given(known_conditions(self)))
+        shown = {"samples": Picture(self.sample(noise), of=f"samples, {left_out}")}
         if images is not None:
             made = self.reconstruct(images, condition, replace(noise, positions=noise.positions[: len(images)]))
-            shown["reconstructions"] = Picture(torch.stack([images, made], dim=1).flatten(0, 1))
+            of = f"held-out images, each with its reconstruction, {in_words(all_given(condition or ()))}"
+            shown["reconstructions"] = Picture(torch.stack([images, made], dim=1).flatten(0, 1), of=of)
         return shown
 
     def _elbo(self, images: Tensor, condition: Condition, noise: Noise, draws: int) -> dict[str, Tensor]:
@@ -171,9 +182,16 @@ class Model(nn.Module):
 
 def is_conditional(model: Model) -> bool:
     """Whether the model is conditioned on what its data set has: class labels."""
-    return "label" in model.conditions and bool(model.spec.classes)
+    return bool(known_conditions(model))
 
 
-def condition(model: Model, labels: Tensor | None) -> Condition:
-    """The conditions of a batch, those that the model takes."""
-    return {"label": labels} if labels is not None and is_conditional(model) else None
+def known_conditions(model: Model) -> list[str]:
+    """Names of the conditions that the model takes and its data set has."""
+    return [name for name in model.conditions if name == "label" and model.spec.classes]
+
+
+def condition(model: Model, labels: Tensor | None, uses: ConditionUses | None = None) -> Condition:
+    """The conditions of a batch, those that the model takes and `uses` (None: all) does not leave out."""
+    if labels is None or not is_conditional(model) or (uses is not None and uses["label"] == "none"):
+        return None
+    return {"label": labels}

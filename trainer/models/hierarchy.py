@@ -27,12 +27,14 @@ class Hierarchy(Model):
         shown = super().pictures(images, condition, noise)
         few = replace(noise, positions=noise.positions[:COLUMNS])
         rows = [self.sample(few, shared_levels=held) for held in _spread(0, self.levels - 1)]
-        shown["levels"] = Picture(torch.cat(rows), columns=len(few.positions))
+        of = "samples that share more and more upper levels, row by row"
+        shown["levels"] = Picture(torch.cat(rows), len(few.positions), of)
         if images is not None:
             images = images[:COLUMNS]
             few = replace(noise, positions=noise.positions[: len(images)])
             made = [self.reconstruct(images, condition, few, levels=upper) for upper in _spread(1, self.levels)]
-            shown["decided"] = Picture(torch.stack([images, *made], dim=1).flatten(0, 1), columns=1 + len(made))
+            of = "held-out images, each with its reconstructions from more and more upper levels"
+            shown["decided"] = Picture(torch.stack([images, *made], dim=1).flatten(0, 1), 1 + len(made), of)
         return shown
 
     def sample(

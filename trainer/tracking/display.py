@@ -70,8 +70,12 @@ class Display:
 
 def _bound(row: Mapping[str, Any]) -> str:
     if "train/bpd" in row:
-        return f"train {row['train/bpd']:.4f} bpd"
-    return f"train {row['train/nats']:.2f} nats" if "train/nats" in row else "no finite bound"
+        bound = f"train {row['train/bpd']:.4f} bpd"
+    elif "train/nats" in row:
+        bound = f"train {row['train/nats']:.2f} nats"
+    else:
+        return "no finite bound"
+    return f"{bound}, {row['train/conditions']}" if "train/conditions" in row else bound
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from trainer.distributed.device import full_precision
 from trainer.images import ImageSpec, visible
 from trainer.models.base import Model, condition
 from trainer.noise import Noise
+from trainer.tracking.captions import as_metadata
 
 if TYPE_CHECKING:
     from trainer.training.data import Batch
@@ -22,8 +23,8 @@ SIDE = 48  # pixels; smaller images are enlarged by an integer factor to about t
 CAPTION = 26  # pixels, the height of a name
 
 
-def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
-    """A PNG of images (uint8 levels [N, C, H, W]) in rows of `columns` (about a square if None)."""
+def grid(images: Tensor, spec: ImageSpec, columns: int | None = None, caption: str = "") -> bytes:
+    """A PNG of images (uint8 levels [N, C, H, W]) in rows of `columns` (about a square if None), with a caption."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     scaled = visible(images, spec.levels).cpu()
     factor = max(1, SIDE // max(spec.height, spec.width))
@@ -36,14 +37,15 @@ def grid(images: Tensor, spec: ImageSpec, columns: int | None = None) -> bytes:
         canvas[:, y : y + image.shape[1], x : x + image.shape[2]] = image
     array = canvas.permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if spec.channels == 1 else array).save(buffer, format="PNG")
+    picture = Image.fromarray(array[:, :, 0] if spec.channels == 1 else array)
+    picture.save(buffer, format="PNG", pnginfo=as_metadata(caption))
     return buffer.getvalue()
 
 
 @torch.no_grad()
 def draw(model: Model, examples: Batch | None, count: int, seed: int) -> dict[str, bytes]:
-    """The model's pictures as PNG files by name: `count` samples, and reconstructions of at most half as many
-    held-out `examples`. Computed in full float32.
+    """The pictures of a model with averaged weights as PNG files by name: `count` samples, and reconstructions of at
+    most half as many held-out `examples`. Computed in full float32.
     """
     if count == 0:
         return {}
@@ -59,7 +61,10 @@ def draw(model: Model, examples: Batch | None, count: int, seed: int) -> dict[st
             pictures = model.pictures(shown, condition(model, labels), noise)
     finally:
         model.train(training)
-    return {name: grid(picture.images, model.spec, picture.columns) for name, picture in pictures.items()}
+    return {
+        name: grid(picture.images, model.spec, picture.columns, f"{picture.of or name}, averaged weights")
+        for name, picture in pictures.items()
+    }
 
 
 def captioned_rows(rows: dict[str, Tensor], spec: ImageSpec, columns: int) -> bytes:

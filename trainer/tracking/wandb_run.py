@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from cluster.storage.storage import Storage
 from trainer.config import Config
+from trainer.tracking.captions import caption_of
 
 INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # time limits of W&B at the start and at the end
+WHAT_OF = ("/conditions", "/precision")  # endings of the texts in a row that say what its figures are of
 GROWTH = 1.1  # a file that grows is stored again when it is this many times as large: O(size) bytes in all
 
 
@@ -128,8 +130,13 @@ class WandbRun:
         import wandb
         from PIL import Image
 
-        loaded = {name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()}
-        self.wandb.log({name: value for name, value in row.items() if isinstance(value, int | float)} | loaded)
+        loaded = {
+            name: wandb.Image(Image.open(io.BytesIO(png)), caption=caption_of(png) or None)
+            for name, png in pictures.items()
+        }
+        figures = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        what_of = {name: value for name, value in row.items() if name.endswith(WHAT_OF)}
+        self.wandb.log(figures | what_of | loaded)
 
     def _try(self, call: Callable[[], object]) -> bool:
         try:

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.conditions import ConditionUses, in_words, parse_uses
 from trainer.distributed.device import ReportPrecision, report_precision
 from trainer.distributed.interruption import interruption_point
 from trainer.distributed.ranks import all_reduce_sum
 from trainer.elbo import bits_per_dimension
 from trainer.errors import TrainingError
-from trainer.models.base import DISTORTION, Model, condition, is_conditional
+from trainer.models.base import DISTORTION, Model, condition, known_conditions
 from trainer.noise import Noise
 from trainer.training.data import Batch
 
@@ -34,7 +35,7 @@ class Evaluation(NamedTuple):
     is_density: bool
     bound: str = "elbo"
     precision: ReportPrecision = "fp32"
-    conditional: bool = False
+    conditions: ConditionUses = {}  # by name, of those that the model takes and its data set has
 
     @property
     def bpd(self) -> float:
@@ -58,9 +59,10 @@ class Evaluation(NamedTuple):
     def __str__(self) -> str:
         error = self.standard_error
         if self.is_density:
-            return f"{self.nats:.3f} ± {error:.3f} nats (a density), {self.precision}"
+            return f"{self.nats:.3f} ± {error:.3f} nats (a density), {in_words(self.conditions)}, {self.precision}"
         bits = bits_per_dimension(error, self.dimensions)
-        return f"{self.bpd:.4f} ± {bits:.4f} bpd ({self.nats:.2f} nats), {self.precision}"
+        figures = f"{self.bpd:.4f} ± {bits:.4f} bpd ({self.nats:.2f} nats)"
+        return f"{figures}, {in_words(self.conditions)}, {self.precision}"
 
 
 @torch.no_grad()
@@ -71,23 +73,26 @@ def evaluate(
     draws: int = 1,
     bound: str = "elbo",
     precision: ReportPrecision = "fp32",
+    conditions: str = "given",
 ) -> Evaluation:
     """The bound of every image of `batches`, this rank's part of the set. All ranks together, with as many batches.
 
     `bound` is one of `model.bounds`, with `draws` of the latents of each image. fp32 means float32 throughout, without
-    TF32, whatever the model was trained in. There is an interruption point after every batch.
+    TF32, whatever the model was trained in. `conditions`: which of its conditions the model is given (`parse_uses`).
+    There is an interruption point after every batch.
 
-    Raises TrainingError if the model does not have this bound.
+    Raises TrainingError if the model does not have this bound, or not these conditions.
     """
     if bound not in model.bounds:
         raise TrainingError(f"a {type(model).__name__} has no bound {bound}; it has {', '.join(model.bounds)}")
+    uses = parse_uses(conditions, known_conditions(model))
     names: list[str] = []
     sums = torch.zeros(0)
     training = model.training
     model.eval()
     try:
         for batch in batches:
-            noise, given = Noise(seed, "evaluate", batch.positions), condition(model, batch.labels)
+            noise, given = Noise(seed, "evaluate", batch.positions), condition(model, batch.labels, uses)
             with report_precision(precision, batch.images.device):
                 terms = model.bounds[bound].terms(batch.images, given, noise, draws)
             names = list(terms)
@@ -110,7 +115,7 @@ def evaluate(
         is_density=model.is_density,
         bound=bound,
         precision=precision,
-        conditional=is_conditional(model),
+        conditions=uses,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.journal import Row
 from trainer.checkpoints.snapshots import take_snapshots
+from trainer.conditions import in_words
 from trainer.distributed.ranks import world_size
 from trainer.distributed.requests import Agreement, Requests
 from trainer.distributed.sharding import gathered
@@ -160,6 +161,7 @@ def evaluate_and_draw(
         events.evaluation(evaluation)
         row |= evaluation.row("validation")
         row |= {"validation/precision": evaluation.precision, "validation/set": data.validation_set}
+        row |= {"validation/conditions": in_words(evaluation.conditions)}
         say_on_rank_zero(f"{state.images:,} images: validation {evaluation}, averaged weights")
         if unused := evaluation.collapsed:
             say_on_rank_zero(f"posterior collapse: no rate in {', '.join(unused)}")

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.checkpoints.journal import Row
+from trainer.conditions import training_in_words
 from trainer.distributed.ranks import all_reduce_sum, rank, world_size
 from trainer.elbo import Elbo, bits_per_dimension
-from trainer.models.base import Model
+from trainer.models.base import Model, known_conditions
 
 
 class Metrics:
@@ -39,12 +41,15 @@ class Metrics:
         finite = torch.isfinite(norm)
         self.norms += torch.stack([finite, torch.where(finite, norm, torch.zeros_like(norm))]).double()
 
-    def row(self, model: Model) -> dict[str, float]:
-        """The means in nats an image and bits per dimension; resets the sums. All ranks together."""
+    def row(self, model: Model) -> Row:
+        """The means in nats an image and bits per dimension, and what they are conditional on; resets the sums. All
+        ranks together.
+        """
         assert self.nats is not None, "no step since the last row"
         images, distortion, *rates = all_reduce_sum(self.nats).tolist()
         steps, norms = self.norms.tolist()
-        row = {}
+        hidden = model.hidden_in_training
+        row: Row = {"train/conditions": training_in_words({name: hidden[name] for name in known_conditions(model)})}
         if images:  # else no image had a finite bound
             row["train/nats"] = nats = (distortion + sum(rates)) / images
             if not model.is_density:

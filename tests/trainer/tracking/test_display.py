@@ -30,10 +30,10 @@ def test_a_log_has_a_line_at_the_first_row_and_then_every_half_minute(capsys: py
             time.now = 100.0 + second
             shown.tick(2_000 + 10 * second)
             if second == 10:
-                shown.update(2_100, {"train/bpd": 4.25})
+                shown.update(2_100, {"train/bpd": 4.25, "train/conditions": "conditional on label"})
     assert capsys.readouterr().out.splitlines() == [
-        "2,100/10,000 images  train 4.2500 bpd  10 images/s  0:10 elapsed, 13:10 left",
-        "2,400/10,000 images  train 4.2500 bpd  10 images/s  0:40 elapsed, 12:40 left",
+        "2,100/10,000 images  train 4.2500 bpd, conditional on label  10 images/s  0:10 elapsed, 13:10 left",
+        "2,400/10,000 images  train 4.2500 bpd, conditional on label  10 images/s  0:40 elapsed, 12:40 left",
     ]
 
 

@@ -180,8 +180,14 @@ def test_labels_are_given_to_models_that_take_them_and_the_evaluation_says_so(co
     model = Conditioned(*terms(8))
     model.spec = SPEC._replace(classes=classes)
     found = evaluate(model, batches(8, 4), seed=0)
-    assert found.conditional == (conditions == ("label",) and classes > 0)
-    assert (model.given is not None) == found.conditional
+    takes_labels = conditions == ("label",) and classes > 0
+    assert found.conditions == ({"label": "given"} if takes_labels else {})
+    assert (model.given is not None) == takes_labels
+    assert (", conditional on label, " if takes_labels else ", unconditional, ") in str(found)
+    left_out = evaluate(model, batches(8, 4), seed=0, conditions="none")
+    assert model.given is None
+    assert left_out.conditions == ({"label": "none"} if takes_labels else {})
+    assert (", unconditional (label left out), " if takes_labels else ", unconditional, ") in str(left_out)
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)

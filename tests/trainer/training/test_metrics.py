@@ -1,20 +1,22 @@
 """What is logged: means over the images of all micro-batches since the last row, the same whoever added them up."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
+from trainer.models.base import Model
 from trainer.training.metrics import Clock, Metrics
 
 CPU = torch.device("cpu")
 
 
 def model(is_density=False):
-    return SimpleNamespace(spec=ImageSpec(1, 2, 5, 17), is_density=is_density)
+    found = Model()
+    found.spec, found.is_density = ImageSpec(1, 2, 5, 17), is_density
+    return found
 
 
 def elbo(n, seed=0):
@@ -34,6 +36,7 @@ def test_a_row_has_the_means_over_the_images_of_all_micro_batches():
         return torch.cat([of(part) for part in parts]).double().mean().item()
 
     assert list(row) == [
+        "train/conditions",
         "train/nats",
         "train/bpd",
         "train/distortion",

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.conditions import in_words, none_given
 from trainer.config import Config
 from trainer.gaussian_process import alpha
-from trainer.models.base import Condition, Model, Picture
+from trainer.models.base import Condition, Model, Picture, known_conditions
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
 from trainer.samplers import SamplerStep, SamplingConfig
@@ -31,6 +32,10 @@ class DiffusionBase(Model):
     @property
     def conditions(self) -> Collection[str]:
         return self.diffuser.denoiser.conditioning.conditions.keys()
+
+    @property
+    def hidden_in_training(self) -> Mapping[str, float]:
+        return dict.fromkeys(self.conditions, self.diffuser.condition_dropout)
 
     def set_steps(self, steps: int) -> None:
         self.diffuser.steps = steps
@@ -62,7 +67,8 @@ class DiffusionBase(Model):
         few = replace(noise, positions=noise.positions[:TRAJECTORIES])
         path = list(self.trajectory(few))
         kept = [path[round(i * (len(path) - 1) / (COLUMNS - 1))] for i in range(COLUMNS)]
-        return shown | {"trajectories": Picture(torch.stack(kept, 1).flatten(0, 1), COLUMNS)}
+        of = f"estimates on the way to samples, {in_words(none_given(known_conditions(self)))}"
+        return shown | {"trajectories": Picture(torch.stack(kept, 1).flatten(0, 1), COLUMNS, of)}
 
     def gamma_0(self, like: Tensor) -> Tensor:
         """-log SNR of the least noisy latent, a scalar of the type of `like`."""
