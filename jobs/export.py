@@ -17,7 +17,7 @@ from cluster.storage.storage import Storage, absolute
 from jobs.cli import command_parser, run
 from jobs.config.loading import config_of
 from jobs.errors import ConfigError
-from trainer.checkpoints.export import load, weights_at, write_model
+from trainer.checkpoints.export import BEST, best_commit, load, weights_at, write_model
 from trainer.checkpoints.journal import Row, read_metrics
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.provenance import code
@@ -52,6 +52,8 @@ def export(run_url: str, out: str, weights: str = "ema") -> int:
     commit = next(lineage.history(), None)
     if commit is None:
         raise TrainingError(f"{source.url}: no checkpoint here; name the folder of a run (its key `run`)")
+    if weights == BEST:
+        commit = best_commit(lineage)
     images, tensors = weights_at(lineage, commit, weights)
     description = json.loads(source.read("model.json"))
     config = config_of(source)
@@ -183,7 +185,7 @@ def _figures(rows: Sequence[Row], weights: str) -> list[str]:
         lines += [f"| {name}, nats an image | {value:.3f} | {of} |" for name, value in parts.items()]
     if len(lines) == 2:
         return ["Nothing was measured before this checkpoint."]
-    if weights != "ema" and held_out is not None:
+    if weights not in ("ema", BEST) and held_out is not None:
         whose = f"The exported weights are {in_words(weights)}"
         lines += ["", f"{whose}; the validation figures are those of the averaged ones (EMA)."]
     return lines

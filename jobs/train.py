@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int | None:
     parser = config_parser("train", __doc__)
     parsed = parser.parse_args(arguments)
     config = with_absolute_paths(load_config(parsed.config, parsed.overrides))
-    from jobs.run.training import finished  # after the arguments were checked: imports torch
+    from jobs.run.ending import finished  # after the arguments were checked: imports torch
 
     if finished(config):  # without starting a cluster
         return 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt, model_validator
 
 from datasets.config import DataConfig
 from trainer.checkpoints.weights import width_of
@@ -50,7 +50,7 @@ class RunConfig(Config):
     """URL of a run or an export to take the initial weights from: a model of the same shapes. The optimizer, the
     averages and all counters start from zero."""
     init_weights: Annotated[str, AfterValidator(_known_weights)] = "ema"
-    """Weights of `init_from` to use: ema, raw or posthoc:WIDTH."""
+    """Weights of `init_from` to use: ema, best, raw or posthoc:WIDTH."""
     data: DataConfig
     """The images and how they are read."""
     optim: OptimConfig = OptimConfig()
@@ -61,3 +61,9 @@ class RunConfig(Config):
     """Where metrics and pictures are sent."""
     ray: Annotated[RayConfig, MayChange] = RayConfig()
     """Resources on a Ray cluster; ignored by jobs.train_local."""
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> Self:
+        if self.trainer.patience and not self.data.validation:
+            raise ValueError("trainer.patience: counts evaluations; set data.validation")
+        return self

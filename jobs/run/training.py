@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import gc
 import json
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from cluster.storage.errors import MissingError
-from cluster.storage.storage import Storage, join
+from cluster.storage.storage import Storage
 from jobs.config.loading import to_yaml
 from jobs.config.resolved import resolve
-from jobs.config.resume import check_resume, check_same_run, continued, fingerprint
+from jobs.config.resume import check_resume, continued, fingerprint
 from jobs.config.schema import RunConfig
 from jobs.run.data import RunData
+from jobs.run.ending import ending, finished, report_command, write_final
+from jobs.run.trackers import trackers
+from trainer.checkpoints.bounds import Bounds, is_evaluation
 from trainer.checkpoints.checkpointer import Checkpointer
-from trainer.checkpoints.export import FINAL, describe, write_model
+from trainer.checkpoints.export import describe
 from trainer.checkpoints.journal import read_metrics
 from trainer.checkpoints.provenance import provenance
 from trainer.checkpoints.warm_start import warm_start
@@ -30,7 +31,7 @@ from trainer.errors import DivergedError
 from trainer.models.base import Model
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.listener import Listener
-from trainer.tracking.trackers import PictureFolder, WandbTracker, lacks_rows
+from trainer.tracking.trackers import PictureFolder
 from trainer.training.events import Events
 from trainer.training.loop import Outcome, fit
 from trainer.training.state import TrainState
@@ -72,6 +73,7 @@ class TrainingRun:
 
     def train(self) -> Outcome:
         """Train; where the run diverges, once more from its last good commit."""
+        config = self.config
         with self.events.listening():
             try:
                 outcome = self._attempt()
@@ -79,15 +81,17 @@ class TrainingRun:
                 reason = error.with_traceback(None)  # which would keep the failed attempt's tensors alive
                 outcome = None
             if outcome is None:
-                guard, batch = self.config.trainer.guard, self.config.trainer.batch
+                guard, batch = config.trainer.guard, config.trainer.batch
                 self.checkpointer.roll_back(reason, reason.steps * batch, guard.rollback_lr)
                 self._release_memory()
                 outcome = self._attempt()
         if outcome.finished:
-            say_on_rank_zero(f"finished after {outcome.images:,} images. {_where_to_look(self.run)}")
+            say_on_rank_zero(f"finished after {outcome.images:,} images{ending(outcome, config, self.run)}")
         else:
             resume = "the same command resumes the run"
-            say_on_rank_zero(f"stopped and committed after {outcome.images:,} images; {resume}. {_report(self.run)}")
+            say_on_rank_zero(
+                f"stopped and committed after {outcome.images:,} images; {resume}. {report_command(self.run)}"
+            )
         return outcome
 
     def _attempt(self) -> Outcome:
@@ -109,7 +113,7 @@ class TrainingRun:
         state.noise_salt, state.lr_factor = checkpointer.noise_salt, checkpointer.lr_factor
         if resumes:
             checkpointer.restore(state.restore)
-            state.evaluation_owed &= not self._is_evaluated(state.images)
+            self._restore_bounds(state)
             say_on_rank_zero(f"resuming after {state.images:,} images")
         on_rank_zero(self._write_configuration, checkpointer.group)
         self._start_trackers()
@@ -122,12 +126,13 @@ class TrainingRun:
         }
         outcome = fit(state, config.trainer, self.data, checkpointer, self.events, self.requests, self.accelerator)
         if outcome.finished:  # also where an earlier process ended between its last commit and this
-            tensors = state.averaged()
             assert checkpointer.newest is not None
-            facts = {"images_seen": outcome.images, "weights": "ema", "commit": checkpointer.newest.name}
-            facts |= {"fingerprint": fixed, "provenance": self.provenance}
+            facts = {"commit": checkpointer.newest.name, "fingerprint": fixed, "provenance": self.provenance}
+            facts = self.description | facts | {"validation_set": self.data.validation_set}
+            averaged = state.averaged()
             on_rank_zero(
-                lambda: write_model(self.run.folder(FINAL), self.description | facts, tensors), checkpointer.group
+                lambda: write_final(checkpointer.lineage, outcome, facts, averaged, say_on_rank_zero),
+                checkpointer.group,
             )
         return outcome
 
@@ -145,11 +150,13 @@ class TrainingRun:
         if rank() == 0 and not any(isinstance(listener, PictureFolder) for listener in self.events.listeners):
             self.events.listeners += trackers(self.config, self.run)
 
-    def _is_evaluated(self, images: int) -> bool:
-        """Whether the evaluation at `images` is in the metrics: an extended run was finished with it."""
+    def _restore_bounds(self, state: TrainState) -> None:
+        """Read the run's evaluations so far. An extended run has made the one that its last commit says is owed."""
         group = self.checkpointer.group  # reading all rows may take longer than trainer.hang_timeout
-        rows = on_rank_zero(lambda: [row for row in read_metrics(self.run) if row["images"] == images], group)
-        return any("evaluation/seconds" in row for row in rows)
+        evaluations = on_rank_zero(lambda: list(filter(is_evaluation, read_metrics(self.run))), group)
+        bounds = Bounds(evaluations)
+        state.bounds = bounds if bounds.set == self.data.validation_set else Bounds()
+        state.evaluation_owed &= all(row["images"] != state.images for row in evaluations)
 
     def _release_memory(self) -> None:
         """Free the failed attempt's model, optimizer and averages before the next attempt allocates its own."""
@@ -159,49 +166,5 @@ class TrainingRun:
             torch.cuda.empty_cache()
 
 
-def finished(config: RunConfig) -> Outcome | None:
-    """The outcome of a run that has nothing left to train; None where there is something to do.
-
-    Raises TrainingError if the run folder is another run's.
-    """
-    run = Storage(config.run)
-    try:
-        facts = json.loads(run.read(f"{FINAL}/config.json"))
-    except MissingError:
-        return None
-    images: int = facts["images_seen"]
-    check_same_run(resolve(config), facts["fingerprint"])  # on a driver, whose precision is not the ranks'
-    if images < config.trainer.images:  # extended
-        return None
-    on_rank_zero(lambda: _catch_up(config, run))
-    say_on_rank_zero(f"{config.run} is finished: {images:,} images seen. {_where_to_look(run)}")
-    return Outcome(images, True, None)
-
-
-def trackers(config: RunConfig, run: Storage) -> list[Listener]:
-    """The listeners of rank 0."""
-    if config.tracking.mode == "off":
-        return [PictureFolder(run)]
-    settings = config.model_dump(mode="json")
-    return [PictureFolder(run), WandbTracker(run, config.tracking, settings, say_on_rank_zero)]
-
-
-def _catch_up(config: RunConfig, run: Storage) -> None:
-    """Send W&B the rows of a finished run that it is missing."""
-    if config.tracking.mode != "off" and lacks_rows(run):
-        for tracker in trackers(config, run):
-            tracker.finish()
-
-
 def _count(model: Model) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _where_to_look(run: Storage) -> str:
-    pictures = [entry.path for entry in run.list("pictures") if "/samples-" in entry.path]
-    samples = f"Samples: {join(run.url, pictures[-1])}. " if pictures else ""
-    return f"{samples}Weights: {join(run.url, FINAL)}. {_report(run)}"
-
-
-def _report(run: Storage) -> str:
-    return f"Report: python -m jobs.report {shlex.quote(run.url)} --out report.html"

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from datasets.errors import DataError
 from datasets.shards.index import Index
@@ -25,6 +21,7 @@ from jobs.run.reports import index_of
 from jobs.run.training import train_rank
 from jobs.submit import checked
 from jobs.submit import main as submit
+from tests.jobs.images import write_images
 from tests.testbed.jobs import fork_job
 
 CONDITIONAL = {
@@ -41,23 +38,6 @@ CONDITIONAL = {
 def submitted_from(tmp_path, monkeypatch):
     """`jobs.submit` takes configurations below the folder that is uploaded."""
     monkeypatch.setattr("jobs.submit.ROOT", tmp_path)
-
-
-def write_images(folder: Path, shape: tuple[int, ...] = (8, 8), classes: int = 0, levels: int = 256) -> Path:
-    """A shard of 40 random images with labels 0, 1, ... `classes` - 1 in turn, and its index."""
-    folder.mkdir(parents=True)
-    drawn = np.random.default_rng(0)
-    with tarfile.open(folder / "0.tar", "w") as tar:
-        for number in range(40):
-            stream = io.BytesIO()
-            Image.fromarray(drawn.integers(0, min(levels, 17), shape, dtype=np.uint8)).save(stream, "png")
-            members = {"png": stream.getvalue()} | ({"cls": b"%d" % (number % classes)} if classes else {})
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{number:03d}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    index_shards(str(folder), str(folder / "index"), levels=levels)
-    return folder
 
 
 def renamed_classes(folder: Path, copy: Path, names: list[str]) -> Path:

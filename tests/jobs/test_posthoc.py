@@ -56,8 +56,8 @@ def test_every_command_takes_them(run, tmp_path, capsys):
 
 
 def test_invalid_options_are_errors_of_one_line(run, config_file, tmp_path):
-    for weights in ("posthoc:0.3", "posthoc:", "best", "ema:0.1"):
-        with pytest.raises(TrainingError, match=f"weights {weights}: are ema, raw, or posthoc:WIDTH"):
+    for weights in ("posthoc:0.3", "posthoc:", "worst", "ema:0.1"):
+        with pytest.raises(TrainingError, match=f"weights {weights}: are ema, best, raw, or posthoc:WIDTH"):
             evaluate.main([run, "--weights", weights])
     without = load_config(str(config_file("without")))
     train_rank(without)

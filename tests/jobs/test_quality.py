@@ -75,7 +75,7 @@ def test_processes_change_nothing_and_other_splits_can_be_named(run, digits):
         (["--features", "nowhere:f"], TrainingError, "features nowhere:f: no such function"),
         (["--count", "0"], ConfigError, "--count 0: at least 1"),
         (["--guidance", "2"], ConfigError, "--guidance: a Vae has no such option"),
-        (["--weights", "best"], TrainingError, "weights best: are ema, raw, or posthoc:WIDTH"),
+        (["--weights", "worst"], TrainingError, "weights worst: are ema, best, raw, or posthoc:WIDTH"),
     ],
 )
 def test_invalid_options_are_errors_of_one_line(run, arguments, error, message):

@@ -22,7 +22,7 @@ from tests.jobs.conftest import BATCH
 from tests.testbed.processes import REPOSITORY
 from trainer.errors import TrainingError
 
-SMALL = {"run": "runs/a", "model": {"kind": "vae"}, "data": {"shards": "data/a"}}
+SMALL = {"run": "runs/a", "model": {"kind": "vae"}, "data": {"shards": "data/a", "validation": "data/v"}}
 
 
 def small(**sections: object) -> RunConfig:
@@ -66,6 +66,7 @@ FREE = {
     "trainer.log_every": 5,
     "trainer.evaluate_every": 5,
     "trainer.checkpoint_every": 5,
+    "trainer.patience": 6,
     "trainer.pictures": 5,
     "trainer.checkpoints": {"keep": 5},
     "trainer.guard": {"factor": 5.0},

@@ -117,7 +117,11 @@ def test_another_model_is_told_in_one_line(
     ("settings", "error", "message"),
     [
         (["init_from=/nowhere"], TrainingError, "/nowhere: no model here"),
-        (["init_from=/nowhere", "init_weights=best"], ConfigError, "init_weights: weights best: are ema, raw, or"),
+        (
+            ["init_from=/nowhere", "init_weights=worst"],
+            ConfigError,
+            "init_weights: weights worst: are ema, best, raw",
+        ),
     ],
 )
 def test_what_is_not_there_is_told_in_one_line(

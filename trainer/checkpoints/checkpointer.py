@@ -14,11 +14,12 @@ from typing import Any
 import torch.distributed as dist
 
 from cluster.storage.storage import Storage
+from trainer.checkpoints.bounds import Bounds
 from trainer.checkpoints.commit import Commit, FileDigest
 from trainer.checkpoints.journal import Row, read_metrics, write_rows
 from trainer.checkpoints.lineage import Attempt, Lineage
 from trainer.checkpoints.reading import SavedState, newest_intact
-from trainer.checkpoints.retention import Bounds, CheckpointConfig, delete_old
+from trainer.checkpoints.retention import CheckpointConfig, delete_old
 from trainer.checkpoints.staging import HostCopy, State
 from trainer.checkpoints.writing import BackgroundWrites, CheckpointThread
 from trainer.distributed.node import Node, this_node

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage
+from trainer.checkpoints.bounds import Bounds
 from trainer.checkpoints.commit import Commit
+from trainer.checkpoints.journal import read_metrics
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.snapshots import reconstruct
@@ -26,6 +28,7 @@ from trainer.models import Model, ModelConfig
 from trainer.models.base import ModelConfigBase
 
 FINAL = "final"  # folder of a finished run
+BEST = "best"  # folder in that, if the best evaluation was not the last one
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class Loaded(NamedTuple):
     """A model and which of a run's weights it has, as every figure of it reports."""
 
     model: Model
-    weights: str  # ema, raw, or posthoc:WIDTH
+    weights: str  # ema, best, raw, or posthoc:WIDTH
     images: int | None  # trained on; None for an export that does not record it
 
 
@@ -59,14 +62,16 @@ def load(url: str, weights: str = "ema") -> Model:
 def open_model(url: str, weights: str = "ema") -> Loaded:
     """The model of a run (finished, or at its newest checkpoint) or of an export, in evaluation mode on the CPU.
 
-    `weights`: ema, raw or, of a run with snapshots of averages, posthoc:WIDTH (weights.py). Where the newest checkpoint
-    is damaged, the one before is taken, with a warning in the log.
+    `weights`: ema, best (ema at the best evaluation), raw or, of a run with snapshots of averages, posthoc:WIDTH. Where
+    the newest checkpoint is damaged, the one before is taken, with a warning in the log.
 
     Raises TrainingError or StorageError in one line if there is none, or if it cannot be read.
     """
     width_of(weights)  # raises if there are no such weights
     run = Storage(url)
     lineage = Lineage(run)
+    if weights == BEST and (stored := _stored_best(run, lineage)):
+        return stored
     if weights == "ema":
         if exported := _read_model(run):
             return exported
@@ -96,13 +101,46 @@ def _final(run: Storage, lineage: Lineage) -> Loaded | None:
         return None
     except ValueError:
         return _read_model(folder)  # which raises in one line
-    listable = not run.url.startswith(("http://", "https://"))
+    return _read_model(folder) if _is_newest(facts, lineage) else None
+
+
+def _is_newest(final: dict[str, Any], lineage: Lineage) -> bool:
+    """Whether the run has no newer commit than the one that `final`, the description in final/, is made of."""
+    listable = not lineage.run.url.startswith(("http://", "https://"))
     newest = next(lineage.history(), None) if listable else None
-    if newest is None or facts.get("commit") == newest.name:
-        return _read_model(folder)
-    if "commit" not in facts and facts.get("images_seen") == newest.images:  # of an older version
-        return _read_model(folder)
+    if newest is None or final.get("commit") == newest.name:
+        return True
+    return "commit" not in final and final.get("images_seen") == newest.images  # of an older version
+
+
+def _stored_best(run: Storage, lineage: Lineage) -> Loaded | None:
+    """The model of the best evaluation from an export or from final/; None if it must be looked for in the commits."""
+    for folder in (run, run.folder(FINAL)):
+        try:
+            facts = json.loads(folder.read("config.json"))
+        except (MissingError, ValueError):
+            continue
+        best = facts.get("best")
+        if facts.get("weights") != BEST and (not best or (folder is not run and not _is_newest(facts, lineage))):
+            continue
+        here = facts.get("weights") == BEST or best["images"] == facts["images_seen"]
+        found = _read_model(folder if here else folder.folder(BEST))
+        return found and found._replace(weights=BEST)
     return None
+
+
+def best_commit(lineage: Lineage) -> Commit:
+    """The commit that was evaluated best. Raises TrainingError if the run has no evaluation or did not keep it."""
+    best = Bounds(read_metrics(lineage.run)).best
+    if best is None:
+        raise TrainingError(f"{lineage.run.url}: no best weights: nothing was evaluated; data.validation makes it so")
+    for commit in lineage.history():
+        if commit.images == best.images:
+            return commit
+    raise TrainingError(
+        f"{lineage.run.url}: the weights of the best evaluation ({best.nats:.2f} nats after {best.images:,} images) "
+        "were not kept; trainer.checkpoints.keep_best keeps them"
+    )
 
 
 def newest_weights(lineage: Lineage, weights: str) -> tuple[int, dict[str, Tensor]]:
@@ -110,10 +148,12 @@ def newest_weights(lineage: Lineage, weights: str) -> tuple[int, dict[str, Tenso
     warning in the log. Raises TrainingError if there is none.
     """
     failure = _no_model(lineage.run)
-    for commit in lineage.history():
+    for commit in [best_commit(lineage)] if weights == BEST else lineage.history():
         try:
             return weights_at(lineage, commit, weights)
         except TrainingError as error:
+            if weights == BEST:
+                raise
             logger.warning("%s; taking the checkpoint before", error)
             failure = error
     raise failure
@@ -125,7 +165,7 @@ def weights_at(lineage: Lineage, commit: Commit, weights: str) -> tuple[int, dic
     `posthoc:WIDTH` is computed from snapshots, up to the last one; the commit adds what was not trained. Raises
     TrainingError.
     """
-    saved = SavedState(lineage.folder(commit), ("model", "ema") if weights == "ema" else ("model",))
+    saved = SavedState(lineage.folder(commit), ("model", "ema") if weights in ("ema", BEST) else ("model",))
     model = saved.tensors("model")
     if width := width_of(weights):
         averaged = reconstruct(lineage.run, width)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-
 from pydantic import NonNegativeInt, PositiveInt
 
+from trainer.checkpoints.bounds import Bounds
 from trainer.checkpoints.commit import Commit
-from trainer.checkpoints.journal import Row
 from trainer.checkpoints.lineage import Lineage
 from trainer.config import Config
 
@@ -20,35 +17,9 @@ class CheckpointConfig(Config):
     """Number of newest checkpoints kept; at least two are."""
     keep_best: NonNegativeInt = 1
     """Number of checkpoints kept for their bound on the held-out set, the lowest first. Only bounds on the same set are
-    compared."""
+    compared. Unless 0, an evaluation that is the best so far is followed by a checkpoint: `--weights best`."""
     keep_every: NonNegativeInt = 0
     """Keep the first checkpoint at or after each multiple of this many images for good; 0: none."""
-
-
-class Bounds:
-    """The finite bounds of a run on its held-out set, by image count; those on another set than the last one do not
-    count."""
-
-    def __init__(self, rows: Iterable[Row] = ()):
-        """`rows` of metrics, of the newest lineage."""
-        self._nats: dict[int, float] = {}
-        self._set: str | None = None
-        self.add(rows)
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """More rows, later ones."""
-        for row in rows:
-            if "validation/nats" not in row:
-                continue
-            name = row.get("validation/set", self._set)
-            if name != self._set:
-                self._set, self._nats = name, {}
-            if math.isfinite(row["validation/nats"]):
-                self._nats[row["images"]] = row["validation/nats"]
-
-    def of(self, commit: Commit) -> float | None:
-        """The negative bound, nats an image, of the averaged weights of a commit; None if it was not evaluated."""
-        return self._nats.get(commit.images)
 
 
 def delete_old(lineage: Lineage, attempt: int, config: CheckpointConfig, bounds: Bounds) -> None:

@@ -47,6 +47,9 @@ class TrainerConfig(Config):
     """Images between rows of metrics."""
     evaluate_every: Annotated[PositiveInt, MayChange] = 50_000
     """Images between evaluations of the held-out set."""
+    patience: Annotated[PositiveInt | None, MayChange] = None
+    """Evaluations in a row without a better bound on the held-out set after which training ends. null: never. The run
+    can be continued with a larger number."""
     checkpoint_every: Annotated[PositiveInt, MayChange] = 50_000
     """Images between checkpoints."""
     pictures: Annotated[NonNegativeInt, MayChange] = 64

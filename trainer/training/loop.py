@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from trainer.checkpoints.bounds import Best
 from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.journal import Row
 from trainer.checkpoints.snapshots import take_snapshots
@@ -42,6 +43,8 @@ class Outcome(NamedTuple):
     images: int
     finished: bool  # False: stopped on request, and committed
     evaluation: Evaluation | None  # of the averaged weights on the held-out set, the last one made
+    best: Best | None = None  # evaluation of the whole run
+    early: bool = False  # finished before the budget: `trainer.patience` has run out
 
 
 def fit(
@@ -53,7 +56,8 @@ def fit(
     requests: Requests,
     accelerator: Accelerator,
 ) -> Outcome:
-    """Train from `state` until the image budget is used up or a stop is requested; commits on the way and at the end.
+    """Train from `state` until the image budget or the patience is used up, or a stop is requested; commits on the way
+    and at the end.
 
     Raises DivergedError, StorageError, and what data and listeners raise.
     """
@@ -89,7 +93,8 @@ def fit(
             if state.evaluation_owed and not agreement.stop:
                 with clock.pause(), watchdog.paused():
                     evaluation = evaluate_and_draw(state, config, data, events, agreement, watchdog)
-            if last or agreement.stop:
+                    commit_best(state, config, data, checkpointer, events)
+            if last or agreement.stop or impatient(state, config):
                 break
 
             # ---- one step: the positions [images, images + B) of the order
@@ -120,8 +125,9 @@ def fit(
             start_commit(state, data, checkpointer, events)
         checkpointer.wait()
         checkpointer.add_rows(state.images, events.take_rows())
-    finished = state.images >= config.images and not state.evaluation_owed
-    return Outcome(state.images, finished, evaluation)
+    early = state.images < config.images and impatient(state, config)
+    finished = (state.images >= config.images or early) and not state.evaluation_owed
+    return Outcome(state.images, finished, evaluation, state.bounds.best, early)
 
 
 def start_commit(state: TrainState, data: Data, checkpointer: Checkpointer, events: Events) -> None:
@@ -129,6 +135,30 @@ def start_commit(state: TrainState, data: Data, checkpointer: Checkpointer, even
     if unreported := data.unreported(state.images):
         events.row({"images": state.images} | unreported)
     checkpointer.start(state.images, state.sections(), events.take_rows())
+
+
+def commit_best(
+    state: TrainState, config: TrainerConfig, data: Data, checkpointer: Checkpointer, events: Events
+) -> None:
+    """Commit the state that was evaluated just now if it is the best of the run so far and not committed yet."""
+    best, newest = state.bounds.best, checkpointer.newest
+    committed = newest is not None and newest.images == state.images
+    if best is None or best.images != state.images or committed or not config.checkpoints.keep_best:
+        return
+    if state.guard.healthy:
+        checkpointer.ready(wait=True)
+        start_commit(state, data, checkpointer, events)
+
+
+def impatient(state: TrainState, config: TrainerConfig) -> bool:
+    """Whether training ends for want of better evaluations."""
+    best = state.bounds.best
+    return best is not None and out_of_patience(best, config)
+
+
+def out_of_patience(best: Best, config: TrainerConfig) -> bool:
+    """Whether `trainer.patience` evaluations were no better than `best`."""
+    return config.patience is not None and best.since >= config.patience
 
 
 def evaluate_and_draw(
@@ -162,7 +192,8 @@ def evaluate_and_draw(
         row |= evaluation.row("validation")
         row |= {"validation/precision": evaluation.precision, "validation/set": data.validation_set}
         row |= {"validation/conditions": in_words(evaluation.conditions)}
-        say_on_rank_zero(f"{state.images:,} images: validation {evaluation}, averaged weights")
+        state.bounds.add([row])
+        say_on_rank_zero(f"{state.images:,} images: validation {evaluation}, averaged weights; {_standing(state)}")
         if unused := evaluation.collapsed:
             say_on_rank_zero(f"posterior collapse: no rate in {', '.join(unused)}")
         if len(evaluation.rates) > 1:
@@ -170,6 +201,14 @@ def evaluate_and_draw(
     if evaluation is not None or pictures:
         events.row(row | {"evaluation/seconds": time.monotonic() - began}, pictures)
     return evaluation
+
+
+def _standing(state: TrainState) -> str:
+    """The newest evaluation beside the best one."""
+    best = state.bounds.best
+    if best is None:
+        return "not finite"
+    return "best so far" if best.images == state.images else str(best)
 
 
 def due(every: int, before: int, now: int, budget: int) -> bool:

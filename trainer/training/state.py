@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from trainer.checkpoints.bounds import Bounds
 from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.staging import State
 from trainer.distributed.device import to_device
@@ -56,6 +57,8 @@ class TrainState:
     """Images seen."""
     seen: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     """`images` on the device, for the model."""
+    bounds: Bounds = field(default_factory=Bounds)
+    """Of the run's evaluations so far."""
     evaluation_owed: bool = False
     """An evaluation was due and has not been made: a commit came first, or a request to stop."""
 

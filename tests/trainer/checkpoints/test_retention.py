@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from trainer.checkpoints.bounds import Bounds
 from trainer.checkpoints.commit import Commit
-from trainer.checkpoints.retention import Bounds, CheckpointConfig, kept_of
+from trainer.checkpoints.retention import CheckpointConfig, kept_of
 
 
 def rows(bounds, name="a"):
