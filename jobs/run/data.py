@@ -12,6 +12,7 @@ from datasets.order.order import ImageOrder
 from datasets.order.training_steps import TrainingSteps
 from jobs.config.resolved import ResolvedRun
 from jobs.run.ledger import Ledger, check_left_out
+from jobs.run.worst import outlier, worst_images
 from trainer.checkpoints.journal import Row
 from trainer.distributed.ranks import rank, world_size
 from trainer.tracking.display import say_on_rank_zero
@@ -64,6 +65,14 @@ class RunData(Listener):
     @property
     def validation_set(self) -> str | None:
         return self.held_out.fingerprint if self.held_out is not None else None
+
+    def worst(self, evaluation: Evaluation) -> list[Row]:
+        if rank() != 0 or self.held_out is None:
+            return []
+        worst = worst_images(self.held_out, evaluation)
+        if line := outlier(evaluation, worst):
+            say_on_rank_zero(f"warning: {line}")
+        return worst
 
     def figures(self, images: int) -> Row:
         return self.ledger.row(images)

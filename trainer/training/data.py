@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
 from trainer.checkpoints.journal import Row
+
+if TYPE_CHECKING:
+    from trainer.training.evaluation import Evaluation
 
 
 class Batch(Protocol):
@@ -51,6 +54,9 @@ class Data(Protocol):
     @property
     def validation_set(self) -> str | None:
         """A fingerprint of the held-out set: bounds on different sets must not be compared."""
+
+    def worst(self, evaluation: Evaluation) -> list[Row]:
+        """The images of the held-out set with the largest bounds, by name, on rank 0; empty on other ranks."""
 
     def figures(self, images: int) -> Row:
         """What to add to the row of metrics at `images`: epochs, quarantined images. All ranks together."""

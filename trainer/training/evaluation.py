@@ -12,15 +12,24 @@ from torch import Tensor
 from trainer.conditions import ConditionUses, in_words, parse_uses
 from trainer.distributed.device import ReportPrecision, report_precision
 from trainer.distributed.interruption import interruption_point
-from trainer.distributed.ranks import all_reduce_sum
+from trainer.distributed.ranks import all_reduce_sum, rank, world_size
 from trainer.elbo import bits_per_dimension
 from trainer.errors import TrainingError
 from trainer.models.base import DISTORTION, Model, condition, known_conditions
 from trainer.noise import Noise
 from trainer.training.data import Batch
 
+WORST = 10  # images that an evaluation names
 MOST = 256  # images of a rank in one batch
 COLLAPSED = 0.01  # nats an image; a level with a smaller rate counts as unused
+
+
+class ImageBound(NamedTuple):
+    """The bound of one image."""
+
+    position: int  # in the set
+    nats: float
+    terms: dict[str, float]  # of the bound, nats
 
 
 class Evaluation(NamedTuple):
@@ -36,6 +45,7 @@ class Evaluation(NamedTuple):
     bound: str = "elbo"
     precision: ReportPrecision = "fp32"
     conditions: ConditionUses = {}  # by name, of those that the model takes and its data set has
+    worst: tuple[ImageBound, ...] = ()  # the images with the largest bounds, the largest first
 
     @property
     def bpd(self) -> float:
@@ -87,7 +97,7 @@ def evaluate(
         raise TrainingError(f"a {type(model).__name__} has no bound {bound}; it has {', '.join(model.bounds)}")
     uses = parse_uses(conditions, known_conditions(model))
     names: list[str] = []
-    sums = torch.zeros(0)
+    sums = worst = torch.zeros(0)
     training = model.training
     model.eval()
     try:
@@ -98,6 +108,8 @@ def evaluate(
             names = list(terms)
             part = _sums(list(terms.values()), batch.weights > 0)
             sums = part if sums.numel() == 0 else sums + part
+            rows = _rows(list(terms.values()), batch)
+            worst = _largest(rows if worst.numel() == 0 else torch.cat([worst, rows]))
             interruption_point()
     finally:
         model.train(training)
@@ -116,12 +128,43 @@ def evaluate(
         bound=bound,
         precision=precision,
         conditions=uses,
+        worst=_named_bounds(_largest(_of_all_ranks(worst)), names),
     )
 
 
 def batch_size(micro_batch: int | None, global_batch: int, ranks: int) -> int:
     """Images of a rank in one batch of an evaluation: what a rank can also train on, at most 256 if not chosen."""
     return micro_batch or max(1, min(MOST, global_batch // ranks))
+
+
+def _rows(terms: list[Tensor], batch: Batch) -> Tensor:
+    """float64 [B, 2 + terms]: position, bound and each term; the bound of padding is -inf."""
+    columns = [term.double() for term in terms]
+    nats = torch.where(batch.weights > 0, torch.stack(columns).sum(0), -torch.inf)
+    return torch.stack([batch.positions.double(), nats, *columns], dim=1)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """The WORST rows [n, 2 + terms] with the largest bounds, the largest first; NaN counts as larger than any."""
+    nats = torch.nan_to_num(rows[:, 1], nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return rows[nats.argsort(descending=True, stable=True)[:WORST]]
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """The rows of all ranks, [ranks * WORST, 2 + terms]; missing ones have the bound -inf. All ranks together."""
+    table = rows.new_zeros(world_size(), WORST, rows.shape[1])
+    mine = table[rank()]
+    mine[:, 1] = -torch.inf
+    mine[: len(rows)] = rows
+    return all_reduce_sum(table).flatten(0, 1)
+
+
+def _named_bounds(rows: Tensor, names: list[str]) -> tuple[ImageBound, ...]:
+    return tuple(
+        ImageBound(int(position), nats, dict(zip(names, terms, strict=True)))
+        for position, nats, *terms in rows.tolist()
+        if nats != -math.inf
+    )
 
 
 def _sums(terms: list[Tensor], counted: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ def evaluate_and_draw(
         events.evaluation(evaluation)
         row |= evaluation.row("validation")
         row |= {"validation/precision": evaluation.precision, "validation/set": data.validation_set}
-        row |= {"validation/conditions": in_words(evaluation.conditions)}
+        row |= {"validation/conditions": in_words(evaluation.conditions), "validation/worst": data.worst(evaluation)}
         state.bounds.add([row])
         say_on_rank_zero(f"{state.images:,} images: validation {evaluation}, averaged weights; {_standing(state)}")
         if unused := evaluation.collapsed:

@@ -64,6 +64,9 @@ class Images:
             images=self.levels.reshape(BATCH, 1, 1, 1), labels=labels, positions=positions, weights=weights
         )
 
+    def worst(self, evaluation):
+        return []
+
     def figures(self, images):
         return {}
 
