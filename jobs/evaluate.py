@@ -1,4 +1,4 @@
-"""Evaluate the bound of a run's model over a whole set, every image once, in one process or many.
+"""Evaluate the bound of a run's or an export's model over a whole set, every image once, in one process or many.
 
 python -m jobs.evaluate RUN_URL [--split validation|train|URL] [--samples K] [--bound NAME] [--weights W]
 torchrun --nproc-per-node 8 -m jobs.evaluate RUN_URL ...
@@ -13,21 +13,22 @@ from typing import Any, get_args
 
 import torch
 
-from cluster.storage.storage import Storage, absolute
+from cluster.storage.storage import absolute
 from datasets.loading.build import evaluation_batches
+from datasets.shards.index import Index
 from jobs.cli import command_parser, run
-from jobs.config.loading import config_of
 from jobs.config.other_images import check_format, check_labels
 from jobs.errors import ConfigError
 from jobs.ray.launch import on_ray
-from jobs.run.ledger import check_left_out
-from jobs.run.reports import file_name, index_of, keep, split_name, warn_of, weights_text
+from jobs.run.ledger import left_out
+from jobs.run.reports import OWN_SPLITS, Subject, file_name, keep, split_name, subject_of, weights_text
+from jobs.run.worst import name_of, outlier, worst_images
 from trainer.checkpoints.export import Loaded, open_model
 from trainer.checkpoints.weights import HELP as WEIGHTS
-from trainer.conditions import given_names, parse_uses
+from trainer.conditions import ConditionUses, given_names, parse_uses
 from trainer.distributed.device import ReportPrecision, make_accelerator
 from trainer.distributed.ranks import on_rank_zero, rank, world_size
-from trainer.models.base import known_conditions
+from trainer.models.base import Model, known_conditions
 from trainer.tracking.display import say_on_rank_zero
 from trainer.training.evaluation import Evaluation, batch_size, evaluate
 
@@ -50,20 +51,18 @@ def main(arguments: Sequence[str]) -> int | None:
 
 def evaluate_rank(settings: dict[str, Any]) -> None:
     """This rank's share of the evaluation; `settings` are the options of `main`."""
-    run_folder, split = Storage(settings["run"]), settings["split"]
-    config = config_of(run_folder)
+    subject, split = subject_of(settings["run"]), settings["split"]
+    config = subject.config
     accelerator = make_accelerator("fp32")
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    index = index_of(config, split)
-    loaded = open_model(run_folder.url, settings["weights"])
+    index = subject.index(split)
+    loaded = open_model(subject.folder.url, settings["weights"])
     model = loaded.model.to(accelerator.device)
     check_format(model.spec, config.data, index)
     if given_names(parse_uses(settings["condition"], known_conditions(model))):
         check_labels(model, index)
-    if split != "train":
-        warn_of(config, index)
-    hides = model.hidden_in_training
+    warnings = subject.warnings(index) if split != "train" else []
     if settings["steps"]:
         model.set_steps(settings["steps"])
     size = settings["batch"] or batch_size(config.trainer.micro_batch, config.trainer.batch, world_size())
@@ -79,41 +78,68 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
             settings["precision"],
             settings["condition"],
         )
-    check_left_out(config.data, index, result.images)
-    report = {name: settings[name] for name in ("split", "bound", "samples", "steps", "seed", "precision")}
-    report |= {"weights": loaded.weights, "images_seen": loaded.images, "conditions": result.conditions}
-    report |= {"binarisation": index.meta.binarised or None, "levels": index.levels, "images": result.images}
-    report["figures"] = result.row("evaluation")
+    warnings += left_out(config.data, index, result.images) + _never_hidden(model, result.conditions)
     title = model.bounds[settings["bound"]].title.format(draws=settings["samples"])
-    say_on_rank_zero(as_text(title, report, result, loaded))
-    if never := [name for name, use in result.conditions.items() if use == "none" and not hides[name]]:
-        say_on_rank_zero(f"warning: training never hid {' and '.join(never)}: the model has not learned to do without")
+    on_rank_zero(lambda: _report(settings, subject, index, title, result, loaded, warnings))
+
+
+def _report(
+    settings: dict[str, Any],
+    subject: Subject,
+    index: Index,
+    title: str,
+    result: Evaluation,
+    loaded: Loaded,
+    warnings: list[str],
+) -> None:
+    """Write the report, then print it: the reader of a pipe may leave before the end."""
+    split = settings["split"] if settings["split"] in OWN_SPLITS else absolute(settings["split"])
+    report = {"split": split, "set": index.fingerprint}
+    report |= {name: settings[name] for name in ("bound", "samples", "steps", "seed", "precision")}
+    report |= {"estimate": title, "weights": loaded.weights, "images_seen": loaded.images}
+    report |= {"conditions": result.conditions, "binarisation": index.meta.binarised or None}
+    report |= {"levels": index.levels, "images": result.images}
+    report |= {"figures": result.row("evaluation"), "worst": worst_images(index, result)}
     name = file_name(
-        split_name(split),
+        split_name(settings["split"], index),
         *(settings["bound"], settings["samples"], settings["steps"] and f"{settings['steps']}steps"),
         *(f"{name}-{use}" for name, use in result.conditions.items() if use != "given"),
-        *(loaded.weights, settings["precision"] != "fp32" and settings["precision"]),
+        *(loaded.weights, loaded.images, settings["seed"] and f"seed{settings['seed']}"),
+        settings["precision"] != "fp32" and settings["precision"],
     )
-    on_rank_zero(lambda: keep(run_folder, config, name, report))
+    written = keep(subject, name, report)
+    lines = [f"warning: {warning}" for warning in warnings]
+    for line in [*lines, as_text(title, report, result, loaded), *written]:
+        say_on_rank_zero(line)
+
+
+def _never_hidden(model: Model, uses: ConditionUses) -> list[str]:
+    """A warning if a condition was left out that the model was never trained without."""
+    hides = model.hidden_in_training
+    names = [name for name, use in uses.items() if use == "none" and not hides[name]]
+    return [f"training never hid {' and '.join(names)}: the model has not learned to do without"] if names else []
 
 
 def as_text(title: str, report: dict[str, Any], result: Evaluation, loaded: Loaded) -> str:
     """The report for a screen: what was measured, then the terms of the bound in nats an image."""
-    steps = f", {report['steps']} steps" if report["steps"] else ""
     binarised = f", {report['binarisation']} binarisation" if report["binarisation"] else ""
     lines = [
-        f"{title}{steps}: {result}",
+        f"{title}: {result}",
         f"{report['images']:,} images of {report['split']}{binarised}, {weights_text(loaded)}",
     ]
     if result.rates:
         lines.append(f"  distortion {result.distortion:10.4f} nats")
         lines += [f"  rate {name:<5} {rate:10.4f} nats" for name, rate in result.rates.items()]
+    if report["worst"]:
+        lines.append(f"  largest bound {report['worst'][0]['nats']:.4f} nats: {name_of(report['worst'][0])}")
+    if line := outlier(result, report["worst"]):
+        lines.append(f"  {line}")
     return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("evaluate", __doc__)
-    parser.add_argument("run", help="URL of the run folder")
+    parser.add_argument("run", help="URL of a run folder, or of an export")
     parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")
     parser.add_argument("--samples", type=int, default=1, metavar="K", help="draws of the latents of each image")
     parser.add_argument(

@@ -46,6 +46,8 @@ def export(run_url: str, out: str, weights: str = "ema") -> int:
     Raises TrainingError if there is none, ConfigError if something is there already, StorageError.
     """
     source, target = Storage(run_url), Storage(out)
+    if target.exists("model.json"):
+        raise ConfigError(f"{target.url}: is the folder of a run; give --out another folder")
     if target.exists("config.json"):
         raise ConfigError(f"{target.url}: holds a model already; give --out another folder")
     lineage = Lineage(source)

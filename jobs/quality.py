@@ -20,19 +20,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cluster.storage.storage import Storage, absolute
+from cluster.storage.storage import absolute
 from datasets.loading.build import evaluation_batches
+from datasets.shards.index import Index
 from jobs.cli import command_parser, run
-from jobs.config.loading import config_of
 from jobs.config.other_images import check_format
-from jobs.config.schema import RunConfig
 from jobs.ray.tasks import each
-from jobs.run.reports import file_name, index_of, keep, split_name, weights_text
+from jobs.run.reports import OWN_SPLITS, Subject, file_name, keep, split_name, subject_of, weights_text
 from jobs.sampling.options import add_options, check_at_least_one, given_options, labels_of
 from jobs.sampling.plan import SamplingPlan, model_here, opened, sample, weights_checksum
+from trainer.conditions import in_words
 from trainer.distributed.device import full_precision
 from trainer.images import visible
 from trainer.models import Model
+from trainer.models.base import known_conditions
 from trainer.training.sample_quality import INCEPTION, NEIGHBOURS, compare, features
 
 
@@ -40,23 +41,31 @@ def main(arguments: Sequence[str]) -> int:
     """Sample, compare, print the figures and write them to <run>/evaluations/."""
     options = _parser().parse_args(arguments)
     options.run = absolute(options.run)
-    config = config_of(Storage(options.run))
+    subject = subject_of(options.run)
+    index = subject.index(options.split)
     loaded = opened(options.run, options.weights)
     plan = _plan(options, loaded.model)
     features(options.features)  # raises if it does not exist, before the work
-    real = real_features(plan, config, options.split, options.features)
+    real = real_features(plan, subject, index, options.features)
     plan = replace(plan, count=options.count or len(real))
     samples = all_sampled_features(plan, options.features, options.processes)
     quality = compare(samples, real)
-    report: dict[str, Any] = {"features": options.features, "split": options.split, "weights": loaded.weights}
-    report |= {"images_seen": loaded.images, "precision": plan.precision, "conditional": bool(plan.labels)}
+    split = options.split if options.split in OWN_SPLITS else absolute(options.split)
+    report: dict[str, Any] = {"features": options.features, "split": split, "set": index.fingerprint}
+    report |= {"weights": loaded.weights, "images_seen": loaded.images, "precision": plan.precision}
+    report["conditions"] = dict.fromkeys(known_conditions(loaded.model), "given" if plan.labels else "none")
     report |= {"samples": len(samples), "images": len(real), "numbers": samples.shape[1], "neighbours": NEIGHBOURS}
     report |= {"seed": plan.seed, "temperature": plan.temperature, "labels": plan.labels}
     report["sampling"] = loaded.model.sampling.model_dump() | plan.settings
     report["figures"] = {f"quality/{name}": value for name, value in quality._asdict().items()}
-    print(as_text(report, weights_text(loaded)))
-    name = file_name("quality", split_name(options.split), options.features, len(samples), loaded.weights)
-    keep(Storage(options.run), config, name, report)
+    name = file_name(
+        *("quality", split_name(options.split, index), options.features, len(samples), loaded.weights, loaded.images),
+        *(plan.seed and f"seed{plan.seed}", plan.temperature != 1 and f"temperature{plan.temperature:g}"),
+        *(plan.labels and f"label{'.'.join(map(str, plan.labels[:4]))}", plan.precision != "fp32" and plan.precision),
+        *(f"{key}-{value}" for key, value in plan.settings.items()),
+    )
+    written = keep(subject, name, report)
+    print("\n".join([as_text(report, weights_text(loaded)), *written]))
     return 0
 
 
@@ -79,9 +88,9 @@ def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
     )
 
 
-def real_features(plan: SamplingPlan, config: RunConfig, split: str, name: str) -> Tensor:
+def real_features(plan: SamplingPlan, subject: Subject, index: Index, name: str) -> Tensor:
     """[N, F] of every image of a split, as the run sees them."""
-    extract, index, (model, device) = features(name), index_of(config, split), model_here(plan)
+    config, extract, (model, device) = subject.config, features(name), model_here(plan)
     check_format(model.spec, config.data, index)
     with (
         full_precision(device),
@@ -114,12 +123,12 @@ def as_text(report: dict[str, Any], weights: str) -> str:
     figures = report["figures"]
     distance = "FID" if report["features"] == INCEPTION else "Frechet distance"
     sampling = ", ".join(f"{name} {value}" for name, value in report["sampling"].items())
-    labels = f"labels {','.join(map(str, report['labels']))}" if report["labels"] else "unconditional"
+    conditions = " ".join([in_words(report["conditions"]), ",".join(map(str, report["labels"]))]).strip()
     lines = [
         f"{distance} {figures['quality/frechet']:.4f}, precision {figures['quality/precision']:.4f}, recall "
         f"{figures['quality/recall']:.4f} ({report['neighbours']} neighbours), {report['numbers']} features of "
         f"{report['features']}",
-        f"{report['samples']:,} samples, {weights}, {report['precision']}, seed {report['seed']}, {labels}"
+        f"{report['samples']:,} samples, {weights}, {report['precision']}, seed {report['seed']}, {conditions}"
         f"{', ' + sampling if sampling else ''}, and {report['images']:,} images of {report['split']}",
     ]
     if min(report["samples"], report["images"]) <= report["numbers"]:
@@ -129,7 +138,7 @@ def as_text(report: dict[str, Any], weights: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("quality", __doc__)
-    parser.add_argument("run", help="URL of the run folder")
+    parser.add_argument("run", help="URL of a run folder, or of an export")
     parser.add_argument("--features", default="pixels", help=f"pixels (8 x 8 means), {INCEPTION}, or module:function")
     parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")
     parser.add_argument("--count", type=int, help="samples (default: as many as the split has images)")

@@ -35,7 +35,12 @@ def config_of(run_folder: Storage) -> RunConfig:
         values = yaml.safe_load(run_folder.read("config.yaml"))
     except MissingError as error:
         raise ConfigError(f"{run_folder.url}: no run here; a run folder has a config.yaml") from error
-    return _validated(values, {}, join(run_folder.url, "config.yaml"))
+    return config_from(values, join(run_folder.url, "config.yaml"))
+
+
+def config_from(values: Values, path: str) -> RunConfig:
+    """The configuration of nested values that were read from `path`. Raises ConfigError in one line."""
+    return _validated(values, {}, path)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -11,7 +11,7 @@ from datasets.order.correlation import poor_shuffle
 from datasets.order.order import ImageOrder
 from datasets.order.training_steps import TrainingSteps
 from jobs.config.resolved import ResolvedRun
-from jobs.run.ledger import Ledger, check_left_out
+from jobs.run.ledger import Ledger, left_out
 from jobs.run.worst import outlier, worst_images
 from trainer.checkpoints.journal import Row
 from trainer.distributed.ranks import rank, world_size
@@ -83,7 +83,8 @@ class RunData(Listener):
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """Raises DataError if more images were left out than the configuration allows."""
         assert self.held_out is not None
-        check_left_out(self.config.data, self.held_out, evaluation.images)
+        for warning in left_out(self.config.data, self.held_out, evaluation.images):
+            say_on_rank_zero(f"warning: {warning}")
 
     def _order(self) -> ImageOrder:
         data, streams = self.config.data, self.config.data.streams

@@ -14,7 +14,6 @@ from datasets.quarantine import Quarantined, check_share, epoch_rows
 from datasets.shards.index import Index
 from trainer.checkpoints.journal import read_metrics
 from trainer.distributed.ranks import on_rank_zero, world_size
-from trainer.tracking.display import say_on_rank_zero
 
 
 class Ledger:
@@ -83,13 +82,15 @@ class Ledger:
         return sorted((entry for part in parts for entry in part), key=lambda entry: entry.position)
 
 
-def check_left_out(config: DataConfig, index: Index, counted: int) -> None:
-    """Warn if an evaluation over all ranks counted fewer images than the set has.
+def left_out(config: DataConfig, index: Index, counted: int) -> list[str]:
+    """A warning if an evaluation over all ranks counted fewer images than the set has.
 
     Raises DataError if the missing share exceeds `data.bad_share`.
     """
-    if left_out := index.images - counted:
-        what = f"{index.url}: {left_out:,} of {index.images:,} images are bad and were left out"
-        if left_out > config.bad_share * index.images:
-            raise DataError(f"{what}, more than data.bad_share allows")
-        say_on_rank_zero(f"warning: {what}; python -m jobs.verify names them")
+    missing = index.images - counted
+    if not missing:
+        return []
+    what = f"{index.url}: {missing:,} of {index.images:,} images are bad and were left out"
+    if missing > config.bad_share * index.images:
+        raise DataError(f"{what}, more than data.bad_share allows")
+    return [f"{what}; python -m jobs.verify names them"]

@@ -1,52 +1,80 @@
-"""Reports about a run: the split that they are of, and <run>/evaluations/, where they are kept."""
+"""Reports about a run or an export: the images that they are of, and <folder>/evaluations/, where they are kept."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
-from cluster.storage.errors import StorageError
+from cluster.storage.errors import MissingError, StorageError
 from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
 from datasets.shards.index import Index
+from jobs.config.loading import config_from, config_of
 from jobs.config.other_images import warnings
 from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
-from trainer.checkpoints.export import Loaded
+from trainer.checkpoints.export import Loaded, description_of
 from trainer.checkpoints.weights import in_words
 from trainer.distributed.ranks import rank
-from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.trackers import send_report
 
-
-def index_of(config: RunConfig, split: str) -> Index:
-    """The images of `validation` or `train` of a run, or at a URL; of a mixture, every image of every set once.
-
-    Raises ConfigError if the run has none.
-    """
-    if split == "train":
-        return Index.of(config.data)
-    shards = config.data.validation if split == "validation" else split
-    if not shards:
-        raise ConfigError(f"{config.run}: the run has no validation set; name shards by --split URL")
-    return Index.open(shards)
+OWN_SPLITS = ("validation", "train")  # of a run
+MEASURED = ("figures", "worst")  # parts of a report that are results; all others say what it is of
 
 
-def warn_of(config: RunConfig, index: Index) -> None:
-    """Print what to know about a bound on `index`, other images than a run was trained on. Rank 0 reads the training
-    index, if it is still there.
-    """
-    if rank() == 0:
-        with contextlib.suppress(DataError, StorageError):
-            for warning in warnings(Index.of(config.data), index):
-                say_on_rank_zero(f"warning: {warning}")
+@dataclass(frozen=True)
+class Subject:
+    """What reports are about: a run, or an export, which has no images of its own."""
+
+    folder: Storage
+    config: RunConfig  # of an export: the defaults, with the export's model and `data.transform`
+    is_run: bool
+
+    def index(self, split: str) -> Index:
+        """The images of `validation` or `train` of a run, or at a URL; of a mixture, every image of every set once.
+
+        Raises ConfigError if there are none.
+        """
+        if split in OWN_SPLITS and not self.is_run:
+            raise ConfigError(f"{self.folder.url}: an export has no images of its own; name shards by --split URL")
+        if split == "train":
+            return Index.of(self.config.data)
+        shards = self.config.data.validation if split == "validation" else split
+        if not shards:
+            raise ConfigError(f"{self.folder.url}: the run has no validation set; name shards by --split URL")
+        return Index.open(shards)
+
+    def warnings(self, index: Index) -> list[str]:
+        """What to know about a bound on `index`, other images than a run was trained on. Rank 0 reads the training
+        index, if it is still there.
+        """
+        found: list[str] = []
+        if rank() == 0 and self.is_run:
+            with contextlib.suppress(DataError, StorageError):
+                found = warnings(Index.of(self.config.data), index)
+        return found
 
 
-def split_name(split: str) -> str:
-    """The part of a file name for a split: validation, train, or other for a URL."""
-    return split if split in ("validation", "train") else "other"
+def subject_of(url: str) -> Subject:
+    """The run or the export in a folder. Raises ConfigError if it is neither."""
+    folder = Storage(url)
+    if folder.exists("config.yaml") or not folder.exists("config.json"):
+        return Subject(folder, config_of(folder), True)
+    facts = description_of(folder)
+    data = {"shards": folder.url, "transform": facts.get("transform")}
+    values = {"run": folder.url, "model": facts["model"], "data": data, "tracking": {"mode": "off"}}
+    return Subject(folder, config_from(values, join(folder.url, "config.json")), False)
+
+
+def split_name(split: str, index: Index) -> str:
+    """The part of a file name for a split: validation, train, or of a URL its last part and its fingerprint."""
+    if split in OWN_SPLITS:
+        return split
+    return f"{split.rstrip('/').rpartition('/')[2]}-{index.fingerprint[:8]}"
 
 
 def file_name(*parts: object) -> str:
@@ -60,10 +88,27 @@ def weights_text(loaded: Loaded) -> str:
     return f"{in_words(loaded.weights)} weights{after}"
 
 
-def keep(run_folder: Storage, config: RunConfig, name: str, report: dict[str, Any]) -> None:
-    """Write a report to the run folder, and its figures to a W&B run of their own."""
-    run_folder.write(f"evaluations/{name}.json", json.dumps(report, indent=1).encode())
-    say_on_rank_zero(f"written to {join(run_folder.url, 'evaluations', name)}.json")
-    if config.tracking.mode != "off":
-        facts = {key: value for key, value in report.items() if key != "figures"}
-        send_report(run_folder, config.tracking, name, facts, report["figures"], say_on_rank_zero)
+def keep(subject: Subject, name: str, report: dict[str, Any]) -> list[str]:
+    """Write a report to <folder>/evaluations/, and its figures to a W&B run of their own; lines for the user.
+
+    Where `name` holds a report about something else, a checksum of this one's facts is added to it.
+    """
+    facts = {key: value for key, value in report.items() if key not in MEASURED}
+    name = _free_name(subject.folder, name, json.loads(json.dumps(facts)))
+    subject.folder.write(f"evaluations/{name}.json", json.dumps(report, indent=1).encode())
+    lines = [f"written to {join(subject.folder.url, 'evaluations', name)}.json"]
+    tracking = subject.config.tracking
+    if tracking.mode != "off":
+        send_report(subject.folder, tracking, name, facts, report["figures"], lines.append)
+    return lines
+
+
+def _free_name(folder: Storage, name: str, facts: dict[str, Any]) -> str:
+    try:
+        held = json.loads(folder.read(f"evaluations/{name}.json"))
+    except (MissingError, ValueError):
+        return name
+    if isinstance(held, dict) and {key: value for key, value in held.items() if key not in MEASURED} == facts:
+        return name  # the same again
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return f"{name}-{digest}"

@@ -101,7 +101,10 @@ class TrainingRun:
         if saved is not None:
             self.resolved = continued(self.resolved, saved.sections["fingerprint"])
         model = self.resolved.build_model(new=not resumes)
-        self.description = describe(config.model, model) | {"images_in_set": self.resolved.index.images}
+        self.description = describe(config.model, model) | {
+            "images_in_set": self.resolved.index.images,
+            "transform": config.data.transform and config.data.transform.model_dump(mode="json"),
+        }
         say_on_rank_zero(f"{_count(model):,} parameters on {self.accelerator.device.type} x {world_size()}")
         if config.trainer.compile:
             model.compile()

@@ -49,8 +49,9 @@ def evaluation_rows(run: Path | str) -> list[dict]:
 
 
 def metrics(run: Path | str) -> list[dict]:
-    """The rows of the newest lineage: their numbers, without those that time or stops decide."""
+    """The rows of the newest lineage: their numbers, without those that time or stops decide, and lists."""
+    left_out = (*CLOCKED, "validation/worst")
     return [
-        {name: value for name, value in row.items() if name not in CLOCKED and not isinstance(value, str)}
+        {name: value for name, value in row.items() if name not in left_out and not isinstance(value, str)}
         for row in read_metrics(Storage(str(run)))
     ]

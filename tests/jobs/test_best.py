@@ -81,7 +81,7 @@ def test_the_best_evaluation_is_told_and_its_weights_are_found(config_file, boun
 
     evaluate([config.run, "--weights", "best"])
     assert "270 images of validation, best averaged (EMA) weights after 256 images" in capsys.readouterr().out
-    assert (Path(config.run) / "evaluations/validation-elbo-1-best.json").exists()
+    assert (Path(config.run) / "evaluations/validation-elbo-1-best-256.json").exists()
     sample([config.run, "--weights", "best", "--count", "2", "--processes", "1", "--out", str(tmp_path / "s")])
     assert "best averaged (EMA) weights after 256 images" in capsys.readouterr().out
     export([config.run, "--weights", "best", "--out", str(tmp_path / "export")])

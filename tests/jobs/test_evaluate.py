@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cluster.storage.storage import Storage
@@ -20,15 +25,22 @@ from jobs.compare import main as compare
 from jobs.config.loading import load_config
 from jobs.errors import ConfigError
 from jobs.evaluate import main as evaluate
+from jobs.export import export
 from jobs.index import main as make_index
+from jobs.run.reports import keep, subject_of
 from jobs.run.training import train_rank
+from jobs.run.worst import outlier
 from tests.jobs.conftest import BATCH
 from tests.testbed.jobs import call_job
+from tests.testbed.processes import REPOSITORY
 from tests.testbed.ranks import together
 from tests.testbed.steps import train
+from trainer.checkpoints.export import load
 from trainer.checkpoints.journal import read_metrics
 from trainer.errors import TrainingError
+from trainer.noise import Noise
 from trainer.tracking.captions import caption_of
+from trainer.training.evaluation import Evaluation
 
 
 @pytest.fixture
@@ -38,8 +50,8 @@ def finished(config_file):
     return config.run, train_rank(config).evaluation
 
 
-def report(run: str, name: str) -> dict:
-    return json.loads((Path(run) / f"evaluations/{name}.json").read_text())
+def report(run: str, name: str, images: int = 20 * BATCH) -> dict:
+    return json.loads((Path(run) / f"evaluations/{name.replace('-ema', f'-ema-{images}')}.json").read_text())
 
 
 def test_the_final_evaluation_is_found_again(finished, capsys):
@@ -53,6 +65,132 @@ def test_the_final_evaluation_is_found_again(finished, capsys):
     assert (found["precision"], found["conditions"], found["images_seen"]) == ("fp32", {}, 20 * BATCH)
     assert f"{at_the_end.bpd:.4f}" in said
     assert "rate z1" in said
+
+
+def test_each_figure_has_a_file_of_its_own(finished, config_file, digits):
+    run, _ = finished
+    for more in (
+        [],
+        ["--seed", "1"],
+        ["--samples", "2"],
+        ["--bound", "iw"],
+        ["--weights", "raw"],
+        ["--precision", "bf16"],
+        ["--split", "train"],
+        ["--split", f"{digits}/train"],
+        ["--split", f"{digits}/validation"],
+    ):
+        evaluate([run, *more])
+    reports = {path.name: json.loads(path.read_text()) for path in (Path(run) / "evaluations").iterdir()}
+    assert len(reports) == 9
+    assert "validation-elbo-1-ema-1280.json" in reports
+    evaluate([run])  # again: the same file
+    train_rank(load_config(str(config_file()), [f"trainer.images={22 * BATCH}"]))
+    evaluate([run])
+    names = {path.name for path in (Path(run) / "evaluations").iterdir()}
+    assert names == reports.keys() | {f"validation-elbo-1-ema-{22 * BATCH}.json"}
+
+
+def test_a_report_never_replaces_one_about_something_else(tmp_path, finished):
+    subject = subject_of(finished[0])
+    for seed in (0, 1, 0):
+        keep(subject, "name", {"seed": seed, "figures": {"evaluation/nats": 1.0 + seed}, "worst": []})
+    written = {path.name: json.loads(path.read_text()) for path in (Path(finished[0]) / "evaluations").iterdir()}
+    assert len(written) == 2
+    assert written["name.json"]["seed"] == 0
+    assert sorted(each["seed"] for each in written.values()) == [0, 1]
+
+
+def test_an_export_is_evaluated_like_its_run(finished, digits, tmp_path, capsys):
+    run, at_the_end = finished
+    export(run, str(tmp_path / "exported"))
+    evaluate([f"{tmp_path}/exported", "--split", f"{digits}/validation"])
+    (path,) = (tmp_path / "exported/evaluations").iterdir()
+    assert json.loads(path.read_text())["figures"] == pytest.approx(at_the_end.row("evaluation"), rel=1e-9)
+    assert "warning" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"exported: an export has no images of its own; name shards by --split URL$"):
+        evaluate([f"{tmp_path}/exported"])
+
+
+def test_an_export_sees_the_images_as_its_run_did(config_file, digits, tmp_path):
+    config = load_config(str(config_file(data={"transform": {"size": [4, 4]}}, trainer={"images": 2 * BATCH})))
+    found = train_rank(config).evaluation
+    export(config.run, str(tmp_path / "exported"))
+    evaluate([f"{tmp_path}/exported", "--split", f"{digits}/validation"])
+    (path,) = (tmp_path / "exported/evaluations").iterdir()
+    assert json.loads(path.read_text())["figures"] == pytest.approx(found.row("evaluation"), rel=1e-9)
+
+
+def test_a_model_exported_into_the_folder_of_its_run_does_not_replace_the_runs_own(finished, config_file, tmp_path):
+    run, _ = finished
+    with pytest.raises(ConfigError, match="is the folder of a run; give --out another folder"):
+        export(run, run)
+    export(run, str(tmp_path / "exported"))
+    for name in ("config.json", "model.safetensors"):  # as earlier versions did
+        shutil.copy(tmp_path / "exported" / name, run)
+    at_the_end = train_rank(load_config(str(config_file()), [f"trainer.images={22 * BATCH}"])).evaluation
+    evaluate([run])
+    found = report(run, "validation-elbo-1-ema", 22 * BATCH)
+    assert found["images_seen"] == 22 * BATCH
+    assert found["figures"] == pytest.approx(at_the_end.row("evaluation"), rel=1e-9)
+
+
+def test_the_images_with_the_largest_bounds_are_named(finished, digits, capsys):
+    run, _ = finished
+    evaluate([run])
+    worst = report(run, "validation-elbo-1-ema")["worst"]
+    assert len(worst) == 10
+    assert [image["nats"] for image in worst] == sorted((image["nats"] for image in worst), reverse=True)
+    assert worst[0]["nats"] == pytest.approx(worst[0]["distortion"] + worst[0]["z1"])
+    assert f"largest bound {worst[0]['nats']:.4f} nats: {worst[0]['key']} in {worst[0]['shard']}" in (
+        capsys.readouterr().out
+    )
+    last = [row for row in read_metrics(Storage(run)) if "validation/nats" in row][-1]
+    assert same_images(last["validation/worst"], worst)
+
+    place, levels = 0, {}  # where each image is in the set, found without the index
+    for shard in sorted((digits / "validation").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar.getmembers():
+                if member.name.endswith(".png"):
+                    pixels = np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read())))
+                    levels[str(shard), member.name.removesuffix(".png")] = place, torch.from_numpy(pixels.copy())
+                    place += 1
+    model = load(run)
+    for image in worst:
+        place, pixels = levels[image["shard"], image["key"]]
+        noise = Noise(0, "evaluate", torch.tensor([place]))
+        with torch.no_grad():
+            found = model(pixels[None, None], None, noise, torch.zeros(())).negative_bound
+        assert found.item() == pytest.approx(image["nats"], rel=1e-5)
+
+    for ranks in (2, 3):
+        together(ranks, evaluate, [run, "--batch", "50"])
+        assert same_images(report(run, "validation-elbo-1-ema")["worst"], worst)
+
+
+def same_images(one: list[dict], other: list[dict]) -> bool:
+    return [(a["shard"], a["key"], pytest.approx(a["nats"], rel=1e-6)) for a in one] == [
+        (b["shard"], b["key"], b["nats"]) for b in other
+    ]
+
+
+def test_one_image_that_decides_the_mean_is_named():
+    found = Evaluation(1000, 16_366.0, 1.0, 0.0, {}, 784, False)
+    image = {"shard": "a/0.tar", "key": "7", "nats": 1.6e7}
+    assert outlier(found, [image]) == (
+        "one image alone has 16,000,000.0 of the 16,366,000.0 nats of all 1,000 images: 7 in a/0.tar"
+    )
+    assert outlier(found, [image | {"nats": 1.5e6}]) == ""
+    assert outlier(found, []) == ""
+
+
+def test_a_report_is_written_though_the_reader_of_its_lines_leaves(finished):
+    run, _ = finished
+    command = f"{sys.executable} -m jobs.evaluate {run} | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert report(run, "validation-elbo-1-ema")["images"] == 270
 
 
 def test_the_batch_size_changes_no_figure(finished):

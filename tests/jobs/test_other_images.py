@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.shards.index import Index
 from datasets.shards.indexing import index_shards
@@ -16,8 +17,8 @@ from jobs.config.other_images import shards_in_common
 from jobs.config.resolved import resolve
 from jobs.errors import ConfigError
 from jobs.evaluate import main as evaluate
-from jobs.quality import real_features
-from jobs.run.reports import index_of
+from jobs.quality import main as quality
+from jobs.run.reports import Subject
 from jobs.run.training import train_rank
 from jobs.submit import checked
 from jobs.submit import main as submit
@@ -110,15 +111,11 @@ def test_shifted_class_names_are_refused_for_a_conditional_model(config_file, di
 
 
 def test_features_of_other_levels_are_not_compared_with_the_models(config_file, tmp_path):
-    from jobs.quality import _parser, _plan
-    from trainer.checkpoints.export import load
-
     config = load_config(str(config_file(trainer={"images": 64})))
     train_rank(config)
-    plan = _plan(_parser().parse_args([config.run, "--count", "4"]), load(config.run))
     odd = str(write_images(tmp_path / "odd", levels=256))
     with pytest.raises(ConfigError, match="levels of the images: 256"):
-        real_features(plan, config, odd, "pixels")
+        quality([config.run, "--split", odd, "--processes", "1"])
 
 
 def test_validation_on_training_images_is_named(config_file, digits, tmp_path, capsys):
@@ -148,13 +145,13 @@ def test_the_training_split_is_what_the_run_reads(config_file, digits, tmp_path)
     shutil.copytree(digits / "train", bare, ignore=shutil.ignore_patterns("index"))
     data = {"shards": str(bare), "index": str(digits / "train/index")}
     config = load_config(str(config_file(data=data, trainer={"images": 64})))
-    assert index_of(config, "train").images == 1527
+    assert Subject(Storage(config.run), config, True).index("train").images == 1527
     with pytest.raises(DataError):
         Index.open(str(bare))
     mixture = [{"shards": str(digits / split), "weight": 1} for split in ("train", "validation")]
     mixed = load_config(str(config_file("mixed", data={"shards": "", "mixture": mixture}, trainer={"images": 64})))
-    assert index_of(mixed, "train").images == 1527 + 270
+    assert Subject(Storage(mixed.run), mixed, True).index("train").images == 1527 + 270
     train_rank(mixed)
     evaluate([mixed.run, "--split", "train"])
-    report = json.loads((Path(mixed.run) / "evaluations/train-elbo-1-ema.json").read_text())
+    report = json.loads((Path(mixed.run) / "evaluations/train-elbo-1-ema-64.json").read_text())
     assert report["images"] == 1797

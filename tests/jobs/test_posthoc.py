@@ -41,7 +41,7 @@ def test_a_run_that_was_stopped_stores_the_same_averages(run, config_file):
 
 def test_every_command_takes_them(run, tmp_path, capsys):
     assert evaluate.main([run, "--weights", "posthoc:0.08"]) == 0
-    report = json.loads((Path(run) / "evaluations/validation-elbo-1-posthoc-0.08.json").read_text())
+    report = json.loads((Path(run) / "evaluations/validation-elbo-1-posthoc-0.08-1280.json").read_text())
     assert report["weights"] == "posthoc:0.08"
     assert "averaged (post hoc, relative width 0.08) weights" in capsys.readouterr().out
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.storage.storage import Storage
 from datasets.loading.build import evaluation_batches
 from jobs import quality
 from jobs.config.loading import load_config
 from jobs.errors import ConfigError
-from jobs.run.reports import index_of
+from jobs.run.reports import subject_of
 from jobs.run.training import train_rank
 from trainer.checkpoints.export import load
 from trainer.errors import TrainingError
@@ -37,15 +36,16 @@ def rows(images: torch.Tensor) -> torch.Tensor:
 
 
 def report(run: str, name: str) -> dict:
-    return json.loads((Path(run) / f"evaluations/{name}.json").read_text())
+    (path,) = (Path(run) / "evaluations").glob(f"{name}.json")
+    return json.loads(path.read_text())
 
 
 def test_the_distance_uses_the_given_feature_function(run, capsys):
     features = "tests.jobs.test_quality:rows"
     assert quality.main([run, "--features", features, "--count", "50", "--batch", "20", "--seed", "3"]) == 0
-    found = report(run, "quality-validation-tests.jobs.test_quality-rows-50-ema")
-    config = quality.config_of(Storage(run))
-    with evaluation_batches(config.data, index_of(config, "validation"), batch=90) as batches:
+    found = report(run, "quality-validation-tests.jobs.test_quality-rows-50-ema-1280-seed3")
+    subject = subject_of(run)
+    with evaluation_batches(subject.config.data, subject.index("validation"), batch=90) as batches:
         real = torch.cat([batch.images[batch.weights > 0] for batch in batches])
     with torch.no_grad():
         samples = load(run).sample(Noise(3, "sample", torch.arange(50)))
@@ -62,11 +62,20 @@ def test_the_distance_uses_the_given_feature_function(run, capsys):
 def test_processes_change_nothing_and_other_splits_can_be_named(run, digits):
     for processes in ("1", "2"):
         quality.main([run, "--split", f"{digits}/train", "--count", "90", "--batch", "10", "--processes", processes])
-        found = report(run, "quality-other-pixels-90-ema")
+        found = report(run, "quality-train-*-pixels-90-ema-1280")
         assert found["images"] == 1527
         if processes == "1":
             alone = found["figures"]
     assert found["figures"] == alone
+
+
+def test_each_comparison_has_a_file_of_its_own(run):
+    options = [[], ["--seed", "5"], ["--temperature", "0.5"], ["--weights", "raw"], ["--precision", "bf16"]]
+    for more in options:
+        quality.main([run, "--count", "20", "--processes", "1", *more])
+    reports = [json.loads(path.read_text()) for path in (Path(run) / "evaluations").iterdir()]
+    assert len(reports) == len(options)
+    assert {(found["seed"], found["temperature"]) for found in reports} == {(0, 1.0), (5, 1.0), (0, 0.5)}
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_what_a_person_must_mend_is_told_at_once_and_in_one_line(config_file, cl
 def test_two_ray_workers_evaluate_as_one_process_does(config_file, cluster):
     config = load_config(str(config_file()))
     train_rank(config)
-    figures = Path(config.run) / "evaluations/validation-elbo-1-raw.json"
+    figures = Path(config.run) / "evaluations/validation-elbo-1-raw-1280.json"
     evaluate([config.run, "--weights", "raw"])
     alone = json.loads(figures.read_text())["figures"]
     figures.unlink()

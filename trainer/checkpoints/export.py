@@ -28,6 +28,7 @@ from trainer.models import Model, ModelConfig
 from trainer.models.base import ModelConfigBase
 
 FINAL = "final"  # folder of a finished run
+DESCRIPTION = "model.json"  # of a run: what rebuilds its model
 BEST = "best"  # folder in that, if the best evaluation was not the last one
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,17 @@ def write_model(folder: Storage, description: dict[str, Any], tensors: dict[str,
     """Write model.safetensors, then config.json."""
     folder.write("model.safetensors", to_safetensors(tensors))
     folder.write("config.json", json.dumps(description, indent=1).encode())
+
+
+def description_of(folder: Storage) -> dict[str, Any]:
+    """What an export says of its model. Raises TrainingError if it cannot be read."""
+    try:
+        facts = json.loads(folder.read("config.json"))
+    except (MissingError, ValueError) as error:
+        raise TrainingError(f"{folder.url}: config.json does not describe a model") from error
+    if not isinstance(facts, dict) or "model" not in facts:
+        raise TrainingError(f"{folder.url}: config.json does not describe a model")
+    return facts
 
 
 class Loaded(NamedTuple):
@@ -73,7 +85,8 @@ def open_model(url: str, weights: str = "ema") -> Loaded:
     if weights == BEST and (stored := _stored_best(run, lineage)):
         return stored
     if weights == "ema":
-        if exported := _read_model(run):
+        # A run is its commits, even if a model was exported into its folder at some time.
+        if not run.exists(DESCRIPTION) and (exported := _read_model(run)):
             return exported
         if final := _final(run, lineage):
             return final
@@ -115,7 +128,7 @@ def _is_newest(final: dict[str, Any], lineage: Lineage) -> bool:
 
 def _stored_best(run: Storage, lineage: Lineage) -> Loaded | None:
     """The model of the best evaluation from an export or from final/; None if it must be looked for in the commits."""
-    for folder in (run, run.folder(FINAL)):
+    for folder in (run.folder(FINAL),) if run.exists(DESCRIPTION) else (run,):
         try:
             facts = json.loads(folder.read("config.json"))
         except (MissingError, ValueError):
@@ -179,7 +192,7 @@ def load_untrained(url: str) -> Model:
     Raises TrainingError or StorageError in one line if there is none, or if it cannot be built.
     """
     run = Storage(url)
-    for path in ("config.json", f"{FINAL}/config.json", "model.json"):
+    for path in (DESCRIPTION, "config.json", f"{FINAL}/config.json"):
         try:
             description = run.read(path)
         except MissingError:

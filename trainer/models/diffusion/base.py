@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer.conditions import in_words, none_given
 from trainer.config import Config
 from trainer.gaussian_process import alpha
-from trainer.models.base import Condition, Model, Picture, known_conditions
+from trainer.models.base import Bound, Condition, Model, Picture, known_conditions
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
 from trainer.samplers import SamplerStep, SamplingConfig
@@ -36,6 +36,17 @@ class DiffusionBase(Model):
     @property
     def hidden_in_training(self) -> Mapping[str, float]:
         return dict.fromkeys(self.conditions, self.diffuser.condition_dropout)
+
+    @property
+    def bounds(self) -> Mapping[str, Bound]:
+        found = super().bounds
+        time = f"{self.diffuser.steps} steps" if self.diffuser.steps else "continuous time"
+        chain = f"a chain of {self.diffuser.chain_steps} steps"
+        of = {"elbo": time, "iw": chain}
+        return {
+            name: bound._replace(title=f"{bound.title}, {of[name]}") if name in of else bound
+            for name, bound in found.items()
+        }
 
     def set_steps(self, steps: int) -> None:
         self.diffuser.steps = steps

@@ -132,12 +132,17 @@ class Diffuser(nn.Module):
         denoise = self.denoise(condition, noise, sampling.guidance)
         return SAMPLERS[sampling.sampler](denoise, z, gammas, noise, temperature)
 
+    @property
+    def chain_steps(self) -> int:
+        """Steps of the chain of an importance-weighted bound."""
+        return self.steps or CHAIN
+
     def log_ratio(self, x: Tensor, condition: Condition, noise: Noise) -> tuple[Tensor, Tensor]:
         """z_0 [B, ...] of a whole chain drawn from q, and [B] nats: log p(z_0..z_1) - log q(z_0..z_1 | x).
 
         The chain has T steps; a model in continuous time is taken at T = 128, which bounds log p(x) too.
         """
-        steps = self.steps or CHAIN
+        steps = self.chain_steps
         gammas = self.schedule(torch.linspace(1, 0, steps + 1, dtype=x.dtype, device=x.device))[0]
         z = diffuse(x, noise.normal("z1", self.shape), gammas[0])
         q = Normal(alpha(gammas[0]) * x, torch.log(sigma(gammas[0])).expand_as(x))

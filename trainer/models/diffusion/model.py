@@ -70,7 +70,8 @@ class Diffusion(DiffusionBase):
 
     @property
     def bounds(self) -> Mapping[str, Bound]:
-        flow = Bound("probability-flow likelihood (an estimate, no bound), mean of {draws} draws", self._flow)
+        title = f"probability-flow likelihood (an estimate, no bound), {self._flow_steps} solver steps"
+        flow = Bound(title + ", mean of {draws} draws", self._flow)
         return {**super().bounds, "flow": flow}
 
     def flow_cost(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
@@ -79,14 +80,17 @@ class Diffusion(DiffusionBase):
         E_q(z_0 | x)[-log p(x | z_0) + log q(z_0 | x) - log p(z_0)], p(z_0) by the flow, of one z_0 an image.
         The solver takes T steps, in continuous time 100.
         """
-        steps = self.diffuser.steps or FLOW_STEPS
         x = self.spec.scaled(images, noise.dtype)
-        gammas = noise_levels(self.diffuser.schedule, steps, "log_snr", x.dtype).flip(0).detach()
+        gammas = noise_levels(self.diffuser.schedule, self._flow_steps, "log_snr", x.dtype).flip(0).detach()
         eps = noise.normal("z0", self.spec.shape)
         y = x + torch.exp(gammas[0] / 2) * eps
         entropy = (0.5 * (eps.square() + math.log(2 * math.pi) + gammas[0])).flatten(1).sum(1)  # -log q(y_0 | x)
         log_p = flow_log_density(self.diffuser.denoise(condition, noise), y, gammas, noise)
         return -level_log_prob(self.spec, images, y, gammas[0]) - entropy - log_p
+
+    @property
+    def _flow_steps(self) -> int:
+        return self.diffuser.steps or FLOW_STEPS
 
     def _flow(self, images: Tensor, condition: Condition, noise: Noise, draws: int) -> dict[str, Tensor]:
         """[B] nats: the flow's cost, averaged over the draws."""
