@@ -17,6 +17,7 @@ from jobs.config.schema import RunConfig
 from jobs.config.yaml_dialect import Dumper, YamlLoader
 from jobs.errors import ConfigError
 
+UNSET = "unset"  # keys of the base that a file takes away
 Values = dict[str, Any]
 Origins = dict[str, str]  # which file gave a dotted key, for messages
 
@@ -25,7 +26,9 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a YAML file with dotted overrides, `optim.lr=1e-4`. Raises ConfigError in one line."""
     values, origins = _read(Path(path), ())
     for override in overrides:
-        _merge(values, _parse_override(override), origins, "the command line")
+        given = _parse_override(override)
+        _unset(values, given.pop(UNSET, ()), "the command line")
+        _merge(values, given, origins, "the command line")
     return _validated(values, origins, path)
 
 
@@ -81,7 +84,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[Values, Origins]:
         raise ConfigError(f"{path}: not YAML: {problem}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a YAML mapping with keys such as run, model and data")
-    base = values.pop("base", None)
+    base, unset = values.pop("base", None), values.pop(UNSET, ())
     merged: Values = {}
     origins: Origins = {}
     if base is not None:
@@ -89,8 +92,21 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[Values, Origins]:
         if base_path.resolve() in (*above, path.resolve()):
             raise ConfigError(f"{path}: base: {base} leads back to itself")
         merged, origins = _read(base_path, (*above, path.resolve()))
+    _unset(merged, unset, str(path))
     _merge(merged, values, origins, str(path))
     return merged, origins
+
+
+def _unset(target: Values, keys: object, source: str) -> None:
+    """Remove dotted keys that a base has set, so that they have their defaults. Raises ConfigError for others."""
+    for key in [keys] if isinstance(keys, str) else keys if isinstance(keys, list | tuple) else [keys]:
+        section: Any = target
+        *path, name = str(key).split(".")
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or name not in section:
+            raise ConfigError(f"{source}: {UNSET}: {key}: no base sets this key")
+        del section[name]
 
 
 def _merge(target: Values, values: Values, origins: Origins, source: str, prefix: str = "") -> None:

@@ -20,8 +20,12 @@ class KeyLocation(NamedTuple):
 
 def explain(error: ValidationError, schema: type[BaseModel], origins: dict[str, str], path: str) -> str:
     """The first error in one line. `origins` says which file gave a dotted key; `path` is named where none did."""
-    first = error.errors()[0]
-    key, allowed = locate_key(first["loc"], schema)
+    errors = error.errors()
+    found = [(locate_key(each["loc"], schema), each) for each in errors]
+    start = found[0][0].key
+    # Every member of a union reports its own error: the deepest key tells what was meant.
+    same = [(place, each) for place, each in found if place.key == start or place.key.startswith(f"{start}.")]
+    (key, allowed), first = max(same, key=lambda pair: pair[0].key.count("."))
     message = first["msg"].removeprefix("Value error, ")
     where = f"{_origin(key, origins) or path}: {key}"
     match first["type"]:
@@ -39,8 +43,22 @@ def explain(error: ValidationError, schema: type[BaseModel], origins: dict[str, 
             return f"{where}.kind: there is no {context['tag']!r}; it is one of {context['expected_tags']}"
         case "value_error" if re.match(r"[a-z_0-9.]+: ", message):  # of a key of this section
             return f"{where}.{message}"
+    message = _alternatives([_plain(each["msg"]) for place, each in same if place.key == key])
     given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
-    return f"{where}: {message[0].lower()}{message[1:]}{given}"
+    return f"{where}: {message}{given}"
+
+
+def _plain(message: str) -> str:
+    """pydantic's message in the terms of YAML."""
+    text = message.removeprefix("Value error, ").replace("a valid tuple", "a list")
+    text = re.sub(r"a valid dictionary or (object to extract fields from|instance of \w+)", "a section with keys", text)
+    return text[0].lower() + text[1:]
+
+
+def _alternatives(messages: list[str]) -> str:
+    """What any member of a union would take: "input should be a list or 'auto'"."""
+    first, *others = dict.fromkeys(messages)
+    return " or ".join([first, *(message.removeprefix("input should be ") for message in others)])
 
 
 def locate_key(loc: tuple[int | str, ...], schema: type[BaseModel]) -> KeyLocation:

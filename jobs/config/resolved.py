@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
 
+from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage, absolute
+from datasets.errors import DataError
 from datasets.images.transform import output_format
 from datasets.order.dealing import check_batch
 from datasets.order.streams import streams_of
 from datasets.order.versions import NEWEST
 from datasets.shards.index import Index
+from jobs.config.fed_conditions import check_fed
+from jobs.config.loading import config_of
 from jobs.config.other_images import check_format, check_labels, warnings
 from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
-from trainer.checkpoints.export import load, recorded_config
+from trainer.checkpoints.export import DESCRIPTION, load, recorded_config
 from trainer.distributed.device import ResolvedPrecision, resolve_precision
 from trainer.images import ImageSpec
 from trainer.models import Model
@@ -49,10 +54,12 @@ class ResolvedRun:
         """The model, initialised by `seed`. Unless it is `new`, the weights of its parts are arbitrary, and the run's
         folder is enough to build it.
 
-        Raises ConfigError if it does not fit the images or the held-out labels, TrainingError or StorageError for a
-        part named by URL.
+        Raises ConfigError if it does not fit the images, their labels or the held-out ones, TrainingError or
+        StorageError for a part named by URL.
         """
         config = self.config.model
+        if new or not Storage(self.config.run).exists(DESCRIPTION):  # older runs may have more conditions
+            check_fed(config, self.index)
         torch.manual_seed(self.config.seed)
         try:
             recorded = recorded_config(Storage(self.config.run)) if config.URLS and not new else None
@@ -81,7 +88,7 @@ def resolve(config: RunConfig, gpu: bool | None = None) -> ResolvedRun:
     config = with_absolute_paths(config)
     index = Index.of(config.data)
     streams = streams_of(config.data, index, config.trainer.batch)
-    check_batch(config.trainer.batch, streams)
+    _check_batch(config, streams)
     config = config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
     spec = ImageSpec(*output_format(config.data, index)[:5])
     held_out = Index.open(config.data.validation) if config.data.validation else None
@@ -94,6 +101,19 @@ def resolve(config: RunConfig, gpu: bool | None = None) -> ResolvedRun:
         spec=spec,
         precision=resolve_precision(config.trainer.precision, gpu),
     )
+
+
+def _check_batch(config: RunConfig, streams: int) -> None:
+    """Raises DataError unless the streams divide the global batch; ConfigError where another batch began the run."""
+    batch = before = config.trainer.batch
+    try:
+        check_batch(batch, streams)
+    except DataError as error:
+        with contextlib.suppress(ConfigError, StorageError):
+            before = config_of(Storage(config.run)).trainer.batch
+        if before == batch:
+            raise
+        raise ConfigError(f"{config.run}: trainer.batch is {before} in the run and {batch} here; {error}") from error
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -16,6 +16,7 @@ from trainer.errors import TrainingError
 from trainer.training.optimizer import learning_rate_rise
 
 ORDER_VERSION = "data.order_version"  # among the fixed settings of a fingerprint; runs without it have version 1
+BATCH = "trainer.batch"  # `data.streams: auto` follows from it
 QUIET = ("run", "tracking", "ray")  # changes in these are not reported: they do not affect training
 
 
@@ -87,7 +88,8 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
 
 def difference(saved: dict[str, Any], mine: dict[str, Any]) -> str | None:
     """The first setting in which two sets of fixed settings differ, in words; None if they agree."""
-    for key in sorted(saved.keys() | mine.keys()):
+    keys = sorted(saved.keys() | mine.keys(), key=lambda key: (key != BATCH, key))
+    for key in keys:
         if saved.get(key) != mine.get(key):
             return f"{key} is {_shown(saved, key)} in the run and {_shown(mine, key)} here"
     return None

@@ -9,6 +9,7 @@ from jobs.config.loading import load_config, to_yaml
 from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
 from tests.testbed.processes import REPOSITORY
+from trainer.training.optimizer import OptimConfig
 
 SMALL = {"run": "runs/a", "model": {"kind": "vae"}, "data": {"shards": "data/a"}}
 TEXT = yaml.safe_dump(SMALL)
@@ -74,25 +75,25 @@ WRONG = {
     ),
     "a list for a section": (
         "optim: [1]",
-        "optim: input should be a valid dictionary or instance of OptimConfig, got [1]",
+        "optim: input should be a section with keys, got [1]",
     ),
     "an empty section": (
         "optim:",
-        "optim: input should be a valid dictionary or instance of OptimConfig, got None",
+        "optim: input should be a section with keys, got None",
     ),
     "a number for a model": (
         "model: 3",
-        "model: input should be a valid dictionary or object to extract fields from, got 3",
+        "model: input should be a section with keys, got 3",
     ),
     "nothing to read": ("data: {}", "data: give either shards or mixture"),
     "a number for a key": ("1: x", "1: keys should be strings, got 1"),
     "neither a URL nor a list of them": (
         "data: {shards: 3}",
-        "data.shards: input should be a valid string, got 3",
+        "data.shards: input should be a valid string or a list, got 3",
     ),
     "no word and no number": (
         "data: {shards: a, streams: x}",
-        "data.streams: input should be a valid integer, unable to parse string as an integer, got 'x'",
+        "data.streams: input should be a valid integer, unable to parse string as an integer or 'auto', got 'x'",
     ),
     "an unknown key of an item": (
         "model: {kind: ladder, stages: [{width: 8}, {width: 8, latents: 4}]}",
@@ -164,7 +165,7 @@ def test_an_override_of_another_form_is_told(write, override):
         ("seed=-1", "the command line: seed: input should be greater than or equal to 0, got -1"),
         (
             "optim=3",
-            "the command line: optim: input should be a valid dictionary or instance of OptimConfig, got 3",
+            "the command line: optim: input should be a section with keys, got 3",
         ),
     ],
 )
@@ -216,6 +217,35 @@ def test_a_file_is_laid_over_its_base_in_depth(write):
     assert (config.run, config.data.shards) == ("runs/b", "data/a")
     assert (config.optim.lr, config.optim.warmup) == (0.2, 7)
     assert (config.trainer.images, config.trainer.batch, config.trainer.checkpoints.keep) == (10, 4, 5)
+
+
+def test_keys_of_a_base_can_be_unset(write):
+    data = {"shards": "a", "transform": {"size": [4, 4]}}
+    base = {"seed": 4, "optim": {"lr": 0.1, "betas": [0.5, 0.6]}, "data": data}
+    write(SMALL | base, "base.yaml")
+    config = load_config(write("base: base.yaml\nunset: [optim.betas, data.transform, seed]\noptim: {warmup: 5}\n"))
+    assert (config.seed, config.data.transform, config.optim.lr, config.optim.warmup) == (0, None, 0.1, 5)
+    assert config.optim.betas == OptimConfig().betas
+    path = write("base: base.yaml\n")
+    assert load_config(path, ["unset=optim"]).optim == OptimConfig()
+    assert load_config(path, ["unset=[optim.lr, seed]", "optim.warmup=5"]).optim.lr == OptimConfig().lr
+    assert error_of(path, "unset=optim.eps") == "the command line: unset: optim.eps: no base sets this key"
+    alone = write(SMALL | {"unset": ["optim.lr"]}, "alone.yaml")
+    assert error_of(alone) == "alone.yaml: unset: optim.lr: no base sets this key"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.workers=x", "data.workers: input should be a valid integer, unable to parse string as an integer or 'a"),
+        ("data.shards=3", "data.shards: input should be a valid string or a list, got 3"),
+        ("data.shards=[a,3]", "data.shards.1: input should be a valid string, got 3"),
+        ("ray.workers=[2,x]", "ray.workers.1: input should be a valid integer, unable to parse string as an integer"),
+        ("optim=3", "optim: input should be a section with keys, got 3"),
+    ],
+)
+def test_a_key_with_several_types_says_all_that_it_may_be(write, override, message):
+    assert error_of(write(SMALL), override).startswith(f"the command line: {message}")
 
 
 def test_bases_are_found_beside_the_file_that_names_them(write, tmp_path, monkeypatch):

@@ -10,6 +10,10 @@ import pytest
 from datasets.errors import DataError
 from jobs.config.loading import load_config
 from jobs.config.resolved import resolve
+from jobs.errors import ConfigError
+from jobs.run.training import train_rank
+from jobs.size import size_report
+from tests.jobs.images import write_images
 
 
 def test_streams_images_and_held_out_set_come_from_the_data(config_file: Callable[..., Path]) -> None:
@@ -58,3 +62,58 @@ def test_the_device_decides_what_auto_precision_means(
 def test_streams_that_do_not_divide_the_batch_are_refused(config_file: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match=r"data\.streams=7 must divide the global batch of 64 images: 8 does"):
         resolve(load_config(str(config_file(data={"streams": 7}))))
+
+
+def test_another_batch_than_the_runs_is_named_before_the_streams_that_do_not_divide_it(
+    config_file: Callable[..., Path],
+) -> None:
+    config = load_config(str(config_file(trainer={"images": 64})))
+    train_rank(config)
+    with pytest.raises(ConfigError, match=r"^.*run: trainer.batch is 64 in the run and 66 here; data.streams=4 must"):
+        resolve(load_config(str(config_file()), ["trainer.batch=66"]))
+
+
+def conditioned(**conditions: object) -> dict[str, object]:
+    network = {"kind": "mlp", "width": 16, "depth": 1}
+    return {"kind": "diffusion", "denoiser": {"network": network, "embedding": 8, "conditions": conditions}}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        (
+            {"class": {"kind": "class"}},
+            "model.denoiser.conditions.class: nothing in the data feeds this condition; it has label (class): ",
+        ),
+        (
+            {"label": {"kind": "class"}, "clip": {"kind": "vector", "size": 4}},
+            "model.denoiser.conditions.clip: nothing in the data feeds this condition; it has label (class): ",
+        ),
+        (
+            {"label": {"kind": "vector", "size": 4}},
+            "model.denoiser.conditions.label.kind: is vector; label of the data is of kind class",
+        ),
+        (
+            {"label": {"kind": "class", "classes": 9}},
+            "model.denoiser.conditions.label.classes: 9; the data has 10 classes: ",
+        ),
+    ],
+)
+def test_a_condition_that_nothing_feeds_is_refused_before_anything_is_trained(
+    config_file: Callable[..., Path], conditions: dict[str, object], message: str
+) -> None:
+    config = load_config(str(config_file(model=conditioned(**conditions))))
+    for build in (lambda: train_rank(config), lambda: size_report(resolve(config))):
+        with pytest.raises(ConfigError) as refused:
+            build()
+        assert str(refused.value).startswith(message)
+    assert not any(Path(config.run).glob("checkpoints/*"))
+
+
+def test_images_without_labels_feed_no_label(config_file: Callable[..., Path], tmp_path: Path) -> None:
+    bare = str(write_images(tmp_path / "bare", levels=17))
+    path = config_file(model=conditioned(label={"kind": "class"}), data={"shards": bare, "validation": ""})
+    with pytest.raises(
+        ConfigError, match=r"label: nothing in the data feeds this condition; its images have no labels"
+    ):
+        resolve(load_config(str(path))).build_model()

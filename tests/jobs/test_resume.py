@@ -131,6 +131,8 @@ def test_the_mark_of_the_data_section_is_the_trainers() -> None:
 def test_the_difference_says_both_values() -> None:
     one, other = fixed_settings(small()), fixed_settings(changed(small(), "optim.ema", 5))
     assert difference(one, other) == "optim.ema is 20000 in the run and 5 here"
+    batch = {**one, "trainer.batch": 7, "data.streams": 7}
+    assert difference(one, batch).startswith("trainer.batch is ")  # from which data.streams follows
     assert difference(one, {**one, "new": 3}) == "new is not set in the run and 3 here"
 
 

@@ -31,6 +31,7 @@ CHAIN = 128  # steps of the importance-weighted bound of a model in continuous t
 
 class DiffuserConfig(ModelConfigBase):
     SamplingOptions: ClassVar[type[Config]] = SamplingConfig
+    CONDITIONS: ClassVar[str] = "denoiser.conditions"
 
     schedule: NoiseScheduleConfig = LinearConfig()
     """Noise schedule: gamma(t) = -log SNR."""

@@ -1,0 +1,31 @@
+"""Whether the data feed every condition that a model is to be trained with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets.shards.index import Index
+from jobs.errors import ConfigError
+from trainer.models.base import ModelConfigBase
+
+
+def check_fed(model: ModelConfigBase, index: Index) -> None:
+    """Raises ConfigError in one line for a condition of the model that the training images do not have, or have of
+    another kind: it would stay unknown for ever, and the model unconditional.
+    """
+    if not model.CONDITIONS:
+        return
+    fed = {"label": "class"} if index.classes else {}
+    wanted: Any = model
+    for part in model.CONDITIONS.split("."):
+        wanted = getattr(wanted, part)
+    for name, condition in wanted.items():
+        key = f"model.{model.CONDITIONS}.{name}"
+        if name not in fed:
+            has = ", ".join(f"{other} ({kind})" for other, kind in fed.items())
+            given = f"it has {has}" if fed else "its images have no labels"
+            raise ConfigError(f"{key}: nothing in the data feeds this condition; {given}: {index.url}")
+        if condition.kind != fed[name]:
+            raise ConfigError(f"{key}.kind: is {condition.kind}; {name} of the data is of kind {fed[name]}")
+        if condition.kind == "class" and condition.classes and condition.classes < index.classes:
+            raise ConfigError(f"{key}.classes: {condition.classes}; the data has {index.classes} classes: {index.url}")
