@@ -13,38 +13,91 @@ from functools import partial
 from tqdm import tqdm
 
 from cluster.storage.storage import Storage, absolute, join
+from datasets.shards.bad_samples import BadSamplesError, describe_quarantine, summarise
 from datasets.shards.index import Index
-from datasets.shards.index_files import Shard
-from datasets.shards.indexing import index_shard, index_shards
+from datasets.shards.index_files import QUARANTINE
+from datasets.shards.indexing import Indexed, IndexOptions, ScannedShard, index_shard, index_shards
 from datasets.shards.shard_list import ShardList
 from jobs.cli import command_parser, run
+from jobs.errors import ConfigError
 from jobs.ray.tasks import each
+
+_MOST = 1000  # bad samples that are printed
 
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    names = tuple(filter(None, options.class_names.split(",")))
-    for url in map(absolute, options.urls):
+    names = options.class_names
+    classes = None if names is None else tuple(filter(None, names.split(",")))
+    how = IndexOptions(options.levels, classes, options.image, options.on_bad, options.max_bad)
+    urls = [absolute(url) for url in options.urls]
+    folders = {ShardList.parse(url).folder for url in urls}
+    if options.out and len(folders) > 1:
+        raise ConfigError(
+            f"--out is the index of one folder, but {len(folders)} are given: {', '.join(sorted(folders))}"
+        )
+    for url in urls:
         location = absolute(options.out) if options.out else join(ShardList.parse(url).folder, "index")
         scan = partial(_scan_all, processes=options.processes)
-        with tqdm(unit=" shards", disable=not sys.stderr.isatty()) as bar:
-            done = index_shards(url, location, options.levels, names, scan, bar.update)
-        meta, shards = done.meta, done.shards
-        size = f"{meta.width} x {meta.height}" if meta.width else "of different sizes"
-        what = f"{sum(shard.images for shard in shards):,} images, {size}, {meta.channels} channels"
-        scanned = f"{done.scanned} of them read, the others are unchanged" if done.scanned < len(shards) else "all read"
-        if mixed := Index.open(url, location).mixed_colours:
-            print(f"warning: {mixed}", file=sys.stderr)
-        print(f"indexed {what}, {meta.classes} classes, in {len(shards)} shards ({scanned}): {location}")
+        try:
+            with tqdm(unit=" shards", disable=not sys.stderr.isatty()) as bar:
+                done = index_shards(url, location, how, scan, bar.update)
+        except BadSamplesError as error:
+            _print_bad(error)
+            raise
+        _print_index(url, location, done)
     return 0
 
 
-def _scan_all(folder: str, names: list[str], location: str, processes: int | None) -> Iterator[Shard]:
-    return each(partial(_scan, folder, location), names, processes)
+def _print_index(url: str, location: str, done: Indexed) -> None:
+    meta, shards = done.meta, done.shards
+    images, skipped = sum(shard.images for shard in shards), sum(shard.skipped for shard in shards)
+    for warning in _warnings(url, location, done, images):
+        print(f"warning: {warning}", file=sys.stderr)
+    size = f"{meta.width} x {meta.height}" if meta.width else "of different sizes"
+    scanned = f"{done.scanned} of them read, the others are unchanged" if done.scanned < len(shards) else "all read"
+    print(
+        f"indexed {images:,} images, {size}, {meta.channels} channels, {meta.classes} classes, in {len(shards)} shards "
+        f"({scanned}): {location}"
+    )
+    if done.quarantine.num_rows:
+        print(f"quarantined, listed in {join(location, QUARANTINE)}: {summarise(shards, done.quarantine)}")
+    if skipped:
+        print(
+            f"skipped {skipped:,} files that belong to no sample: hidden, without an extension, or named like __meta__"
+        )
 
 
-def _scan(folder: str, location: str, name: str) -> Shard:
-    return index_shard(Storage(folder), name, Storage(location))
+def _warnings(url: str, location: str, done: Indexed, images: int) -> Iterator[str]:
+    if mixed := Index.open(url, location).mixed_colours:
+        yield mixed
+    if done.meta.classes > max(images, 1):
+        largest = max(done.shards, key=lambda shard: shard.classes)
+        if largest.classes == done.meta.classes:
+            yield (
+                f"{join(ShardList.parse(url).folder, largest.name)}: has label {largest.classes - 1:,}: "
+                f"{done.meta.classes:,} classes for {images:,} images"
+            )
+
+
+def _print_bad(error: BadSamplesError) -> None:
+    rows = error.quarantine.num_rows
+    if rows == 1:  # the error names it
+        return
+    for line in describe_quarantine(error.url, error.quarantine.slice(0, _MOST)):
+        print(line, file=sys.stderr)
+    if rows > _MOST:
+        print(f"and {rows - _MOST:,} more", file=sys.stderr)
+
+
+def _scan_all(
+    folder: str, names: list[str], location: str, image: str, processes: int | None
+) -> Iterator[ScannedShard]:
+    return each(partial(_scan, folder, location, image), names, processes)
+
+
+def _scan(folder: str, location: str, image: str, name: str) -> ScannedShard:
+    return index_shard(Storage(folder), name, Storage(location), image)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,8 +106,22 @@ def _parser() -> argparse.ArgumentParser:
         "urls", nargs="+", help="folders of .tar shards, or patterns such as s3://bucket/a-{000..099}.tar"
     )
     parser.add_argument("--out", default="", help="folder of the index (default: <folder>/index)")
-    parser.add_argument("--levels", type=int, help="number of levels L, for pixel values 0..L-1 (default 256)")
-    parser.add_argument("--class-names", default="", help="class names, separated by commas")
+    parser.add_argument(
+        "--levels", type=int, help="number of levels L, 2 to 256, for pixel values 0..L-1 (default 256)"
+    )
+    parser.add_argument("--class-names", help="class names, separated by commas; '' removes those of the index")
+    parser.add_argument(
+        "--image", help="extension of the images where samples have several: input.jpg; '' for their only image"
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=("quarantine", "stop"),
+        default="quarantine",
+        help="samples that cannot be used: list them in the index with reasons and leave them out (default), or fail",
+    )
+    parser.add_argument(
+        "--max-bad", type=float, default=0.5, help="fail if more than this fraction of samples is bad (default 0.5)"
+    )
     parser.add_argument("--processes", type=int, help="processes (default: one per core)")
     return parser
 

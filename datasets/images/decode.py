@@ -20,7 +20,9 @@ from datasets.images.kinds import (
     FILE_KINDS,
     MAX_PIXELS,
     PICTURE_KINDS,
-    check_jpeg_depth,
+    PROGRESSIVE,
+    START_OF_SCAN,
+    check_jpeg,
     jpeg_segments,
     kind_of,
     not_an_image,
@@ -33,6 +35,7 @@ IMAGE_FORMATS = ("png", "jpg", "jpeg", "webp", "npy")  # extensions of the image
 BACKGROUND = "white"  # transparent pixels are composited on it
 LABEL = "cls"
 LABEL_BYTES = 32  # only these bytes of a label are parsed
+MAX_CLASSES = 1 << 20  # a larger label would become an embedding of as many rows
 _MODES = {1: "L", 3: "RGB"}
 _GREY = ("1", "L", "LA")  # Pillow's modes with one channel
 _DEEP = {"I;16": 16, "I;16L": 16, "I;16B": 16, "I;16N": 16, "I": 32, "F": 32}  # bits of Pillow's other grey modes
@@ -129,7 +132,7 @@ def image_size(data: bytes | memoryview, extension: str) -> tuple[int, int, int]
     """
     _check_extension(extension)
     if kind_of(data) == "npy":
-        shape = _npy_shape(io.BytesIO(data))
+        shape = _npy_shape(data)
         return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
     try:
         picture = _open(data, PICTURE_KINDS)
@@ -148,9 +151,11 @@ def image_size(data: bytes | memoryview, extension: str) -> tuple[int, int, int]
 def decode_label(data: bytes | memoryview, classes: int | None = None) -> int:
     """The class from the ASCII digits of a .cls member, below `classes` if given. Raises `DataError`."""
     text = bytes(data[:LABEL_BYTES]).strip()
-    if not text.isdigit() or len(text) > 18:
+    if not text.isdigit():
         raise DataError(f"label {text.decode('ascii', 'replace')!r} is not a non-negative integer")
     label = int(text)
+    if label >= MAX_CLASSES:
+        raise DataError(f"label {label}; the limit is {MAX_CLASSES - 1}")
     if classes is not None and label >= classes:
         raise DataError(f"label {label} is outside the {classes} classes 0..{classes - 1}")
     return label
@@ -181,15 +186,18 @@ def _decode_jpeg(data: bytes | memoryview, format: Format, out: Pixels | None) -
     """Decode by libjpeg-turbo directly: the same pixels as Pillow's, faster. None for JPEGs that need Pillow."""
     height, width, colours, _ = decode_jpeg_header(data)
     grey = colours == "Gray"
-    if _may_be_rotated(data) or colours in ("CMYK", "YCCK") or grey != (format.channels == 1):
+    if _needs_pillow(data) or colours in ("CMYK", "YCCK") or grey != (format.channels == 1):
         return None
     _check_size(width, height, format)
     image = decode_jpeg(data, "GRAY" if grey else "RGB", buffer=out)
     return image if out is None else out
 
 
-def _may_be_rotated(data: bytes | memoryview) -> bool:
-    """Whether a JPEG has EXIF or an XMP orientation in any segment before its scan, or segments that do not parse."""
+def _needs_pillow(data: bytes | memoryview) -> bool:
+    """Whether a JPEG has EXIF or an XMP orientation in any segment before its scan, or segments that do not parse.
+
+    Raises `DataError` if it has too many scans.
+    """
     for marker, start, stop in jpeg_segments(data):
         if not marker:
             return True
@@ -197,6 +205,8 @@ def _may_be_rotated(data: bytes | memoryview) -> bool:
             segment = bytes(data[start:stop])
             if segment.startswith(b"Exif") or b"tiff:Orientation" in segment:
                 return True
+        if marker in PROGRESSIVE or (marker == START_OF_SCAN and start < len(data) and data[start] < 3):
+            check_jpeg(data)  # it may have several scans
     return False
 
 
@@ -265,7 +275,7 @@ def _open(data: bytes | memoryview, kinds: tuple[str, ...], format: Format | Non
         found = f"its bytes are {kind}; supported: {', '.join(kinds)}" if kind else not_an_image(data)
         raise DataError(f"the image does not decode ({found})")
     if kind == "jpeg":
-        check_jpeg_depth(data)
+        check_jpeg(data)
     picture = Image.open(io.BytesIO(data), formats=[kind])
     _check_depth(picture, data)
     width, height = picture.size
@@ -303,19 +313,22 @@ def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _npy_shape(stream: io.BytesIO) -> tuple[int, ...]:
-    """The shape of an array of pixels, from its header."""
+def _npy_shape(data: bytes | memoryview) -> tuple[int, ...]:
+    """The shape of an array of pixels, from its header; compared with its bytes before memory is allocated."""
+    stream = io.BytesIO(data)
     shape, dtype = _npy_header(stream)
     if dtype != np.uint8 or len(shape) not in (2, 3):
         raise DataError(f"the array is {dtype} of shape {shape}, expected uint8 [height, width, channels]")
+    if any(type(length) is not int or length < 1 for length in shape):
+        raise DataError(f"the array has shape {shape}; lengths are positive integers")
+    _check_size(shape[1], shape[0], Format(3, 0, 0))
+    if math.prod(shape) != len(data) - stream.tell():
+        raise DataError(f"the array of shape {shape} has {len(data) - stream.tell()} bytes")
     return shape
 
 
 def _decode_npy(data: bytes | memoryview) -> Pixels:
     stream = io.BytesIO(data)
-    shape = _npy_shape(stream)
-    if math.prod(shape) != len(data) - stream.tell():  # checked before memory is allocated
-        raise DataError(f"the array of shape {shape} has {len(data) - stream.tell()} bytes")
-    stream.seek(0)
+    _npy_shape(data)
     array: Pixels = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_MAX_NPY_HEADER)
     return array

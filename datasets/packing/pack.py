@@ -14,7 +14,7 @@ from datasets.packing.record import Record, read_record
 from datasets.packing.sources.source import Part, Source
 from datasets.packing.write import RECORDS, BadImage, ShardJob, Written, kept_shards, write_shard
 from datasets.shards.index import Index
-from datasets.shards.index_files import Meta, Shard, member_file, write_index
+from datasets.shards.index_files import QUARANTINE_SCHEMA, Meta, Shard, member_file, write_index
 from datasets.shards.indexing import describe
 
 MIN_SHARDS = 8  # a small set, too, is shuffled over shards
@@ -112,7 +112,7 @@ def _pack_split(
     if not shards:
         raise BadImagesError(bad, images)
     record._replace(bad=bad, transparent=transparent).write(folder)
-    write_index(folder.folder("index"), _meta(source, shards, folder.url), shards)
+    write_index(folder.folder("index"), _meta(source, shards, folder.url), shards, QUARANTINE_SCHEMA.empty_table())
     folder.delete(_BEGUN)
     for job in jobs:
         folder.delete(f"{RECORDS}/{job.name}.json")

@@ -134,7 +134,7 @@ class ShardReader:
         extension = held.extensions[row]
         if crc32(image) != crc:
             image = self._fetch_again(held, row, extension)
-        pixels = decode_image(image, extension, format, out)
+        pixels = decode_image(image, extension.rpartition(".")[2], format, out)
         return pixels, self._label(held, row, format.classes) if format.classes else 0
 
     def _label(self, held: EncodedRange, row: int, classes: int) -> int:
@@ -224,7 +224,8 @@ class ShardReader:
 def _shard_members(index: Index, number: int) -> ShardMembers:
     table = index.members(number)
     names = {name.removesuffix(".offset") for name in table.column_names if name.endswith(".offset")}
-    extensions = sorted(names.intersection(IMAGE_FORMATS))
+    chosen = index.folder_of(number)[0].meta.image
+    extensions = sorted(names.intersection((chosen,) if chosen else IMAGE_FORMATS))
     if not extensions:
         raise DataError(f"{index.where(number)}: no images; supported formats: {', '.join(IMAGE_FORMATS)}")
     columns = [_column(table, extension) for extension in extensions]

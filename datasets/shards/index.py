@@ -147,6 +147,7 @@ class Index:
                 digest.update("\n".join([*batch.column(0).to_pylist(), ""]).encode())
             for name in ("images", "crc32"):
                 digest.update(numbers(folder.table.column(name)).astype("<i8").tobytes())
+            digest.update(folder.meta.image.encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -175,9 +176,15 @@ class Index:
 
     def odd_shard(self) -> str:
         """The URL of the first shard whose images differ in size, among themselves or from the first shard's."""
-        heights, widths = self._column("height"), self._column("width")
+        full = np.flatnonzero(self.counts)
+        heights, widths = self._column("height")[full], self._column("width")[full]
         other = (heights == 0) | (heights != heights[0]) | (widths != widths[0])
-        return self.where(int(np.flatnonzero(other)[0]))
+        return self.where(int(full[other][0]))
+
+    @cached_property
+    def quarantined(self) -> int:
+        """Samples of the shards that cannot be used: see `read_quarantine`. They are no part of the order."""
+        return int(self._column("quarantined").sum())
 
     @property
     def mixed_colours(self) -> str:

@@ -3,6 +3,7 @@
 <folder>/index/index.json           the format of the images
 <folder>/index/shards.arrow         one row per shard: name, images, bytes, etag, crc32 (of its members' checksums), ...
 <folder>/index/members/NAME.arrow   one row per sample of shard NAME: key, and offset, size and crc32 by extension
+<folder>/index/quarantine.arrow     one row per sample that cannot be used: shard, key, reason
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from datasets.errors import DataError
 from datasets.images.decode import Format
 
 VERSION = 1
+QUARANTINE = "quarantine.arrow"
 PACKED_SPLITS = ("train", "validation", "test")  # folders that packing writes into, each a set of its own
 SCHEMA = pa.schema(
     [
@@ -36,9 +38,18 @@ SCHEMA = pa.schema(
         ("grey", pa.int64()),  # images with one channel
         ("grey_key", pa.string()),  # key of the first of these; "" if there is none
         ("colour_key", pa.string()),  # key of the first of the others
+        ("quarantined", pa.int64()),  # samples that cannot be used
+        ("skipped", pa.int64()),  # files that belong to no sample
     ]
 )
-_ADDED = 3  # columns at the end that an older index does not have
+_COLOURS, _ACCOUNT = 9, 12  # number of columns of older indexes, without those from there on
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),  # relative to the folder
+        ("key", pa.string()),  # "": the shard from some byte on
+        ("reason", pa.string()),
+    ]
+)
 
 
 class Shard(NamedTuple):
@@ -56,6 +67,8 @@ class Shard(NamedTuple):
     grey: int
     grey_key: str
     colour_key: str
+    quarantined: int = 0
+    skipped: int = 0
 
 
 class Meta(NamedTuple):
@@ -69,6 +82,7 @@ class Meta(NamedTuple):
     class_names: tuple[str, ...] = ()
     binarised: str = ""  # "static" or "stochastic", for sets that were binarised
     source: str = ""  # where the images come from, for a reader
+    image: str = ""  # extension of the images, where samples have several; "": the only one of each sample
 
     @property
     def format(self) -> Format:
@@ -89,8 +103,7 @@ def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
         table = read_table(storage, "shards.arrow")
     except MissingError as error:
         raise DataError(_missing(url, location)) from error
-    if table.schema.equals(pa.schema(list(SCHEMA)[:-_ADDED])):
-        table = _with_added_columns(table)
+    table = _with_added_columns(table)
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{location}/shards.arrow: not a table of shards; run python -m jobs.index {url}")
     return meta, table
@@ -98,17 +111,46 @@ def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
 
 def _with_added_columns(table: pa.Table) -> pa.Table:
     """An older table with the columns it lacks: of the colours of a shard it has only the number of channels."""
-    grey = np.where(numbers(table.column("channels")) == 1, numbers(table.column("images")), 0)
-    for field, values in zip(list(SCHEMA)[-_ADDED:], (grey, [""] * len(grey), [""] * len(grey)), strict=True):
-        table = table.append_column(field, pa.array(values, field.type))
+    zeros = np.zeros(table.num_rows, dtype=np.int64)
+    if table.schema.equals(pa.schema(list(SCHEMA)[:_COLOURS])):
+        grey = np.where(numbers(table.column("channels")) == 1, numbers(table.column("images")), 0)
+        for field, values in zip(
+            list(SCHEMA)[_COLOURS:_ACCOUNT], (grey, [""] * len(grey), [""] * len(grey)), strict=True
+        ):
+            table = table.append_column(field, pa.array(values, field.type))
+    if table.schema.equals(pa.schema(list(SCHEMA)[:_ACCOUNT])):
+        for field in list(SCHEMA)[_ACCOUNT:]:
+            table = table.append_column(field, pa.array(zeros, field.type))
     return table
 
 
-def write_index(location: Storage, meta: Meta, shards: Sequence[Shard]) -> None:
-    """Write the table of shards, then index.json: without it there is no index."""
-    columns = [pa.array([shard[i] for shard in shards], field.type) for i, field in enumerate(SCHEMA)]
-    location.write("shards.arrow", encode_table(pa.Table.from_arrays(columns, schema=SCHEMA)))
+def write_index(location: Storage, meta: Meta, shards: Sequence[Shard], quarantine: pa.Table) -> None:
+    """Write the tables of shards and of the quarantine, then index.json: without it there is no index."""
+    location.write("shards.arrow", encode_table(shard_table(shards)))
+    location.write(QUARANTINE, encode_table(quarantine))
     location.write("index.json", (json.dumps({"version": VERSION} | meta._asdict(), indent=1) + "\n").encode())
+
+
+def shard_table(shards: Sequence[Shard]) -> pa.Table:
+    """Rows of the index as a table."""
+    columns = [pa.array([shard[i] for shard in shards], field.type) for i, field in enumerate(SCHEMA)]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def shards_of(table: pa.Table) -> dict[str, Shard]:
+    """The rows of a table of shards, by name."""
+    return {row["name"]: Shard(**row) for row in table.to_pylist()}
+
+
+def read_quarantine(location: str) -> pa.Table:
+    """The samples that were quarantined by indexing: shard, key, reason. Empty for an index without such a table."""
+    try:
+        table = read_table(Storage(location), QUARANTINE)
+    except MissingError:
+        return QUARANTINE_SCHEMA.empty_table()
+    if not table.schema.equals(QUARANTINE_SCHEMA):
+        raise DataError(f"{location}/{QUARANTINE}: not a table of quarantined samples; run python -m jobs.index again")
+    return table
 
 
 def encode_table(table: pa.Table) -> bytes:

@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Entry, Storage
 from datasets.errors import DataError
-from datasets.shards.index_files import Meta, Shard, encode_table, member_file, numbers, read_index, write_index
-from datasets.shards.scan import Sample, scan_tar
+from datasets.images.decode import IMAGE_FORMATS, LABEL
+from datasets.shards.bad_samples import BadSamplesError, check_quarantine
+from datasets.shards.index_files import (
+    QUARANTINE_SCHEMA,
+    Meta,
+    Shard,
+    encode_table,
+    member_file,
+    numbers,
+    read_index,
+    read_quarantine,
+    shards_of,
+    write_index,
+)
+from datasets.shards.scan import BadSample, Sample, scan_tar
 from datasets.shards.shard_list import ShardList
+from datasets.shards.unfinished import Unfinished
 
 _INDEX = "/index/index.json"  # of a set in a folder below
-ScanAll = Callable[[str, list[str], str], Iterable[Shard]]
+_MAX_EXTENSIONS = 64  # that have columns in a member table
+
+
+class IndexOptions(NamedTuple):
+    """How a set is indexed; None: as in the existing index."""
+
+    levels: int | None = None  # L, for pixel values 0..L-1; 256 in a new index
+    class_names: tuple[str, ...] | None = None  # (): none
+    image: str | None = None  # extension of the member that is the image; "": the only one of each sample
+    on_bad: Literal["quarantine", "stop"] = "quarantine"  # leave samples out that cannot be used, or raise
+    max_bad: float = 0.5  # largest fraction of samples, and of shards, that may be bad
+
+
+class ScannedShard(NamedTuple):
+    """The row of a shard, and its samples that cannot be used."""
+
+    shard: Shard
+    bad: tuple[BadSample, ...]
 
 
 class Indexed(NamedTuple):
@@ -25,42 +58,128 @@ class Indexed(NamedTuple):
     meta: Meta
     shards: list[Shard]
     scanned: int  # the others were in the index already and have not changed
+    quarantine: pa.Table  # see `QUARANTINE_SCHEMA`
+
+
+ScanAll = Callable[[str, list[str], str, str], Iterable[ScannedShard]]
 
 
 def index_shards(
     url: str,
     location: str,
-    levels: int | None = None,
-    class_names: tuple[str, ...] = (),
+    options: IndexOptions = IndexOptions(),  # noqa: B008  (immutable)
     scan_all: ScanAll | None = None,
     progress: Callable[[int], object] = lambda shards: None,
 ) -> Indexed:
     """Bring the index at `location` of the folder or pattern `url` up to date.
 
-    Only shards that are new, or whose size or ETag has changed, are read. `scan_all(folder, names, location)` scans
-    them and writes their member tables (default: one after another in this process). `levels` and `class_names`
-    default to those of the existing index. Raises `DataError`, one line that names the shard, for anything that is not
-    a complete tar of complete samples.
+    Only shards that are new, or whose size or ETag has changed, are read; what an interrupted run has read is kept.
+    `scan_all(folder, names, location, image)` scans shards and writes their member tables (default: one after another
+    in this process). Samples that cannot be used are listed in the index. Raises `BadSamplesError` if they are too
+    many, or any with `on_bad="stop"`, and `DataError` for shards that do not fit together.
     """
+    _check_options(options)
     wanted = ShardList.parse(url)
     entries = list_shards(wanted)
-    before, known = _known(wanted.folder, location)
-    fresh = {name: known[name] for name, entry in entries.items() if _unchanged(known.get(name), entry)}
-    stale = [name for name in entries if name not in fresh]
-    progress(len(fresh))
-    for shard in (scan_all or scan_one_by_one)(wanted.folder, stale, location):
-        fresh[shard.name] = shard
-        progress(1)
-    if wanted.names:  # keep the folder's other shards
-        fresh = known | fresh
-    shards = [fresh[name] for name in sorted(fresh)]
+    before, known, quarantine = _known(wanted.folder, location)
+    image = options.image if options.image is not None else before.image if before else ""
+    if before and before.image != image:
+        known, quarantine = {}, QUARANTINE_SCHEMA.empty_table()
+    unfinished = Unfinished(Storage(location), image)
+    rows = _Rows(known, quarantine)
+    rows.add_newer(*unfinished.read(), entries)
+    stale = [name for name, entry in entries.items() if not _unchanged(rows.shards.get(name), entry)]
+    rows.remove({*stale} if wanted.names else {*stale, *(rows.shards.keys() - entries.keys())})
+    progress(len(entries) - len(stale))
+    try:
+        for scanned in (scan_all or scan_one_by_one)(wanted.folder, stale, location, image):
+            rows.add(scanned)
+            progress(1)
+            if unfinished.is_due():
+                unfinished.write(*rows.result())
+    except BaseException:
+        if rows.added:
+            unfinished.write(*rows.result())
+        raise
+    shards, quarantine = rows.result()
+    try:
+        meta = _meta(before, image, options, shards, url)
+        check_quarantine(wanted.folder, shards, quarantine, options.on_bad == "stop", options.max_bad)
+    except DataError:
+        unfinished.write(shards, quarantine)
+        if quarantine.num_rows and not any(shard.images for shard in shards):
+            raise BadSamplesError(wanted.folder, shards, quarantine, "no sample can be used") from None
+        raise
+    write_index(Storage(location), meta, shards, quarantine)
+    unfinished.delete()
+    return Indexed(meta, shards, len(stale), quarantine)
+
+
+class _Rows:
+    """The rows of shards and of quarantined samples while they are collected."""
+
+    def __init__(self, shards: dict[str, Shard], quarantine: pa.Table):
+        self.shards = dict(shards)
+        self.added = 0
+        self._tables = [quarantine]
+
+    def add_newer(self, shards: dict[str, Shard], quarantine: pa.Table, entries: dict[str, Entry]) -> None:
+        """Take those rows that describe the shards as they are now."""
+        newer = {
+            name: shard
+            for name, shard in shards.items()
+            if name in entries
+            and _unchanged(shard, entries[name])
+            and not _unchanged(self.shards.get(name), entries[name])
+        }
+        self.remove(set(newer))
+        self.shards |= newer
+        self._tables.append(_of_shards(quarantine, set(newer)))
+
+    def remove(self, names: set[str]) -> None:
+        """Remove shards."""
+        if names:
+            self.shards = {name: shard for name, shard in self.shards.items() if name not in names}
+            self._tables = [_of_shards(table, set(self.shards)) for table in self._tables]
+
+    def add(self, scanned: ScannedShard) -> None:
+        """Add a shard that has just been read."""
+        self.added += 1
+        self.shards[scanned.shard.name] = scanned.shard
+        if scanned.bad:
+            rows = [(scanned.shard.name, key, reason) for key, reason in scanned.bad]
+            columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+            self._tables.append(pa.Table.from_arrays(columns, schema=QUARANTINE_SCHEMA))
+
+    def result(self) -> tuple[list[Shard], pa.Table]:
+        """All rows, sorted by shard."""
+        table = pa.concat_tables(self._tables).combine_chunks()
+        order = pc.sort_indices(table, sort_keys=[("shard", "ascending")])
+        return [self.shards[name] for name in sorted(self.shards)], table.take(order)
+
+
+def _of_shards(table: pa.Table, names: set[str]) -> pa.Table:
+    return table.filter(pc.is_in(table.column("shard"), value_set=pa.array(sorted(names), pa.string())))
+
+
+def _check_options(options: IndexOptions) -> None:
+    if options.levels is not None and not 2 <= options.levels <= 256:
+        raise DataError(f"{options.levels} levels: pixel values are 0 to L-1 in 8 bits, so L is 2 to 256")
+    if options.image and options.image.rpartition(".")[2] not in IMAGE_FORMATS:
+        formats = ", ".join(IMAGE_FORMATS)
+        raise DataError(f"{options.image!r} is no extension of an image; it ends in one of {formats}")
+    if not 0 <= options.max_bad <= 1:
+        raise DataError(f"{options.max_bad} is not a fraction of samples from 0 to 1")
+
+
+def _meta(before: Meta | None, image: str, options: IndexOptions, shards: list[Shard], url: str) -> Meta:
+    levels, names = options.levels, options.class_names
     if levels is None:
         levels = before.levels if before else 256
-    meta = describe(shards, levels, class_names or (before.class_names if before else ()), url)
-    if before:
-        meta = meta._replace(binarised=before.binarised, source=before.source)
-    write_index(Storage(location), meta, shards)
-    return Indexed(meta, shards, len(stale))
+    if names is None:
+        names = before.class_names if before else ()
+    meta = describe(shards, levels, names, url)._replace(image=image)
+    return meta._replace(binarised=before.binarised, source=before.source) if before else meta
 
 
 def list_shards(wanted: ShardList) -> dict[str, Entry]:
@@ -80,38 +199,55 @@ def list_shards(wanted: ShardList) -> dict[str, Entry]:
     return {entries[place].path: entries[place] for place in places}
 
 
-def scan_one_by_one(folder: str, names: list[str], location: str) -> Iterator[Shard]:
+def scan_one_by_one(folder: str, names: list[str], location: str, image: str) -> Iterator[ScannedShard]:
     """Scan shards in this process."""
     for name in names:
-        yield index_shard(Storage(folder), name, Storage(location))
+        yield index_shard(Storage(folder), name, Storage(location), image)
 
 
-def index_shard(folder: Storage, name: str, location: Storage) -> Shard:
-    """Scan a shard, write its member table, and return its row of the index.
-
-    Raises `DataError`, one line, for anything that is not a complete tar of complete samples.
-    """
-    scan = scan_tar(folder, name)
+def index_shard(folder: Storage, name: str, location: Storage, image: str = "") -> ScannedShard:
+    """Scan a shard, write its member table, and return its row of the index and its bad samples."""
+    scan = scan_tar(folder, name, image)
     table = member_table(scan.samples)
     location.write(f"members/{member_file(name)}", encode_table(table))
-    height, width = scan.sizes.pop() if len(scan.sizes) == 1 else (0, 0)
-    grey = [sample.key for sample, channels in zip(scan.samples, scan.channels, strict=True) if channels == 1]
-    colour = next((s.key for s, channels in zip(scan.samples, scan.channels, strict=True) if channels > 1), "")
-    colours = (len(grey), grey[0] if grey else "", colour)
-    channels, crc = max(scan.channels, default=0), _checksum(table)
-    row = (len(scan.samples), scan.bytes, scan.etag, crc, channels, height, width, scan.labels)
-    return Shard(name, *row, *colours)
+    sizes = {(sample.height, sample.width) for sample in scan.samples}
+    height, width = sizes.pop() if len(sizes) == 1 else (0, 0)
+    grey = [sample.key for sample in scan.samples if sample.channels == 1]
+    shard = Shard(
+        name,
+        images=len(scan.samples),
+        bytes=scan.bytes,
+        etag=scan.etag,
+        crc32=_checksum(table),
+        channels=max((sample.channels for sample in scan.samples), default=0),
+        height=height,
+        width=width,
+        classes=max((sample.label + 1 for sample in scan.samples if sample.label is not None), default=0),
+        grey=len(grey),
+        grey_key=grey[0] if grey else "",
+        colour_key=next((sample.key for sample in scan.samples if sample.channels > 1), ""),
+        quarantined=sum(bad.key != "" for bad in scan.bad),
+        skipped=scan.skipped,
+    )
+    return ScannedShard(shard, tuple(scan.bad))
 
 
 def member_table(samples: list[Sample]) -> pa.Table:
-    """The member table of a shard."""
+    """The member table of a shard: with columns for the most frequent extensions, and for those of images."""
     columns: dict[str, pa.Array] = {"key": pa.array([sample.key for sample in samples], pa.string())}
-    for extension in sorted({extension for sample in samples for extension in sample.members}):
+    for extension in _extensions(samples):
         members = [sample.members.get(extension) for sample in samples]
         for field, kind in (("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32())):
             values = [None if member is None else getattr(member, field) for member in members]
             columns[f"{extension}.{field}"] = pa.array(values, kind)
     return pa.table(columns)
+
+
+def _extensions(samples: list[Sample]) -> list[str]:
+    counts = Counter(extension for sample in samples for extension in sample.members)
+    images = {sample.image for sample in samples} | {LABEL}
+    wanted = sorted(counts, key=lambda extension: (extension not in images, -counts[extension], extension))
+    return sorted(wanted[:_MAX_EXTENSIONS])
 
 
 def describe(shards: Iterable[Shard], levels: int, class_names: tuple[str, ...], url: str) -> Meta:
@@ -133,13 +269,13 @@ def describe(shards: Iterable[Shard], levels: int, class_names: tuple[str, ...],
     return Meta(channels, height, width, levels, max(classes, len(class_names)), class_names)
 
 
-def _known(folder: str, location: str) -> tuple[Meta | None, dict[str, Shard]]:
+def _known(folder: str, location: str) -> tuple[Meta | None, dict[str, Shard], pa.Table]:
     """The existing index; nothing if there is none or it is damaged."""
     try:
         meta, table = read_index(folder, location)
+        return meta, shards_of(table), read_quarantine(location)
     except (DataError, MissingError):
-        return None, {}
-    return meta, {row["name"]: Shard(**row) for row in table.to_pylist()}
+        return None, {}, QUARANTINE_SCHEMA.empty_table()
 
 
 def _unchanged(known: Shard | None, entry: Entry) -> bool:

@@ -44,6 +44,9 @@ class RunData(Listener):
             order_version=self.order_version,
         )
         say_on_rank_zero(batches.describe())
+        if self.index.quarantined:
+            left_out = f"{self.index.quarantined:,} samples of the shards are quarantined in the index"
+            say_on_rank_zero(f"{left_out}, {self.index.images:,} images are in the set")
         if rank() == 0 and trainer.images > self.index.images and (warning := poor_shuffle(self._order())):
             say_on_rank_zero(f"warning: {warning}")
         self.ledger.follow(batches, images)

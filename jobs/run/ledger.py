@@ -21,7 +21,8 @@ class Ledger:
 
     "ledger": [{"epoch", "expected", "seen", "quarantined"} ...], one entry for each finished epoch (of a single set);
     "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...], one entry for each unusable image; and the
-    totals "data/epoch" and "data/quarantined". Raises DataError above `data.bad_share`.
+    totals "data/epoch" and "data/quarantined", and "data/quarantined_by_index", the samples of the shards that are no part
+    of the set. Raises DataError above `data.bad_share`.
     """
 
     def __init__(self, config: DataConfig, index: Index, run: Storage):
@@ -29,6 +30,7 @@ class Ledger:
         self.images_of_set = 0 if config.mixture else index.images
         self.may_quarantine = config.on_bad == "quarantine"
         self.allowed = config.bad_share * index.images
+        self.left_out = index.quarantined
         self.images = 0  # of the last row
         self.batches: Batches | None = None
         self.reported = 0  # entries of this rank's batches that are in a row
@@ -52,7 +54,7 @@ class Ledger:
         return self._row(images, fresh) if fresh else {}
 
     def _row(self, images: int, fresh: list[Quarantined]) -> dict[str, Any]:
-        row: dict[str, Any] = {}
+        row: dict[str, Any] = {"data/quarantined_by_index": self.left_out} if self.left_out else {}
         if self.may_quarantine:
             if fresh:
                 self.entries += fresh

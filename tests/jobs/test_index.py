@@ -29,3 +29,42 @@ def test_a_shard_that_is_not_a_tar_is_a_one_line_error_and_no_index_is_written(t
 def test_an_empty_folder_is_a_one_line_error(tmp_path):
     ran = call_job("index", str(tmp_path / "none"))
     assert (ran.status, ran.stderr) == (1, f"error: {tmp_path}/none: no such folder, or no .tar in it\n")
+
+
+def test_quarantined_samples_are_counted_by_reason_and_stop_lists_them(tmp_path):
+    members = [(f"{number}.png", b"" if number in (3, 5) else png(number)) for number in range(10)]
+    write_members(tmp_path / "0.tar", [*members, (".DS_Store", b"")])
+    stopped = call_job("index", str(tmp_path), "--on-bad", "stop")
+    assert stopped.status == 1
+    *bad, error = stopped.stderr.splitlines()
+    assert bad == [
+        f"{tmp_path}/0.tar: sample {key!r}: '{key}.png': the image does not decode (empty)" for key in ("3", "5")
+    ]
+    assert error.startswith(f"error: {tmp_path}: 2 of 10 samples cannot be used (2 like 0.tar: sample '3': ")
+    ran = call_job("index", str(tmp_path))
+    assert (ran.status, ran.stderr) == (0, "")
+    indexed, quarantined, skipped = ran.stdout.splitlines()
+    assert indexed.startswith("indexed 8 images, ")
+    assert quarantined == (
+        f"quarantined, listed in {tmp_path}/index/quarantine.arrow: 2 of 10 samples cannot be used "
+        "(2 like 0.tar: sample '3': '3.png': the image does not decode (empty))"
+    )
+    assert skipped == "skipped 1 files that belong to no sample: hidden, without an extension, or named like __meta__"
+
+
+def test_one_index_is_not_of_two_folders(tmp_path):
+    for name in ("a", "b"):
+        write_members(tmp_path / name / "0.tar", [("k.png", png())])
+    ran = call_job("index", f"{tmp_path}/a", f"{tmp_path}/b", "--out", f"{tmp_path}/ix")
+    assert (ran.status, ran.stderr) == (
+        1,
+        f"error: --out is the index of one folder, but 2 are given: {tmp_path}/a, {tmp_path}/b\n",
+    )
+    assert not (tmp_path / "ix").exists()
+
+
+def test_a_label_far_beyond_the_number_of_images_is_named(tmp_path):
+    write_members(tmp_path / "0.tar", [("a.png", png()), ("a.cls", b"99999")])
+    ran = call_job("index", str(tmp_path), "--class-names", "")
+    assert ran.status == 0
+    assert ran.stderr == f"warning: {tmp_path}/0.tar: has label 99,999: 100,000 classes for 1 images\n"

@@ -281,7 +281,7 @@ def test_labels_are_ascii_digits(text, label):
     assert decode_label(memoryview(text), 13) == label
 
 
-@pytest.mark.parametrize("text", [b"", b"cat", b"1.5", b"-2", "٣".encode(), b"\xff", b"9" * 40])
+@pytest.mark.parametrize("text", [b"", b"cat", b"1.5", b"-2", "٣".encode(), b"\xff"])
 def test_other_labels_are_refused(text):
     with pytest.raises(DataError, match="is not a non-negative integer"):
         decode_label(text)

@@ -17,7 +17,7 @@ from datasets.order.order import Window
 from datasets.order.shuffled import ShuffledOrder
 from datasets.packing.encoding import encode
 from datasets.shards.index import Index
-from datasets.shards.indexing import index_shards
+from datasets.shards.indexing import IndexOptions, index_shards
 from tests.datasets.small_sets import locate, number_of, write_members, write_set
 
 SETS = st.lists(
@@ -129,7 +129,7 @@ def test_sets_of_different_formats_are_not_mixed(sets):
             Index.open([str(sets / name) for name in pair])
     named = [str(sets / name) for name in ("a", "b")]
     for url, names in zip(named, (("x",) * 10, ("y",) * 10), strict=True):
-        index_shards(url, f"{url}/index", class_names=names)
+        index_shards(url, f"{url}/index", IndexOptions(class_names=names))
     with pytest.raises(DataError, match=r"class_names y, y, .* and x, x, "):
         Index.open(named)
 
