@@ -21,8 +21,8 @@ class Ledger:
 
     "ledger": [{"epoch", "expected", "seen", "quarantined"} ...], one entry for each finished epoch (of a single set);
     "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...], one entry for each unusable image; and the
-    totals "data/epoch" and "data/quarantined", and "data/quarantined_by_index", the samples of the shards that are no part
-    of the set. Raises DataError above `data.bad_share`.
+    totals "data/epoch", "data/quarantined" and "data/quarantined_by_index" (samples of the shards that are no part of
+    the set). Raises DataError above `data.bad_share`.
     """
 
     def __init__(self, config: DataConfig, index: Index, run: Storage):

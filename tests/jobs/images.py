@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.shards.indexing import index_shards
+from datasets.shards.indexing import IndexOptions, index_shards
 
 
 def write_images(folder: Path, shape: tuple[int, ...] = (8, 8), classes: int = 0, levels: int = 256) -> Path:
@@ -25,5 +25,5 @@ def write_images(folder: Path, shape: tuple[int, ...] = (8, 8), classes: int = 0
                 info = tarfile.TarInfo(f"{number:03d}.{extension}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    index_shards(str(folder), str(folder / "index"), levels=levels)
+    index_shards(str(folder), str(folder / "index"), IndexOptions(levels=levels))
     return folder

@@ -12,8 +12,9 @@ from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.build import training_batches
 from datasets.shards.index import Index
+from datasets.shards.indexing import index_shards
 from jobs.run.ledger import Ledger
-from tests.datasets.small_sets import write_set
+from tests.datasets.small_sets import png, write_members, write_set
 from tests.testbed.ranks import together
 
 RANKS = 2
@@ -46,3 +47,13 @@ def test_the_share_that_may_be_bad_is_one_of_all_ranks(tmp_path, share, ends):
         data = shard.read_bytes()
         shard.write_bytes(data[: data.index(f"{10 * number + 7:06d}.png".encode())])
     together(RANKS, take, index.url, str(tmp_path / "run"), share, ends)
+
+
+def test_samples_that_the_index_quarantined_are_in_every_row(tmp_path):
+    members = [(f"{number}.png", b"" if number == 3 else png(number)) for number in range(8)]
+    write_members(tmp_path / "0.tar", members)
+    index_shards(str(tmp_path), f"{tmp_path}/index")
+    ledger = Ledger(DataConfig(shards=str(tmp_path)), Index.open(str(tmp_path)), Storage(str(tmp_path / "run")))
+    row = ledger.row(7)
+    assert row["data/quarantined_by_index"] == 1
+    assert row["ledger"] == [{"epoch": 0, "expected": 7, "seen": 7, "quarantined": 0}]
