@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from cluster.storage.storage import absolute, is_local
+from datasets.conditions.config import ConditionConfig, TextConfig
 from datasets.images.kinds import MAX_PIXELS
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -125,6 +126,9 @@ class DataConfig(_Section):
     """Keep what is read from an object store on a local disk. null: each epoch reads it again."""
     transform: TransformConfig | None = None
     """Crop, resize and flip. null: all images must have one size."""
+    conditions: dict[str, ConditionConfig] = {}
+    """What images are conditioned on, by name. Empty: `label`, the class, for sets with labels. A model chooses among
+    them by name."""
     on_bad: Annotated[Literal["stop", "quarantine"], MayChange] = "stop"
     """On a corrupt image: stop, or quarantine it (zero weight, logged)."""
     bad_share: Annotated[float, MayChange] = Field(default=0.001, ge=0, le=1)
@@ -146,8 +150,14 @@ class DataConfig(_Section):
             mixed.model_copy(update={name: _absolute(getattr(mixed, name)) for name in ("shards", "index")})
             for mixed in self.mixture
         )
+        conditions = {
+            name: condition.model_copy(update={"tokenizer": _absolute(condition.tokenizer)})
+            if isinstance(condition, TextConfig)
+            else condition
+            for name, condition in self.conditions.items()
+        }
         disk = self.disk_cache and self.disk_cache.model_copy(update={"folder": absolute(self.disk_cache.folder)})
-        return self.model_copy(update={**paths, "mixture": mixture, "disk_cache": disk})
+        return self.model_copy(update={**paths, "mixture": mixture, "conditions": conditions, "disk_cache": disk})
 
     @field_validator("disk_cache")
     @classmethod

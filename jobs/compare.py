@@ -119,7 +119,9 @@ def _entry(name: str, resolved: ResolvedRun, samples: int) -> ComparedRun:
     uses = ["given", "none"] if hidden and all(hidden.values()) and known_conditions(model) else ["given"]
     evaluations = []
     for use in uses:
-        with evaluation_batches(config.data, held_out, batch=size, device=accelerator.device) as batches:
+        with evaluation_batches(
+            config.data, held_out, batch=size, device=accelerator.device, tokenizers=model.tokenizers
+        ) as batches:
             evaluations.append(evaluate(model, batches, config.seed, samples, conditions=use))
     model.eval()
     noise = Noise(config.seed, "sample", torch.arange(2 * COLUMNS, device=accelerator.device))

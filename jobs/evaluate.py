@@ -67,7 +67,13 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
         model.set_steps(settings["steps"])
     size = settings["batch"] or batch_size(config.trainer.micro_batch, config.trainer.batch, world_size())
     with evaluation_batches(
-        config.data, index, batch=size, ranks=world_size(), rank=rank(), device=accelerator.device
+        config.data,
+        index,
+        batch=size,
+        ranks=world_size(),
+        rank=rank(),
+        device=accelerator.device,
+        tokenizers=model.tokenizers,
     ) as batches:
         result = evaluate(
             model,

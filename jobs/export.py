@@ -16,6 +16,7 @@ from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, absolute
 from jobs.cli import command_parser, run
 from jobs.config.loading import config_of
+from jobs.config.tokenizers import known_tokenizers
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import BEST, best_commit, load, weights_at, write_model
 from trainer.checkpoints.journal import Row, read_metrics
@@ -24,7 +25,6 @@ from trainer.checkpoints.provenance import code
 from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.checkpoints.weights import in_words
 from trainer.errors import TrainingError
-from trainer.models.base import is_conditional
 
 NAMES = 50  # class names in a model card
 CARD = "README.md"  # where model hubs look for it
@@ -62,15 +62,14 @@ def export(run_url: str, out: str, weights: str = "ema") -> int:
     trained = lineage.attempts()[commit.attempt].facts.get("provenance")
     facts = {"images_seen": images, "weights": weights, "batch": config.trainer.batch, "seed": config.seed}
     facts |= {"provenance": trained, "exported_by": code()}
-    write_model(target, description | facts, tensors)
+    write_model(target, description | facts, tensors, known_tokenizers(config.data, source))
     model = load(target.url)  # raises if what lies there does not open
     parameters = sum(parameter.numel() for parameter in model.parameters())
     picture = _samples(source, images)
     if picture:
         target.write("samples.png", picture)
     rows = [row for row in read_metrics(source) if row["images"] <= images]
-    conditions = model.conditions if is_conditional(model) else ()
-    text = card(description | facts, parameters, rows, target.url, bool(picture), conditions)
+    text = card(description | facts, parameters, rows, target.url, bool(picture), model.conditions)
     target.write(CARD, text.encode())
     return images
 

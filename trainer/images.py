@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from trainer.condition_values import TextSpec
 
 
 class ImageSpec(NamedTuple):
@@ -16,6 +18,20 @@ class ImageSpec(NamedTuple):
     width: int
     levels: int = 256  # 256 for 8 bit, 17 for the digit scans, 2 for binary images
     classes: int = 0  # 0: the images have no labels
+    texts: tuple[TextSpec, ...] = ()  # the captions that a model may be conditioned on
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> ImageSpec:
+        """The inverse of `_asdict` through JSON. Raises TypeError or ValueError for other fields."""
+        texts = tuple(TextSpec(*text) for text in facts.get("texts", ()))
+        return cls(**facts | {"texts": texts})
+
+    def text(self, name: str) -> TextSpec:
+        """The captions called `name`. Raises ValueError if the images have none."""
+        for text in self.texts:
+            if text.name == name:
+                return text
+        raise ValueError(f"conditions.{name}: the images have no captions of this name; declare data.conditions.{name}")
 
     @property
     def shape(self) -> tuple[int, int, int]:

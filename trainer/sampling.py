@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.condition_values import Condition
 from trainer.distributed.device import full_precision
-from trainer.models.base import Condition, Model, is_conditional
+from trainer.models.base import Model, takes_labels
 from trainer.noise import Noise
 
 Label = int | str
@@ -55,7 +56,7 @@ def class_numbers(model: Model, label: Label | Sequence[Label] | None) -> list[i
     """The numbers of classes given by number or name. Raises ValueError for what the model does not know."""
     if label is None:
         return []
-    if not is_conditional(model):
+    if not takes_labels(model):
         raise ValueError("label: the model is not conditioned on labels")
     labels = [label] if isinstance(label, int | str) else label
     return [_class_number(model, one) for one in labels]

@@ -79,6 +79,10 @@ class Transform:
             image = image[:, ::-1]
         return image
 
+    def crop(self, height: int, width: int, position: int) -> Box:
+        """The part of an image of that size that is kept, for the image at a position: pixels."""
+        return self._box(width, height, self._draws(position))
+
     def _draws(self, position: int) -> list[float] | None:
         """Four uniform numbers in [0, 1) for a position; None if nothing is random."""
         if self._key is None:

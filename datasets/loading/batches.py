@@ -8,37 +8,62 @@ import queue
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from datasets.conditions.captions import IDS, LENGTHS
+from datasets.conditions.condition import Arrays
 from datasets.errors import DataError
 from datasets.order.order import Integers
 from datasets.quarantine import Quarantined, check_share
-from datasets.reading.step_reader import Floats
+from datasets.reading.step_reader import Account, Floats
 
 _AHEAD = 2  # batches prepared ahead
+
+
+class Tokens(NamedTuple):
+    """Captions as the ids of their tokens."""
+
+    ids: Tensor  # int32 [n, T], 0 after the end
+    lengths: Tensor  # int32 [n]; 0: no caption
 
 
 class Batch(NamedTuple):
     """One rank's share of one global batch, by ascending position, padded with images of weight zero."""
 
     images: Tensor  # uint8 [n, C, H, W], levels, in channels_last memory (as decoded), on a GPU too
-    labels: Tensor  # int64 [n]
     positions: Tensor  # int64 [n], in the whole job's order (training) or in the set (evaluation); 0 for padding
     weights: Tensor  # float32 [n]: 1, or 0 for padding and for quarantined images
+    conditions: dict[str, Tensor | Tokens]  # [n, ...] each, by name; zeros where the weight is 0
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors."""
+        yield from (self.images, self.positions, self.weights)
+        for value in self.conditions.values():
+            yield from (value,) if isinstance(value, Tensor) else value
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `function` applied to every tensor."""
+        images, positions, weights = map(function, self[:3])
+        conditions = {
+            name: function(value) if isinstance(value, Tensor) else Tokens(*map(function, value))
+            for name, value in self.conditions.items()
+        }
+        return Batch(images, positions, weights, conditions)
 
 
 class FilledBatch(NamedTuple):
     """A batch as a loader hands it over."""
 
     images: Tensor  # uint8 [n, H, W, C], on the host
-    labels: Integers  # int64 [n]
     positions: Integers  # int64 [n]
     weights: Floats  # float32 [n]
-    quarantined: list[Quarantined]
+    conditions: Arrays  # [n, ...] each
+    account: Account
 
 
 class Loader(Protocol):
@@ -68,6 +93,7 @@ class Batches:
     ):
         self.waited = 0.0  # seconds that the consumer has waited for data
         self.quarantined: list[Quarantined] = []  # in the batches returned so far
+        self.unknown: Counter[str] = Counter()  # conditions without a value in these batches: see `Account`
         self._max_quarantined = max_quarantined
         self._description = description
         self._ready: _Ready = queue.Queue(_AHEAD)
@@ -95,8 +121,10 @@ class Batches:
         prepared = self._ready.get()
         self.waited += time.perf_counter() - began
         if isinstance(prepared, _Prepared):
-            if prepared.quarantined:
-                self._record(prepared.quarantined)
+            if prepared.account.unknown:
+                self.unknown += prepared.account.unknown
+            if prepared.account.quarantined:
+                self._record(prepared.account.quarantined)
             return prepared.on_current_stream()
         self.close()
         if prepared is None:
@@ -124,7 +152,7 @@ class _Prepared(NamedTuple):
     """A batch, and the CUDA event after which its copy is complete (None on a CPU)."""
 
     batch: Batch
-    quarantined: list[Quarantined]
+    account: Account
     copied: torch.cuda.Event | None
 
     def on_current_stream(self) -> Batch:
@@ -132,7 +160,7 @@ class _Prepared(NamedTuple):
         if self.copied is not None:
             stream = torch.cuda.current_stream(self.batch.images.device)
             stream.wait_event(self.copied)
-            for tensor in self.batch:
+            for tensor in self.batch.tensors():
                 tensor.record_stream(stream)
         return self.batch
 
@@ -155,9 +183,9 @@ class _Copier:
 
     def copy(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
         """The batch on the GPU, in the memory format it has, and the event that completes the copy."""
-        pinned = (tensor.pin_memory() for tensor in batch)  # no copy where it is pinned already
+        pinned = batch.map(lambda tensor: tensor.pin_memory())  # no copy where it is pinned already
         with torch.cuda.stream(self._stream):
-            there = Batch(*(tensor.to(self._device, non_blocking=True) for tensor in pinned))
+            there = pinned.map(lambda tensor: tensor.to(self._device, non_blocking=True))
             return there, self._stream.record_event()
 
 
@@ -177,11 +205,24 @@ def _prepare(loader: Loader, steps: int | None, copier: _Copier | None, ready: _
 
 
 def _batch(filled: FilledBatch, copier: _Copier | None) -> _Prepared:
-    columns = (torch.from_numpy(column) for column in (filled.labels, filled.positions, filled.weights))
-    if copier is None:
-        return _Prepared(Batch(filled.images.permute(0, 3, 1, 2), *columns), filled.quarantined, None)
-    there, copied = copier.copy(Batch(filled.images, *columns))
-    return _Prepared(there._replace(images=there.images.permute(0, 3, 1, 2)), filled.quarantined, copied)
+    positions, weights = torch.from_numpy(filled.positions), torch.from_numpy(filled.weights)
+    batch, copied = Batch(filled.images, positions, weights, _tensors(filled.conditions)), None
+    if copier is not None:
+        batch, copied = copier.copy(batch)
+    return _Prepared(batch._replace(images=batch.images.permute(0, 3, 1, 2)), filled.account, copied)
+
+
+def _tensors(arrays: Arrays) -> dict[str, Tensor | Tokens]:
+    """The conditions of a batch by name; the arrays NAME.ids and NAME.lengths make up one."""
+    conditions: dict[str, Tensor | Tokens] = {}
+    for name, array in arrays.items():
+        whole, _, part = name.rpartition(".")
+        if not whole:
+            conditions[name] = torch.from_numpy(array)
+        elif part == IDS:
+            lengths = arrays[f"{whole}.{LENGTHS}"]
+            conditions[whole] = Tokens(torch.from_numpy(array), torch.from_numpy(lengths))
+    return conditions
 
 
 def _put(ready: _Ready, item: _Prepared | BaseException | None, stop: threading.Event) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -10,6 +12,7 @@ from datasets.config import DataConfig, format_bytes
 from datasets.errors import DataError
 from datasets.images.transform import Transform, output_format
 from datasets.loading.batches import Batches
+from datasets.loading.conditions import conditions_of
 from datasets.loading.loader_pool import LoaderPool
 from datasets.loading.local_loader import LocalLoader
 from datasets.order.evaluation_steps import EvaluationSteps
@@ -36,10 +39,12 @@ def training_batches(
     micro_batch: int | None = None,
     device: torch.device | None = None,
     order_version: int = NEWEST,
+    tokenizers: Mapping[str, str] = MappingProxyType({}),
 ) -> Batches:
     """A rank's share of every global batch of `batch` images, from image count `start` on; endless.
 
-    All ranks get batches of the same number of rows, a multiple of `micro_batch` if given. Raises `DataError` if the
+    All ranks get batches of the same number of rows, a multiple of `micro_batch` if given. `tokenizers`: the contents
+    of a tokenizer.json for each text condition. Raises `DataError` if the
     streams do not divide the batch, or there are fewer streams than ranks.
     """
     if start % batch:
@@ -53,7 +58,7 @@ def training_batches(
     )
     mine = len(steps.streams_of_rank)
     needed = memory_needed(index, mine, config.window)
-    plan = _plan(config, index, steps, seed, by_sample=needed > config.memory)
+    plan = _plan(config, index, steps, seed, needed > config.memory, tokenizers)
     description = f"{mine} streams in windows of {config.window} images: up to {format_bytes(needed)} encoded"
     if plan.by_sample:
         description = f"windows of {config.window} images need {format_bytes(needed)}, more than data.memory: "
@@ -62,10 +67,10 @@ def training_batches(
     if processes := _processes(config, index, steps):
         description += _in_processes(processes)
         return Batches(LoaderPool(plan, processes), None, max_quarantined, device, description)
-    decoded = DecodedSet(index) if _fits(config, index) else None
+    decoded = DecodedSet(index, plan.conditions) if _fits(config, index) else None
     description += "; decoded in this process"
     if decoded is not None:
-        description += f"; kept decoded: {format_bytes(decoded.images.nbytes)}"
+        description += f"; kept decoded: {format_bytes(decoded.nbytes)}"
     return Batches(LocalLoader(plan, decoded, _pinned(device)), None, max_quarantined, device, description)
 
 
@@ -78,6 +83,7 @@ def evaluation_batches(
     rank: int = 0,
     device: torch.device | None = None,
     limit: int | None = None,
+    tokenizers: Mapping[str, str] = MappingProxyType({}),
 ) -> Batches:
     """A rank's part of a set, every image once in the order of the shards, `batch` images of this rank at a time.
 
@@ -88,18 +94,26 @@ def evaluation_batches(
     steps = EvaluationSteps(index.images, taken, batch, ranks, rank)
     needed = memory_needed(index, 1, batch)  # of each process
     processes = min(_processes(config, index, steps), max(1, config.memory // max(needed, 1)))
-    plan = _plan(config, index, steps, None, by_sample=needed > config.memory)
+    plan = _plan(config, index, steps, None, needed > config.memory, tokenizers)
     description = f"{taken} images in batches of {batch}: up to {format_bytes(max(processes, 1) * needed)} encoded"
     loader = LoaderPool(plan, processes) if processes else LocalLoader(plan, None, _pinned(device))
     description += _in_processes(processes) if processes else "; decoded in this process"
     return Batches(loader, steps.end, config.bad_share * taken, device, description)
 
 
-def _plan(config: DataConfig, index: Index, steps: Steps, seed: int | None, by_sample: bool) -> ReadPlan:
+def _plan(
+    config: DataConfig,
+    index: Index,
+    steps: Steps,
+    seed: int | None,
+    by_sample: bool,
+    tokenizers: Mapping[str, str],
+) -> ReadPlan:
     output_format(config, index)  # raises where the images differ in size
     transform = Transform(config.transform, index.format, seed) if config.transform else None
     disk = (config.disk_cache.folder, config.disk_cache.size) if config.disk_cache else None
-    return ReadPlan(index, steps, transform, config.on_bad == "quarantine", by_sample, disk)
+    conditions = conditions_of(config, index, tokenizers, seed, transform)
+    return ReadPlan(index, steps, transform, config.on_bad == "quarantine", by_sample, disk, conditions)
 
 
 def _processes(config: DataConfig, index: Index, steps: Steps) -> int:

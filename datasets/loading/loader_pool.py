@@ -15,15 +15,14 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 import torch
 
 from datasets.loading.batches import FilledBatch
-from datasets.loading.loader_process import Assignment, slot_bytes, slots_in
-from datasets.quarantine import Quarantined
-from datasets.reading.step_reader import ReadPlan
+from datasets.loading.loader_process import Assignment, Slots
+from datasets.reading.step_reader import Account, ReadPlan
 
 _FILLING = 3  # slots that the processes have at least
 _CONSUMED = 5  # slots the consumer may hold: two queued, one being handed over, the last one and the one before it
@@ -63,10 +62,10 @@ class LoaderProcess:
         with contextlib.suppress(OSError):  # if the process has exited, `filled` says so
             self._connection.send(slot)
 
-    def filled(self) -> list[Quarantined]:
-        """Wait for its next step; return what was quarantined. Raises what the process raised."""
+    def filled(self) -> Account:
+        """Wait for its next step; return what its images lacked. Raises what the process raised."""
         try:
-            answer: list[Quarantined] | BaseException = self._connection.recv()
+            answer: Account | BaseException = self._connection.recv()
         except (EOFError, OSError):
             code = self._process.wait()
             raise RuntimeError(f"a loader process exited unexpectedly (exit code {code})") from None
@@ -86,16 +85,16 @@ class LoaderPool:
     """The loader processes of a rank: each reads a share of every step (training) or every n-th step (evaluation)."""
 
     def __init__(self, plan: ReadPlan, processes: int):
-        slots, size = _FILLING + _CONSUMED, plan.steps.size
-        length = slots * slot_bytes(size, plan.shape)
+        slots, layout = _FILLING + _CONSUMED, Slots(plan)
+        length = slots * layout.bytes
         file = _shared_file(length)
-        self._slots = slots_in(mmap.mmap(file, length), slots, size, plan.shape)
+        self._slots = layout.arrays(mmap.mmap(file, length), slots)
         self._filling: deque[int] = deque()  # slots of the next steps
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()  # filled by finalizers, in any thread
         self._processes: list[LoaderProcess] = []
         try:
             for share in plan.split(processes):
-                self._processes.append(LoaderProcess(Assignment(share, slots, size), file))
+                self._processes.append(LoaderProcess(Assignment(share, slots), file))
         except BaseException:
             self.close()
             raise
@@ -111,28 +110,30 @@ class LoaderPool:
                 self._filling.append(slot := self._free.get_nowait())
                 for process in self._processes:
                     process.fill(slot)
-        quarantined = [entry for process in self._processes for entry in process.filled()]
-        return self._filled(self._filling.popleft(), quarantined)
+        accounts = [process.filled() for process in self._processes]
+        quarantined = [entry for account in accounts for entry in account.quarantined]
+        unknown = sum((account.unknown for account in accounts), Counter[str]())
+        return self._filled(self._filling.popleft(), Account(quarantined, unknown))
 
     def close(self) -> None:
         for process in self._processes:
             process.close()
         self._processes.clear()
 
-    def _filled(self, slot: int, quarantined: list[Quarantined]) -> FilledBatch:
+    def _filled(self, slot: int, account: Account) -> FilledBatch:
         """The batch in a slot, which is reused when the images' memory is released.
 
         A consumer that keeps many batches gets copies, so that the processes need not wait for it.
         """
-        images, labels, positions, weights = self._slots[slot]
-        columns = labels.copy(), positions.copy(), weights.copy()
+        images, positions, weights, conditions = self._slots[slot]
+        copies = positions.copy(), weights.copy(), {name: array.copy() for name, array in conditions.items()}
         if len(self._filling) + self._free.qsize() < _FILLING:
             images = images.copy()
             self._free.put(slot)
         else:
             images = images.view()  # a new object, which the tensor keeps alive
             weakref.finalize(images, self._free.put, slot).atexit = False
-        return FilledBatch(torch.from_numpy(images), *columns, quarantined)
+        return FilledBatch(torch.from_numpy(images), *copies, account)
 
 
 def _shared_file(size: int) -> int:

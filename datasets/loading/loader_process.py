@@ -13,11 +13,12 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from datasets.quarantine import Quarantined
+from datasets.conditions.condition import Field
 from datasets.reading.step_reader import BatchArrays, ReadPlan, StepReader
 
 
@@ -26,41 +27,56 @@ class Assignment(NamedTuple):
 
     plan: ReadPlan
     slots: int  # batches in the shared memory
-    size: int  # images of a batch, padding included
 
 
-def slot_bytes(size: int, shape: tuple[int, int, int]) -> int:
-    """Bytes of a batch of `size` images in the shared memory, a multiple of 8 so that all are aligned."""
-    return -(-size * (20 + math.prod(shape)) // 8) * 8  # 20: label, position and weight
+class Slots:
+    """Batches in shared memory, as arrays over it."""
 
+    def __init__(self, plan: ReadPlan):
+        self._fields = {
+            "images": Field(np.dtype(np.uint8), plan.shape),
+            "positions": Field(np.dtype(np.int64), ()),
+            "weights": Field(np.dtype(np.float32), ()),
+        } | {f"conditions/{name}": field for name, field in plan.layout.items()}
+        self._size = plan.steps.size
 
-def slots_in(memory: mmap.mmap, slots: int, size: int, shape: tuple[int, int, int]) -> list[BatchArrays]:
-    """The batches in the shared memory as arrays."""
-    batches = []
-    for slot in range(slots):
-        start = slot * slot_bytes(size, shape)
-        labels, positions = np.frombuffer(memory, np.int64, 2 * size, start).reshape(2, size)
-        weights = np.frombuffer(memory, np.float32, size, start + 16 * size)
-        images = np.frombuffer(memory, np.uint8, size * math.prod(shape), start + 20 * size)
-        batches.append(BatchArrays(images.reshape(size, *shape), labels, positions, weights))
-    return batches
+    @property
+    def bytes(self) -> int:
+        """Of one batch."""
+        return sum(self._bytes(field) for field in self._fields.values())
+
+    def arrays(self, memory: mmap.mmap, slots: int) -> list[BatchArrays]:
+        """The first `slots` batches."""
+        return [self._arrays(memory, slot * self.bytes) for slot in range(slots)]
+
+    def _bytes(self, field: Field) -> int:
+        """Of all rows of an array: a multiple of 8, so that every array is aligned."""
+        return -(-self._size * field.dtype.itemsize * math.prod(field.shape) // 8) * 8
+
+    def _arrays(self, memory: mmap.mmap, start: int) -> BatchArrays:
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, field in self._fields.items():
+            flat = np.frombuffer(memory, field.dtype, self._size * math.prod(field.shape), start)
+            arrays[name] = flat.reshape(self._size, *field.shape)
+            start += self._bytes(field)
+        conditions = {name.removeprefix("conditions/"): array for name, array in arrays.items() if "/" in name}
+        return BatchArrays(arrays["images"], arrays["positions"], arrays["weights"], conditions)
 
 
 def serve(connection: Connection, memory: mmap.mmap) -> None:
     """Read one step after another into the slots that the parent names.
 
-    For every step, send the list of quarantined images, or the exception that ended the work.
+    For every step, send what its images lacked (`Account`), or the exception that ended the work.
     """
     try:
         assignment: Assignment = connection.recv()  # opens the index
         plan = assignment.plan
-        slots = slots_in(memory, assignment.slots, assignment.size, plan.shape)
+        slots = Slots(plan).arrays(memory, assignment.slots)
         reader = StepReader(plan)
         step = plan.steps.first
         while plan.steps.end is None or step < plan.steps.end:
             slot: int = connection.recv()
-            quarantined: list[Quarantined] = reader.read(slots[slot])
-            connection.send(quarantined)
+            connection.send(reader.read(slots[slot]))
             step += 1
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         connection.send(error.with_traceback(None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from datasets.conditions.condition import zeros
 from datasets.loading.batches import FilledBatch
 from datasets.reading.decoded_set import DecodedSet
 from datasets.reading.step_reader import BatchArrays, ReadPlan, StepReader
@@ -15,15 +16,15 @@ class LocalLoader:
 
     def __init__(self, plan: ReadPlan, decoded: DecodedSet | None, pin: bool):
         self._reader = StepReader(plan, decoded)
-        self._size, self._shape, self._pin = plan.steps.size, plan.shape, pin
+        self._plan, self._size, self._pin = plan, plan.steps.size, pin
 
     def next(self) -> FilledBatch:
         """The batch of the next step."""
-        images = torch.empty((self._size, *self._shape), dtype=torch.uint8, pin_memory=self._pin)
-        labels, positions = np.zeros((2, self._size), dtype=np.int64)
-        weights = np.zeros(self._size, dtype=np.float32)
-        quarantined = self._reader.read(BatchArrays(images.numpy(), labels, positions, weights))
-        return FilledBatch(images, labels, positions, weights, quarantined)
+        images = torch.empty((self._size, *self._plan.shape), dtype=torch.uint8, pin_memory=self._pin)
+        positions, weights = np.zeros(self._size, dtype=np.int64), np.zeros(self._size, dtype=np.float32)
+        conditions = zeros(self._plan.conditions, self._size)
+        account = self._reader.read(BatchArrays(images.numpy(), positions, weights, conditions))
+        return FilledBatch(images, positions, weights, conditions, account)
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -15,13 +16,12 @@ from numpy.typing import NDArray
 
 from cluster.storage.errors import StorageError
 from datasets.errors import DataError
-from datasets.images.decode import IMAGE_FORMATS, LABEL, LABEL_BYTES, Format, Pixels, decode_image, decode_label
+from datasets.images.decode import IMAGE_FORMATS, Format, Pixels, decode_image
 from datasets.order.order import Range
 from datasets.reading.disk_cache import DiskCache
 from datasets.shards.index import Index
 from datasets.shards.index_files import numbers
 
-_LABELS_KEPT = 1 << 16  # distinct label texts whose class is remembered
 _SHARDS_KEPT = 64  # shards whose member tables are kept in memory
 
 
@@ -51,13 +51,13 @@ class Column(NamedTuple):
 
 
 class ShardMembers(NamedTuple):
-    """The images and labels of a shard, one row per sample."""
+    """The images of a shard and the other members that are read, one row per sample."""
 
     keys: pa.ChunkedArray
     extensions: list[str]  # of images
     extension: NDArray[np.int64]  # of each sample's image: an index into `extensions`
     image: Column
-    label: Column | None
+    others: dict[str, Column]  # by extension
 
 
 @dataclass(frozen=True)
@@ -83,49 +83,47 @@ class EncodedRange:
         return self.members.image.rows(self.rows).spans(self.begin)
 
     @cached_property
-    def _labels(self) -> Spans | None:
-        label = self.members.label
-        return label.rows(self.rows).spans(self.begin) if label else None
+    def _others(self) -> dict[str, Spans]:
+        return {name: column.rows(self.rows).spans(self.begin) for name, column in self.members.others.items()}
 
     def image(self, row: int) -> tuple[memoryview, int]:
         """The encoded image of a sample and its expected CRC-32."""
         starts, stops, crcs = self._images
         return self.data[starts[row] : stops[row]], crcs[row]
 
-    def label(self, row: int) -> tuple[memoryview, int] | None:
-        """The .cls member of a sample and its expected CRC-32; None if it has none."""
-        if self._labels is None:
+    def member(self, row: int, extension: str) -> tuple[memoryview, int] | None:
+        """Another member of a sample and its expected CRC-32; None if it has none."""
+        if (spans := self._others.get(extension)) is None:
             return None
-        starts, stops, crcs = self._labels
-        start, stop = starts[row], stops[row]
-        return (self.data[start:stop], crcs[row]) if start <= stop else None
+        start, stop = spans.starts[row], spans.stops[row]
+        return (self.data[start:stop], spans.crc32[row]) if start <= stop else None
 
 
 class ShardReader:
     """Reads and decodes samples of the shards of an index. Safe to use from several threads."""
 
-    def __init__(self, index: Index, disk: DiskCache | None = None):
-        """`disk` caches blocks of remote shards."""
+    def __init__(self, index: Index, disk: DiskCache | None = None, members: Collection[str] = ()):
+        """`disk` caches blocks of remote shards. `members`: extensions that are read besides the images."""
         self.index = index
+        self.extensions = frozenset(members)
         self.bytes_read = 0  # from shards, not from the disk cache
         self._disk = disk
         self._lock = threading.Lock()
-        self._labels: dict[bytes, int] = {}  # class by text
         self._shards: OrderedDict[int, ShardMembers] = OrderedDict()
 
     def read(self, wanted: Range) -> EncodedRange:
         """Fetch the samples of a range in one request. Missing bytes are reported when a sample is decoded."""
         members = self._members(wanted.shard)
         rows = slice(wanted.start, wanted.stop)
-        image, label = members.image.rows(rows), members.label and members.label.rows(rows)
-        columns = [image, label] if label is not None and (label.size >= 0).any() else [image]
+        others = (column.rows(rows) for column in members.others.values())
+        columns = [members.image.rows(rows), *(column for column in others if (column.size >= 0).any())]
         begin = min(int(column.offset[column.size >= 0].min()) for column in columns)
         end = max(int((column.offset + column.size).max()) for column in columns)
         data = self._bytes(wanted.shard, begin, end)
         return EncodedRange(wanted.shard, rows, begin, data, members)
 
-    def decode(self, held: EncodedRange, row: int, format: Format, out: Pixels | None = None) -> tuple[Pixels, int]:
-        """The image of a sample, uint8 [H, W, C], in `out` if possible (see `decode_image`), and its label (or 0).
+    def decode(self, held: EncodedRange, row: int, format: Format, out: Pixels | None = None) -> Pixels:
+        """The image of a sample, uint8 [H, W, C], in `out` if possible (see `decode_image`).
 
         A member whose CRC does not match is fetched once more: a byte may have been flipped in transit. Raises
         `DataError`.
@@ -133,30 +131,23 @@ class ShardReader:
         image, crc = held.image(row)
         extension = held.extensions[row]
         if crc32(image) != crc:
-            image = self._fetch_again(held, row, extension)
-        pixels = decode_image(image, extension.rpartition(".")[2], format, out)
-        return pixels, self._label(held, row, format.classes) if format.classes else 0
+            image = self._fetch_again(held, row, held.members.image, extension)
+        return decode_image(image, extension.rpartition(".")[2], format, out)
 
-    def _label(self, held: EncodedRange, row: int, classes: int) -> int:
-        if (found := held.label(row)) is None:
-            raise DataError(f"no .cls member, but the set has {classes} classes")
-        label, crc = found
-        if crc32(label) != crc:
-            label = self._fetch_again(held, row, LABEL)
-        text = bytes(label[:LABEL_BYTES])
-        if (known := self._labels.get(text)) is None:
-            known = decode_label(text, classes)
-            if len(self._labels) < _LABELS_KEPT:
-                self._labels[text] = known
-        return known
+    def member(self, held: EncodedRange, row: int, extension: str) -> memoryview | None:
+        """The bytes of another member, checked as those of an image are; None: the sample has none."""
+        if (found := held.member(row, extension)) is None:
+            return None
+        data, crc = found
+        if crc32(data) != crc:
+            return self._fetch_again(held, row, held.members.others[extension], extension)
+        return data
 
     def where(self, held: EncodedRange, row: int) -> tuple[str, str]:
         """The shard's URL and the sample's key."""
         return self.index.where(held.shard), held.members.keys[held.rows.start + row].as_py()
 
-    def _fetch_again(self, held: EncodedRange, row: int, extension: str) -> memoryview:
-        column = held.members.label if extension == LABEL else held.members.image
-        assert column is not None
+    def _fetch_again(self, held: EncodedRange, row: int, column: Column, extension: str) -> memoryview:
         index = held.rows.start + row
         offset, size = int(column.offset[index]), int(column.size[index])
         if (cached := self._disk_entry(held.shard)) is not None:
@@ -213,7 +204,7 @@ class ShardReader:
         with self._lock:
             members = self._shards.get(number)
         if members is None:
-            members = _shard_members(self.index, number)
+            members = _shard_members(self.index, number, self.extensions)
             with self._lock:
                 self._shards[number] = members
                 while len(self._shards) > _SHARDS_KEPT:
@@ -221,7 +212,7 @@ class ShardReader:
         return members
 
 
-def _shard_members(index: Index, number: int) -> ShardMembers:
+def _shard_members(index: Index, number: int, others: Collection[str]) -> ShardMembers:
     table = index.members(number)
     names = {name.removesuffix(".offset") for name in table.column_names if name.endswith(".offset")}
     chosen = index.folder_of(number)[0].meta.image
@@ -234,8 +225,8 @@ def _shard_members(index: Index, number: int) -> ShardMembers:
     if len(columns) > 1:
         stacked = [np.stack([column[field] for column in columns]) for field in range(3)]
         image = Column(*(values[extension, np.arange(len(extension))] for values in stacked))
-    label = _column(table, LABEL) if LABEL in names else None
-    return ShardMembers(table.column("key"), extensions, extension, image, label)
+    found = {name: _column(table, name) for name in sorted(names.intersection(others))}
+    return ShardMembers(table.column("key"), extensions, extension, image, found)
 
 
 def _column(table: pa.Table, extension: str) -> Column:

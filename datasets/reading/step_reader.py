@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.conditions.condition import Arrays, Condition, Field, Sample
 from datasets.errors import DataError
 from datasets.images.decode import Format, Pixels
 from datasets.images.transform import Transform
@@ -32,9 +35,23 @@ class BatchArrays(NamedTuple):
     """A rank's batch in numpy, padding included."""
 
     images: Pixels  # uint8 [n, H, W, C]
-    labels: Integers  # int64 [n]
     positions: Integers  # int64 [n]
     weights: Floats  # float32 [n]
+    conditions: Arrays  # [n, ...] each
+
+    def clear(self, rows: slice) -> None:
+        """Zeros in some rows."""
+        columns: list[NDArray[Any]] = [self.images, self.positions, self.weights, *self.conditions.values()]
+        for column in columns:
+            column[rows] = 0
+
+
+class Account(NamedTuple):
+    """What a step's images lacked."""
+
+    quarantined: list[Quarantined]
+    unknown: Counter[str]
+    """How many conditions had no value, by NAME/REASON: caption/missing. Cut captions are caption/truncated."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +64,18 @@ class ReadPlan:
     quarantine: bool = False  # report bad images instead of raising
     by_sample: bool = False  # one request per image: slower, less memory
     disk_cache: tuple[str, int] | None = None  # folder and size limit in bytes
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of the images in a batch."""
         height, width, channels = self.index.format.shape
         return (*self.transform.size, channels) if self.transform else (height, width, channels)
+
+    @property
+    def layout(self) -> dict[str, Field]:
+        """The arrays of a batch besides the images, positions and weights."""
+        return {name: field for condition in self.conditions for name, field in condition.layout.items()}
 
     def split(self, readers: int) -> list[ReadPlan]:
         """The plans of a rank's loader processes."""
@@ -69,7 +92,8 @@ class StepReader:
     def __init__(self, plan: ReadPlan, decoded: DecodedSet | None = None):
         """With `decoded`, every image is decoded once and kept there."""
         order = plan.steps.order(plan.index)
-        self.shards = ShardReader(plan.index, DiskCache(*plan.disk_cache) if plan.disk_cache else None)
+        members = {extension for condition in plan.conditions for extension in condition.members}
+        self.shards = ShardReader(plan.index, DiskCache(*plan.disk_cache) if plan.disk_cache else None, members)
         self.windows = WindowReader(
             order, self.shards, lambda window: decoded is None or not decoded.holds(order.ranges(window))
         )
@@ -86,27 +110,45 @@ class StepReader:
         if self._samples is not None:
             self._samples.close()
 
-    def read(self, batch: BatchArrays) -> list[Quarantined]:
+    def read(self, batch: BatchArrays) -> Account:
         """Read the next step into its rows of `batch`, and clear the padding if that is this reader's task.
 
-        Returns what was quarantined: there the image is black, label and weight are 0.
+        Quarantined images are black, and their weight and conditions are 0.
         """
         step = next(self._steps)
         positions, rows, padding = step.share
         if self._decoded is not None:
-            quarantined = self._read_decoded(self._decoded, step, batch)
+            account = self._read_decoded(self._decoded, step, batch)
         else:
-            quarantined = self._decode(step.places, positions, rows, batch.images, batch.labels, self._plan.transform)
+            account = self._read(step, batch)
+        for condition in self._plan.conditions:
+            condition.adjust(batch.conditions, rows, positions)
         batch.positions[rows] = positions
         batch.weights[rows] = 1
-        if quarantined:
-            batch.weights[rows[np.searchsorted(positions, [entry.position for entry in quarantined])]] = 0
+        if bad := account.quarantined:
+            batch.weights[rows[np.searchsorted(positions, [entry.position for entry in bad])]] = 0
         if padding.start < padding.stop:
-            for column in batch:
-                column[padding] = 0
-        return quarantined
+            batch.clear(padding)
+        return account
 
-    def _read_decoded(self, decoded: DecodedSet, step: Step, batch: BatchArrays) -> list[Quarantined]:
+    def _read(self, step: Step, batch: BatchArrays) -> Account:
+        positions, rows, _ = step.share
+        chosen = [(condition, condition.choose(positions).tolist()) for condition in self._plan.conditions]
+        unknown: Counter[str] = Counter()
+
+        def read_conditions(sample: Sample, i: int, row: int) -> None:
+            for condition, choices in chosen:
+                if reason := condition.read(sample, choices[i], batch.conditions, row):
+                    unknown[f"{condition.name}/{reason}"] += 1
+
+        images, transform = batch.images, self._plan.transform
+        bad = self._decode(step.places, positions, rows, images, read_conditions, transform)
+        for row in rows[np.searchsorted(positions, [entry.position for entry in bad])].tolist():
+            for column in batch.conditions.values():
+                column[row] = 0
+        return Account(bad, unknown)
+
+    def _read_decoded(self, decoded: DecodedSet, step: Step, batch: BatchArrays) -> Account:
         positions, to, _ = step.share
         located = self._order.locate(step.places)
         rows = decoded.rows(located)
@@ -116,7 +158,7 @@ class StepReader:
             first.sort()
             fresh, asked = rows[missing][first], positions[missing][first]
             places = Places(*(column[missing][first] for column in step.places))
-            bad = self._decode(places, asked, fresh, decoded.images, decoded.labels, None)
+            bad = self._decode(places, asked, fresh, decoded.images, decoded.read_conditions, None)
             decoded.bad |= {int(fresh[np.searchsorted(asked, entry.position)]): entry for entry in bad}
             decoded.filled[fresh] = True
         if self._plan.transform is None:
@@ -124,14 +166,15 @@ class StepReader:
         else:
             for i, row in zip(to.tolist(), rows.tolist(), strict=True):
                 batch.images[i] = self._plan.transform(decoded.images[row], int(positions[i]))
-        batch.labels[to] = decoded.labels[rows]
+        unknown = decoded.take_conditions(rows, positions, batch.conditions, to)
         if not decoded.bad:
-            return []
-        return [
+            return Account([], unknown)
+        bad = [
             decoded.bad[row]._replace(epoch=int(located.epoch[i]), position=int(positions[i]))
             for i, row in enumerate(rows.tolist())
             if row in decoded.bad
         ]
+        return Account(bad, unknown)
 
     def _decode(
         self,
@@ -139,16 +182,23 @@ class StepReader:
         positions: Integers,
         rows: Integers,
         images: Pixels,
-        labels: Integers,
+        read_conditions: Callable[[Sample, int, int], None],
         transform: Transform | None,
     ) -> list[Quarantined]:
-        """Decode the images at `places` to `rows` of `images` and `labels`."""
+        """Decode the images at `places` to `rows` of `images`.
+
+        `read_conditions(sample, i, row)` is called for the i-th of them.
+        """
         quarantined: list[Quarantined] = []
         sources = self._from_windows(places) if self._samples is None else self._one_by_one(places, self._samples)
-        for (epoch, part, row), position, to in zip(sources, positions.tolist(), rows.tolist(), strict=True):
+        pairs = zip(sources, positions.tolist(), rows.tolist(), strict=True)
+        for i, ((epoch, part, row), position, to) in enumerate(pairs):
             try:
                 out = images[to] if transform is None else None
-                pixels, labels[to] = self.shards.decode(part, row, self._format, out)
+                pixels = self.shards.decode(part, row, self._format, out)
+                if self._plan.conditions:
+                    sample = Sample(partial(self.shards.member, part, row), (pixels.shape[0], pixels.shape[1]))
+                    read_conditions(sample, i, to)
                 if transform is not None:
                     images[to] = transform(pixels, position)
                 elif pixels is not out:
@@ -157,7 +207,7 @@ class StepReader:
                 shard, key = self.shards.where(part, row)
                 if not self._plan.quarantine:
                     raise DataError(f"{shard}: sample {key!r}: {error}") from error
-                images[to], labels[to] = 0, 0
+                images[to] = 0
                 quarantined.append(Quarantined(epoch, position, shard, key, str(error)))
         return quarantined
 

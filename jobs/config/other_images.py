@@ -13,7 +13,7 @@ from datasets.shards.index import Index
 from datasets.shards.index_files import numbers
 from jobs.errors import ConfigError
 from trainer.images import ImageSpec
-from trainer.models.base import Model, is_conditional
+from trainer.models.base import Model, takes_labels
 
 
 def check_format(spec: ImageSpec, data: DataConfig, index: Index) -> None:
@@ -32,7 +32,7 @@ def check_format(spec: ImageSpec, data: DataConfig, index: Index) -> None:
 
 def check_labels(model: Model, index: Index) -> None:
     """Raises ConfigError in one line if `model` is conditioned on labels that mean something else in `index`."""
-    if is_conditional(model) and (differs := label_difference(model.spec.classes, model.class_names, index)):
+    if takes_labels(model) and (differs := label_difference(model.spec.classes, model.class_names, index)):
         raise ConfigError(f"{index.url}: {differs}; the model is conditioned on the class")
 
 

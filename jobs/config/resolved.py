@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,6 +11,7 @@ from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage, absolute
 from datasets.errors import DataError
 from datasets.images.transform import output_format
+from datasets.loading.conditions import check_conditions
 from datasets.order.dealing import check_batch
 from datasets.order.streams import streams_of
 from datasets.order.versions import NEWEST
@@ -19,6 +20,7 @@ from jobs.config.fed_conditions import check_fed
 from jobs.config.loading import config_of
 from jobs.config.other_images import check_format, check_labels, warnings
 from jobs.config.schema import RunConfig
+from jobs.config.tokenizers import known_tokenizers, texts_of
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import DESCRIPTION, load, recorded_config
 from trainer.distributed.device import ResolvedPrecision, resolve_precision
@@ -40,6 +42,8 @@ class ResolvedRun:
     """The images as the model sees them, after `data.transform`."""
     precision: ResolvedPrecision
     """What `trainer.precision` means on the ranks' devices."""
+    tokenizers: dict[str, str] = field(default_factory=dict)
+    """The tokenizers of the captions that exist already, by name of the condition: the contents of tokenizer.json."""
     order_version: int = NEWEST
     """Version of the order of the training images: the newest, or that of the checkpoint that the run continues from
     (`jobs.config.resume.continued`)."""
@@ -90,15 +94,19 @@ def resolve(config: RunConfig, gpu: bool | None = None) -> ResolvedRun:
     streams = streams_of(config.data, index, config.trainer.batch)
     _check_batch(config, streams)
     config = config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
-    spec = ImageSpec(*output_format(config.data, index)[:5])
+    check_conditions(config.data, index)
+    tokenizers = known_tokenizers(config.data, Storage(config.run))
+    spec = ImageSpec(*output_format(config.data, index)[:5], texts=texts_of(config.data, tokenizers))
     held_out = Index.open(config.data.validation) if config.data.validation else None
     if held_out is not None:
         check_format(spec, config.data, held_out)
+        check_conditions(config.data, held_out)
     return ResolvedRun(
         config=config,
         index=index,
         held_out=held_out,
         spec=spec,
+        tokenizers=tokenizers,
         precision=resolve_precision(config.trainer.precision, gpu),
     )
 

@@ -27,6 +27,7 @@ class RunData(Listener):
         self.config, self.index, self.held_out = resolved.config, resolved.index, resolved.held_out
         self.device = device
         self.order_version = resolved.order_version
+        self.tokenizers = resolved.tokenizers
         self.ledger = Ledger(self.config.data, self.index, run)
 
     def training(self, images: int) -> Batches:
@@ -42,6 +43,7 @@ class RunData(Listener):
             micro_batch=trainer.micro_batch,
             device=self.device,
             order_version=self.order_version,
+            tokenizers=self.tokenizers,
         )
         say_on_rank_zero(batches.describe())
         if self.index.quarantined:
@@ -63,6 +65,7 @@ class RunData(Listener):
             ranks=world_size(),
             rank=rank(),
             device=self.device,
+            tokenizers=self.tokenizers,
         )
 
     @property

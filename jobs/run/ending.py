@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +29,11 @@ from trainer.training.loop import Outcome, out_of_patience
 
 
 def write_final(
-    lineage: Lineage, outcome: Outcome, facts: dict[str, Any], last: dict[str, Tensor], warn: Callable[[str], None]
+    lineage: Lineage,
+    outcome: Outcome,
+    facts: dict[str, Any],
+    last: dict[str, Tensor],
+    tokenizers: Mapping[str, str],
 ) -> None:
     """Write final/: the averaged weights `last` with the `facts` that describe them, and in best/ those of the best
     evaluation, if it was an earlier one whose commit was kept.
@@ -42,15 +46,15 @@ def write_final(
             commit = best_commit(lineage)
             _, tensors = weights_at(lineage, commit, BEST)
         except TrainingError as error:
-            warn(f"warning: {error}")
+            say_on_rank_zero(f"warning: {error}")
             facts["best"] = None
         else:
             own = {"images_seen": best.images, "weights": BEST, "commit": commit.name}
-            write_model(folder.folder(BEST), facts | own, tensors)
+            write_model(folder.folder(BEST), facts | own, tensors, tokenizers)
     else:  # of an earlier end
         for name in ("config.json", "model.safetensors"):
             folder.delete(f"{BEST}/{name}")
-    write_model(folder, facts, last)
+    write_model(folder, facts, last, tokenizers)
 
 
 def finished(config: RunConfig) -> Outcome | None:

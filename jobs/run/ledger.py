@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch.distributed as dist
@@ -22,23 +23,27 @@ class Ledger:
     "ledger": [{"epoch", "expected", "seen", "quarantined"} ...], one entry for each finished epoch (of a single set);
     "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...], one entry for each unusable image; and the
     totals "data/epoch", "data/quarantined" and "data/quarantined_by_index" (samples of the shards that are no part of
-    the set). Raises DataError above `data.bad_share`.
+    the set); "data/unknown/NAME/REASON", images whose condition NAME had no value. Raises DataError above
+    `data.bad_share`.
     """
 
     def __init__(self, config: DataConfig, index: Index, run: Storage):
         self.run = run
         self.images_of_set = 0 if config.mixture else index.images
+        self.has_conditions = bool(config.conditions)
         self.may_quarantine = config.on_bad == "quarantine"
         self.allowed = config.bad_share * index.images
         self.left_out = index.quarantined
         self.images = 0  # of the last row
         self.batches: Batches | None = None
         self.reported = 0  # entries of this rank's batches that are in a row
+        self.counted: Counter[str] = Counter()  # conditions without a value, of this rank's batches, that are in a row
         self.entries: list[Quarantined] = []  # of all ranks, over the life of the run
 
     def follow(self, batches: Batches, images: int) -> None:
         """Account for `batches`, which start at `images`. All ranks together."""
         self.batches, self.images, self.reported, self.entries = batches, 0, 0, []
+        self.counted = Counter()
         if images:
             rows = on_rank_zero(lambda: read_metrics(self.run))
             self.images = max((row["images"] for row in rows if "data/epoch" in row), default=0)
@@ -46,7 +51,7 @@ class Ledger:
 
     def row(self, images: int) -> dict[str, Any]:
         """The figures of the row at `images`. All ranks together."""
-        return self._row(images, self._unreported())
+        return self._row(images, self._unreported()) | self._unknown()
 
     def unreported(self, images: int) -> dict[str, Any]:
         """The same if images were quarantined since the last row, which a commit must not lose; else empty."""
@@ -69,6 +74,19 @@ class Ledger:
                 row["ledger"] = [epochs[epoch]._asdict() for epoch in ended]
         self.images = images
         return row
+
+    def _unknown(self) -> dict[str, Any]:
+        """Images since the last row whose captions (or other conditions) were not known: data/unknown/NAME/REASON."""
+        if not self.has_conditions:
+            return {}
+        assert self.batches is not None
+        mine = self.batches.unknown - self.counted
+        self.counted += mine
+        parts: list[Counter[str]] = [mine]
+        if world_size() > 1:
+            parts = [Counter() for _ in range(world_size())]
+            dist.all_gather_object(parts, mine)
+        return {f"data/unknown/{name}": count for name, count in sorted(sum(parts, Counter[str]()).items())}
 
     def _unreported(self) -> list[Quarantined]:
         """The entries of all ranks that are in no row yet, ordered by position."""

@@ -14,6 +14,7 @@ from jobs.config.loading import to_yaml
 from jobs.config.resolved import resolve
 from jobs.config.resume import check_resume, continued, fingerprint
 from jobs.config.schema import RunConfig
+from jobs.config.tokenizers import known_tokenizers, write_tokenizers
 from jobs.run.data import RunData
 from jobs.run.ending import ending, finished, report_command, write_final
 from jobs.run.trackers import trackers
@@ -100,7 +101,9 @@ class TrainingRun:
         resumes = saved is not None
         if saved is not None:
             self.resolved = continued(self.resolved, saved.sections["fingerprint"])
+        on_rank_zero(lambda: write_tokenizers(config.data, self.resolved.index, self.run), checkpointer.group)
         model = self.resolved.build_model(new=not resumes)
+        model.tokenizers = self.data.tokenizers = known_tokenizers(config.data, self.run)
         self.description = describe(config.model, model) | {
             "images_in_set": self.resolved.index.images,
             "transform": config.data.transform and config.data.transform.model_dump(mode="json"),
@@ -134,7 +137,7 @@ class TrainingRun:
             facts = self.description | facts | {"validation_set": self.data.validation_set}
             averaged = state.averaged()
             on_rank_zero(
-                lambda: write_final(checkpointer.lineage, outcome, facts, averaged, say_on_rank_zero),
+                lambda: write_final(checkpointer.lineage, outcome, facts, averaged, model.tokenizers),
                 checkpointer.group,
             )
         return outcome

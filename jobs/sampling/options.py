@@ -12,7 +12,7 @@ from jobs.errors import ConfigError
 from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.distributed.device import ReportPrecision
 from trainer.models import KINDS, Model
-from trainer.models.base import is_conditional
+from trainer.models.base import takes_labels
 from trainer.sampling import class_numbers
 
 
@@ -69,7 +69,7 @@ def labels_of(options: argparse.Namespace, model: Model) -> tuple[int, ...]:
     text: str = options.label
     if not text:
         return ()
-    if not is_conditional(model):
+    if not takes_labels(model):
         raise ConfigError(f"--label {text}: {options.run} is not conditioned on labels")
     if text == "all":
         return tuple(range(model.spec.classes))

@@ -20,9 +20,10 @@ from datasets.packing.sources.source import Example
 from datasets.packing.write import write_tar
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import Loaded, open_model
+from trainer.condition_values import Condition
 from trainer.distributed.device import ReportPrecision, report_precision
 from trainer.images import visible
-from trainer.models import Condition, Model
+from trainer.models import Model
 from trainer.noise import Noise
 from trainer.tracking.pictures import grid
 

@@ -33,9 +33,9 @@ class Images:
     """A batch; satisfies `trainer.training.data.Batch`."""
 
     images: Tensor
-    labels: Tensor
     positions: Tensor
     weights: Tensor
+    conditions: dict[str, Tensor]
 
 
 class Stream:
@@ -86,9 +86,9 @@ class Waves:
         positions = torch.arange(first, first + self.size, device=self.device)
         return Images(
             images=images[positions % SET],
-            labels=torch.zeros(self.size, dtype=torch.int64, device=self.device),
             positions=positions,
             weights=torch.ones(self.size, device=self.device),
+            conditions={},
         )
 
 

@@ -61,7 +61,7 @@ def test_a_vector_is_a_condition_like_a_class():
     both = bound(model, images, condition | {"caption": caption}, noise)
     only = bound(model, images, condition, noise)
     assert not torch.allclose(both, only)
-    unknown = dropped(condition | {"caption": caption}, torch.ones(64, dtype=torch.bool))
+    unknown = dropped(condition | {"caption": caption}, noise, 1.0)
     torch.testing.assert_close(bound(model, images, unknown, noise), bound(model, images, None, noise))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -41,8 +41,17 @@ def describe(config: ModelConfigBase, model: Model) -> dict[str, Any]:
     return {"model": description, "images": model.spec._asdict(), "class_names": names}
 
 
-def write_model(folder: Storage, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write model.safetensors, then config.json."""
+def tokenizer_file(name: str) -> str:
+    """Where a run's folder or an export has the tokenizer of a condition."""
+    return f"tokenizers/{name}.json"
+
+
+def write_model(
+    folder: Storage, description: dict[str, Any], tensors: dict[str, Tensor], tokenizers: Mapping[str, str]
+) -> None:
+    """Write the tokenizers and model.safetensors, then config.json."""
+    for name, tokenizer in tokenizers.items():
+        folder.write(tokenizer_file(name), tokenizer.encode())
     folder.write("model.safetensors", to_safetensors(tensors))
     folder.write("config.json", json.dumps(description, indent=1).encode())
 
@@ -91,7 +100,7 @@ def open_model(url: str, weights: str = "ema") -> Loaded:
         if final := _final(run, lineage):
             return final
     images, tensors = newest_weights(lineage, weights)
-    return Loaded(_built(run.url, run.read("model.json"), tensors), weights, images)
+    return Loaded(_built(run, run.read("model.json"), tensors), weights, images)
 
 
 def _read_model(folder: Storage) -> Loaded | None:
@@ -100,7 +109,7 @@ def _read_model(folder: Storage) -> Loaded | None:
         description, data = folder.read("config.json"), folder.read("model.safetensors")
     except MissingError:
         return None
-    model = _built(folder.url, description, from_safetensors(f"{folder.url}/model.safetensors", data))
+    model = _built(folder, description, from_safetensors(f"{folder.url}/model.safetensors", data))
     facts = json.loads(description)
     return Loaded(model, facts.get("weights", "ema"), facts.get("images_seen"))
 
@@ -214,9 +223,14 @@ def _no_model(run: Storage) -> TrainingError:
     return TrainingError(f"{run.url}: no model here; a run's folder has checkpoints")
 
 
-def _built(url: str, description: bytes, tensors: dict[str, Tensor]) -> Model:
-    with _build_errors(url):
+def _built(folder: Storage, description: bytes, tensors: dict[str, Tensor]) -> Model:
+    with _build_errors(folder.url):
         model = _build(description)
+        model.tokenizers = {
+            text.name: folder.read(tokenizer_file(text.name)).decode()
+            for text in model.spec.texts
+            if text.name in model.conditions
+        }
         model.load_state_dict({name: value.to(torch.float32) for name, value in tensors.items()})
     return model.eval()
 
@@ -224,7 +238,7 @@ def _built(url: str, description: bytes, tensors: dict[str, Tensor]) -> Model:
 def _build(description: bytes) -> Model:
     facts = json.loads(description)
     config = TypeAdapter[ModelConfig](ModelConfig).validate_python(facts["model"])
-    model = config.build(ImageSpec(**facts["images"]))
+    model = config.build(ImageSpec.from_json(facts["images"]))
     model.class_names = tuple(map(str, facts.get("class_names", ())))
     return model
 

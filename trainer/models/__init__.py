@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from trainer.models.base import Condition, Model, ModelConfigBase
+from trainer.models.base import Model, ModelConfigBase
 
 
 def _kinds() -> tuple[type[ModelConfigBase], ...]:
@@ -28,4 +28,4 @@ if TYPE_CHECKING:
 else:
     ModelConfig = Annotated[Union[KINDS], Field(discriminator="kind")]  # noqa: UP007
 
-__all__ = ["KINDS", "Condition", "Model", "ModelConfig", "ModelConfigBase"]
+__all__ = ["KINDS", "Model", "ModelConfig", "ModelConfigBase"]

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from trainer.condition_values import Condition, TokenArrays, as_condition
 from trainer.conditions import ConditionUses, all_given, in_words, none_given
 from trainer.config import Config
 from trainer.elbo import Elbo
 from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.noise import Noise
-
-Condition = dict[str, Tensor] | None  # {"label": int64 [B]}, later captions
-
 
 DISTORTION = "distortion"  # the term of a bound beside its rates
 
@@ -87,6 +86,8 @@ class Model(nn.Module):
     spec: ImageSpec
     class_names: tuple[str, ...] = ()
     """Names of the classes 0, 1, ... of the training set, where it has some."""
+    tokenizers: Mapping[str, str] = MappingProxyType({})
+    """For each condition that is text: the contents of its tokenizer.json."""
     is_density = False  # True: x is continuous, so the bound is of a density: nats, never bits per dimension
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
@@ -182,18 +183,18 @@ class Model(nn.Module):
         return {"iw": math.log(k) - torch.logsumexp(self.log_weights(images, condition, noise, k), dim=1)}
 
 
-def is_conditional(model: Model) -> bool:
-    """Whether the model is conditioned on what its data set has: class labels."""
-    return bool(known_conditions(model))
+def takes_labels(model: Model) -> bool:
+    """Whether the model is conditioned on the classes of its data set."""
+    return "label" in model.conditions and bool(model.spec.classes)
 
 
 def known_conditions(model: Model) -> list[str]:
     """Names of the conditions that the model takes and its data set has."""
-    return [name for name in model.conditions if name == "label" and model.spec.classes]
+    return [name for name in model.conditions if name != "label" or model.spec.classes]
 
 
-def condition(model: Model, labels: Tensor | None, uses: ConditionUses | None = None) -> Condition:
+def condition(
+    model: Model, given: Mapping[str, Tensor | TokenArrays], uses: ConditionUses | None = None
+) -> Condition:
     """The conditions of a batch, those that the model takes and `uses` (None: all) does not leave out."""
-    if labels is None or not is_conditional(model) or (uses is not None and uses["label"] == "none"):
-        return None
-    return {"label": labels}
+    return as_condition(given, {name for name in known_conditions(model) if uses is None or uses[name] != "none"})

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trainer.models.base import Condition, Model, Picture
+from trainer.condition_values import Condition
+from trainer.models.base import Model, Picture
 from trainer.noise import Noise
 
 COLUMNS = 8  # images in a row of a picture, and the largest number of rows of levels

@@ -10,12 +10,12 @@ from annotated_types import Len
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from trainer.condition_values import Condition
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
 from trainer.models.autoencoder import Autoencoder
-from trainer.models.base import Condition
 from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig

@@ -10,10 +10,11 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from trainer.condition_values import Condition
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha
 from trainer.images import ImageSpec
-from trainer.models.base import Condition, Model, ModelConfigBase
+from trainer.models.base import Model, ModelConfigBase
 from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.vae import Vae, VaeConfig
@@ -72,7 +73,7 @@ class Latent(DiffusionBase):
         self.spec = spec
         self.vae = vae.requires_grad_(False).eval()
         self.is_density = vae.is_density
-        self.diffuser = Diffuser(config, (vae.latent, 1, 1), None, spec.classes)
+        self.diffuser = Diffuser(config, (vae.latent, 1, 1), spec, latent=True)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -8,12 +8,12 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from trainer.condition_values import Condition
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
 from trainer.models.autoencoder import Autoencoder
-from trainer.models.base import Condition
 from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
 from trainer.noise import Noise

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config
+from trainer.networks.embedded import Text
 from trainer.networks.float32 import first_layer, last_layer
 from trainer.networks.residual import zeroed
 from trainer.noise import Noise
@@ -25,8 +26,11 @@ class DenoiserMlpConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate in the residual blocks."""
 
-    def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int) -> nn.Module:
-        """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W)."""
+    def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int, text: int = 0) -> nn.Module:
+        """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W).
+
+        Of captions it takes only the part in the embedding.
+        """
         return DenoiserMlp(self, shape, inputs, outputs, embedding)
 
 
@@ -59,7 +63,7 @@ class DenoiserMlp(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.outer = zeroed(nn.Linear(config.width, math.prod(self.shape)))
 
-    def forward(self, x: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, noise: Noise, text: Text | None = None) -> Tensor:
         embedding = nn.functional.silu(embedding)
         h = first_layer(self.inner, x.flatten(1))
         for block in self.blocks:

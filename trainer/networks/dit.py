@@ -1,4 +1,8 @@
-"""The diffusion transformer (Peebles and Xie 2023, DiT, arXiv 2212.09748), with adaLN-zero blocks."""
+"""The diffusion transformer (Peebles and Xie 2023, DiT, arXiv 2212.09748), with adaLN-zero blocks.
+
+With captions, text and image tokens attend to each other, each with weights of their own (Esser et al. 2024, MM-DiT,
+arXiv 2403.03206).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config
-from trainer.networks.attention import SelfAttention
+from trainer.networks.dit_block import BlockConfig, DitBlock, JointBlock
+from trainer.networks.embedded import Text
 from trainer.networks.float32 import in_float32, last_layer
 from trainer.networks.residual import zeroed
+from trainer.networks.rotary import Rotary
 from trainer.noise import Noise
 
 
@@ -30,63 +36,82 @@ class DitConfig(Config):
     """Attention heads; divides `width`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate in the blocks."""
+    bottleneck: PositiveInt | None = None
+    """Width of a linear layer between a patch and its token, for large patches (Li and He 2025, JiT, arXiv
+    2511.13720). null: none."""
+    positions: Literal["sincos", "rotary"] = "sincos"
+    """Positions of the patches: added to the tokens, or as rotations of queries and keys by row and column."""
+    qk_norm: bool = False
+    """Normalise queries and keys in each head (root mean square), which keeps long training in bf16 stable."""
+    feedforward: Literal["gelu", "swiglu"] = "gelu"
+    """The blocks' MLP: GELU of 4 times the width, or SwiGLU of 8/3 times it (Shazeer 2020, arXiv 2002.05202)."""
 
-    def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int) -> nn.Module:
+    def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int, text: int = 0) -> nn.Module:
         """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W).
 
-        Raises ValueError if patches do not fit into the image.
+        `text`: width of the captions' tokens; 0: there are none. Raises ValueError if patches do not fit into the
+        image.
         """
         if shape[1] % self.patch or shape[2] % self.patch:
             raise ValueError(f"denoiser.network.patch: {self.patch} does not divide {shape[1]} x {shape[2]} pixels")
-        return Dit(self, shape, inputs, outputs, embedding)
+        return Dit(self, shape, inputs, outputs, embedding, text)
 
-
-class DitBlock(nn.Module):
-    """Attention and an MLP, each scaled and shifted before and gated after by the embedding; gates start at zero."""
-
-    def __init__(self, config: DitConfig, embedding: int, name: str):
-        super().__init__()
-        width = config.width
-        self.dropout, self.name = config.dropout, name
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.attention = SelfAttention(width, config.heads)
-        nn.init.xavier_uniform_(self.attention.outward.weight)  # the gate is zero already
-        self.first, self.second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.modulation = zeroed(nn.Linear(embedding, 6 * width))
-
-    def forward(self, tokens: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
-        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
-        tokens = tokens + gate_1 * self.attention(self.norm(tokens) * (1 + scale_1) + shift_1)
-        inner = F.gelu(self.first(self.norm(tokens) * (1 + scale_2) + shift_2), approximate="tanh")
-        if noise.purpose == "train":
-            inner = noise.dropout(self.name, inner, self.dropout)
-        return tokens + gate_2 * self.second(inner)
+    def block(self) -> BlockConfig:
+        """The part that the blocks need."""
+        return BlockConfig(self.width, self.heads, self.dropout, self.qk_norm, self.feedforward)
 
 
 class Dit(nn.Module):
     places: Tensor
 
-    def __init__(self, config: DitConfig, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int):
+    def __init__(
+        self, config: DitConfig, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int, text: int
+    ):
         super().__init__()
         self.patch = config.patch
         self.exact = outputs == shape[0]  # one estimate for each value
         self.rows, self.columns = shape[1] // config.patch, shape[2] // config.patch
-        self.inward = nn.Linear(inputs * config.patch**2, config.width)
-        self.register_buffer("places", places(self.rows, self.columns, config.width), persistent=False)
-        self.blocks = nn.ModuleList(DitBlock(config, embedding, f"dit{i}") for i in range(config.depth))
+        self.inward = _inward(inputs * config.patch**2, config)
+        self.rotary: Rotary | None = None
+        if config.positions == "rotary":
+            self.rotary = Rotary(config.width // config.heads)
+        added = places(self.rows, self.columns, config.width)
+        self.register_buffer("places", added, persistent=False)
+        block, names = config.block(), [f"dit{i}" for i in range(config.depth)]
+        if text:
+            self.text_inward = nn.Linear(text, config.width)
+            last = names[-1]
+            self.blocks = nn.ModuleList(JointBlock(block, embedding, name, last=name == last) for name in names)
+        else:
+            self.blocks = nn.ModuleList(DitBlock(block, embedding, name) for name in names)
         self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(embedding, 2 * config.width))
         self.outward = zeroed(nn.Linear(config.width, outputs * config.patch**2))
 
-    def forward(self, x: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, noise: Noise, text: Text | None = None) -> Tensor:
         embedding = F.silu(embedding)
         patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)  # [B, n, inputs * patch^2]
-        tokens = in_float32(self.inward, patches) + self.places
-        for block in self.blocks:
-            tokens = block(tokens, embedding, noise)
+        tokens, rotation = in_float32(self.inward, patches), None
+        if self.rotary is None:
+            tokens = tokens + self.places
+        else:
+            rotation = self.rotary(*grid(self.rows, self.columns, x.device))
+        if text is None:
+            for block in self.blocks:
+                tokens = block(tokens, embedding, noise, rotation)
+        else:
+            words = self.text_inward(text.tokens)
+            for block in self.blocks:
+                tokens, words = block(tokens, words, text.present, embedding, noise, rotation)
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=-1)
         tokens = last_layer(self.outward, self.norm(tokens) * (1 + scale) + shift, self.exact)
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (self.rows, self.columns)), self.patch)
+
+
+def grid(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of each patch, float32 [rows * columns], row by row."""
+    row, column = torch.arange(rows, device=device), torch.arange(columns, device=device)
+    return row.repeat_interleave(columns).float(), column.repeat(rows).float()
 
 
 def places(rows: int, columns: int, width: int) -> Tensor:
@@ -100,3 +125,9 @@ def places(rows: int, columns: int, width: int) -> Tensor:
         [rowwise.repeat_interleave(columns, 0), columnwise.repeat(rows, 1)],
         dim=1,
     )
+
+
+def _inward(inputs: int, config: DitConfig) -> nn.Module:
+    if config.bottleneck is None:
+        return nn.Linear(inputs, config.width)
+    return nn.Sequential(nn.Linear(inputs, config.bottleneck, bias=False), nn.Linear(config.bottleneck, config.width))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.networks.attention import MapAttention
+from trainer.networks.embedded import Text
 from trainer.networks.float32 import first_layer, last_layer
 from trainer.networks.normalisation import most_groups
 from trainer.networks.residual import zeroed
@@ -37,27 +38,35 @@ class UnetConfig(Config):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout rate in the residual blocks."""
 
-    def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int) -> nn.Module:
-        """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W)."""
-        return Unet(self, shape, inputs, outputs, embedding)
+    def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int, text: int = 0) -> nn.Module:
+        """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W).
+
+        `text`: width of the captions' tokens, which the maps with attention attend to; 0: there are none.
+        """
+        return Unet(self, shape, inputs, outputs, embedding, text)
 
 
 class UnetBlock(nn.Module):
     """A residual block, and attention where the map is of the right size."""
 
-    def __init__(self, config: UnetConfig, inputs: int, outputs: int, height: int, embedding: int, name: str):
+    def __init__(self, config: UnetConfig, inputs: int, outputs: int, height: int, widths: tuple[int, int], name: str):
+        """`widths`: of the embedding and of the captions' tokens."""
         super().__init__()
-        self.block = ConditionedBlock(inputs, outputs, embedding, config.dropout, name)
+        self.block = ConditionedBlock(inputs, outputs, widths[0], config.dropout, name)
         attends = height in config.attention
-        self.attention = MapAttention(outputs, config.heads) if attends else nn.Identity()
+        self.attention = MapAttention(outputs, config.heads, widths[1]) if attends else None
 
-    def forward(self, h: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
-        return self.attention(self.block(h, embedding, noise))
+    def forward(self, h: Tensor, embedding: Tensor, noise: Noise, text: Text | None) -> Tensor:
+        h = self.block(h, embedding, noise)
+        return h if self.attention is None else self.attention(h, text)
 
 
 class Unet(nn.Module):
-    def __init__(self, config: UnetConfig, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int):
+    def __init__(
+        self, config: UnetConfig, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int, text: int
+    ):
         super().__init__()
+        of = embedding, text
         self.exact = outputs == shape[0]  # one estimate for each value
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         heights = [shape[1]]
@@ -73,7 +82,7 @@ class Unet(nn.Module):
                 skips.append(width)
             stages = nn.ModuleList()
             for i in range(config.blocks):
-                stages.append(UnetBlock(config, width, after, height, embedding, f"unet/down{level}.{i}"))
+                stages.append(UnetBlock(config, width, after, height, of, f"unet/down{level}.{i}"))
                 width = after
                 skips.append(width)
             self.down.append(stages)
@@ -81,7 +90,7 @@ class Unet(nn.Module):
         self.middle = nn.ModuleList(
             (
                 ConditionedBlock(width, width, embedding, config.dropout, "unet/middle0"),
-                MapAttention(width, config.heads),
+                MapAttention(width, config.heads, text),
                 ConditionedBlock(width, width, embedding, config.dropout, "unet/middle1"),
             )
         )
@@ -90,7 +99,7 @@ class Unet(nn.Module):
             stages = nn.ModuleList()
             for i in range(config.blocks + 1):
                 name = f"unet/up{level}.{i}"
-                stages.append(UnetBlock(config, width + skips.pop(), after, height, embedding, name))
+                stages.append(UnetBlock(config, width + skips.pop(), after, height, of, name))
                 width = after
             self.up.append(stages)
             if level:
@@ -98,7 +107,7 @@ class Unet(nn.Module):
         self.norm = most_groups(width)
         self.outward = zeroed(nn.Conv2d(width, outputs, 3, padding=1))
 
-    def forward(self, x: Tensor, embedding: Tensor, noise: Noise) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, noise: Noise, text: Text | None = None) -> Tensor:
         h = first_layer(self.inward, x)
         skips = [h]
         for level, stages in enumerate(self.down):
@@ -106,13 +115,13 @@ class Unet(nn.Module):
                 h = self.shrink[level - 1](h)
                 skips.append(h)
             for stage in modules(stages):
-                h = stage(h, embedding, noise)
+                h = stage(h, embedding, noise, text)
                 skips.append(h)
         first, attention, second = self.middle
-        h = second(attention(first(h, embedding, noise)), embedding, noise)
+        h = second(attention(first(h, embedding, noise), text), embedding, noise)
         for level, stages in enumerate(self.up):
             for stage in modules(stages):
-                h = stage(torch.cat([h, skips.pop()], 1), embedding, noise)
+                h = stage(torch.cat([h, skips.pop()], 1), embedding, noise, text)
             if skips:
                 h = self.grow[level](F.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
         return last_layer(self.outward, F.silu(self.norm(h)), self.exact)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from trainer.condition_values import map_value
 from trainer.distributed.device import full_precision
 from trainer.images import ImageSpec, visible
 from trainer.models.base import Model, condition
@@ -49,16 +50,18 @@ def draw(model: Model, examples: Batch | None, count: int, seed: int) -> dict[st
     """
     if count == 0:
         return {}
-    shown = labels = None
+    shown, given = None, None
     if examples is not None and count > 1 and (real := examples.weights > 0).any():
-        shown, labels = examples.images[real][: count // 2], examples.labels[real][: count // 2]
+        rows = real.nonzero()[: count // 2, 0]
+        shown, given = examples.images[rows], condition(model, examples.conditions)
+        given = given and {name: map_value(lambda column: column[rows], value) for name, value in given.items()}
     device = next(model.parameters()).device
     noise = Noise(seed, "sample", torch.arange(count, device=device))
     training = model.training
     model.eval()
     try:
         with full_precision(device):
-            pictures = model.pictures(shown, condition(model, labels), noise)
+            pictures = model.pictures(shown, given, noise)
     finally:
         model.train(training)
     return {

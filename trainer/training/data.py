@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from trainer.checkpoints.journal import Row
+from trainer.condition_values import TokenArrays, Tokens
 
 if TYPE_CHECKING:
     from trainer.training.evaluation import Evaluation
@@ -22,16 +24,16 @@ class Batch(Protocol):
         """uint8 [n, C, H, W] levels"""
 
     @property
-    def labels(self) -> Tensor:
-        """int64 [n]"""
-
-    @property
     def positions(self) -> Tensor:
         """int64 [n] in the global order (training) or in the set (evaluation); 0 for padding"""
 
     @property
     def weights(self) -> Tensor:
         """float32 [n]: 1; 0 for padding and for quarantined images"""
+
+    @property
+    def conditions(self) -> Mapping[str, Tensor | TokenArrays]:
+        """What the images are conditioned on, by name: [n, ...] each"""
 
 
 class Batches(Iterator[Batch], AbstractContextManager["Batches"], Protocol):
@@ -77,13 +79,23 @@ class MicroBatch(NamedTuple):
     """What a rank takes through the model at once."""
 
     images: Tensor  # uint8 [n, C, H, W]
-    labels: Tensor  # int64 [n]
     positions: Tensor  # int64 [n]
     weights: Tensor  # float32 [n]
+    conditions: dict[str, Tensor | TokenArrays]  # [n, ...] each
 
 
 def split(batch: Batch, micro_batch: int | None) -> list[MicroBatch]:
     """The micro-batches of a rank's share, all of one shape: the loader pads shares to a multiple of `micro_batch`."""
     size = micro_batch or len(batch.images)
-    columns = [column.split(size) for column in (batch.images, batch.labels, batch.positions, batch.weights)]
-    return [MicroBatch(*columns) for columns in zip(*columns, strict=True)]
+    columns = (column.split(size) for column in (batch.images, batch.positions, batch.weights))
+    parts = [MicroBatch(images, positions, weights, {}) for images, positions, weights in zip(*columns, strict=True)]
+    for name, value in batch.conditions.items():
+        for part, piece in zip(parts, _split(value, size), strict=True):
+            part.conditions[name] = piece
+    return parts
+
+
+def _split(value: Tensor | TokenArrays, size: int) -> Iterable[Tensor | TokenArrays]:
+    if isinstance(value, Tensor):
+        return list(torch.split(value, size))
+    return [Tokens(*pair) for pair in zip(value.ids.split(size), value.lengths.split(size), strict=True)]

@@ -102,7 +102,7 @@ def evaluate(
     model.eval()
     try:
         for batch in batches:
-            noise, given = Noise(seed, "evaluate", batch.positions), condition(model, batch.labels, uses)
+            noise, given = Noise(seed, "evaluate", batch.positions), condition(model, batch.conditions, uses)
             with report_precision(precision, batch.images.device):
                 terms = model.bounds[bound].terms(batch.images, given, noise, draws)
             names = list(terms)

@@ -104,7 +104,7 @@ def fit(
                 # The ranks exchange gradients once a step, in the backward pass of the last part.
                 with state.parallel.exchanging(part is parts[-1]):
                     noise = Noise(state.noise_seed, "train", part.positions, config.batch)
-                    elbo = state.parallel(part.images, condition(state.model, part.labels), noise, state.seen)
+                    elbo = state.parallel(part.images, condition(state.model, part.conditions), noise, state.seen)
                     # DDP averages over the ranks, so their number is a factor; B is always the divisor.
                     losses = torch.where(part.weights > 0, part.weights * elbo.loss, 0.0)  # 0 x inf would be NaN
                     accelerator.backward(world_size() * losses.sum() / config.batch)

@@ -51,7 +51,9 @@ def take_more(batches: Iterator[Batch], steps: int) -> list[Batch]:
 
 def same(some: list[Batch], others: list[Batch]) -> bool:
     return len(some) == len(others) and all(
-        torch.equal(a, b) for x, y in zip(some, others, strict=True) for a, b in zip(x, y, strict=True)
+        torch.equal(a, b)
+        for x, y in zip(some, others, strict=True)
+        for a, b in zip(x.tensors(), y.tensors(), strict=True)
     )
 
 
@@ -69,9 +71,9 @@ def test_batches_have_the_images_of_the_order_for_three_epochs(index):
         located = locate(order, batch.positions.numpy())
         numbers = (first[located.shard] + located.index).tolist()
         assert numbers_of(batch) == numbers
-        assert batch.labels.tolist() == [number % 10 for number in numbers]
+        assert batch.conditions["label"].tolist() == [number % 10 for number in numbers]
         assert batch.weights.tolist() == [1.0] * 16
-        assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
+        assert (batch.images.dtype, batch.conditions["label"].dtype) == (torch.uint8, torch.int64)
         assert batch.images.shape == (16, 1, 4, 6)
         assert batch.images.is_contiguous()
 
@@ -102,7 +104,7 @@ def test_padding_is_black_with_weight_zero(index):
     assert batch.weights.tolist() == [1.0] * 16 + [0.0] * 4
     assert not batch.images[16:].any()
     assert not batch.positions[16:].any()
-    assert not batch.labels[16:].any()
+    assert not batch.conditions["label"][16:].any()
 
 
 @pytest.mark.parametrize("settings", [{}, {"cache": "1MiB"}])
@@ -126,7 +128,7 @@ def test_colour_images_come_channels_first(tmp_path):
 def test_a_set_without_labels_has_label_zero(tmp_path):
     index = write_set(tmp_path / "plain", [9], labels=False)
     assert index.classes == 0
-    assert take(index, 1, batch=8)[0].labels.tolist() == [0] * 8
+    assert take(index, 1, batch=8)[0].conditions == {}
 
 
 def test_a_set_smaller_than_a_batch_is_repeated_in_it(tmp_path):
@@ -150,7 +152,7 @@ def test_an_evaluation_has_every_image_once_in_batches_of_one_shape(index, ranks
         for batch in batches:
             positions = batch.positions[batch.weights > 0].tolist()
             assert numbers_of(batch) == positions  # the place in the set is the number
-            assert batch.labels[batch.weights > 0].tolist() == [position % 10 for position in positions]
+            assert batch.conditions["label"][batch.weights > 0].tolist() == [position % 10 for position in positions]
             seen += positions
     assert len(lengths) == 1
     assert shapes == {(7, 1, 4, 6)}

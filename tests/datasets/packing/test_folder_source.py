@@ -39,7 +39,7 @@ def contents(url: str) -> dict[int, int]:
     """The number in each image, and its label."""
     with evaluation_batches(DataConfig(shards=url, workers=0), Index.open(url), batch=50) as batches:
         batch = next(batches)
-    kept = zip(batch.images[batch.weights > 0], batch.labels[batch.weights > 0], strict=True)
+    kept = zip(batch.images[batch.weights > 0], batch.conditions["label"][batch.weights > 0], strict=True)
     return {number_of(image.numpy()): int(label) for image, label in kept}
 
 

@@ -31,7 +31,7 @@ from datasets.shards.index_files import Meta
 def unpacked(url: str) -> tuple[np.ndarray, np.ndarray]:
     """All images [M, C, H, W] and labels of a packed split, read by the loader."""
     with evaluation_batches(DataConfig(shards=url, workers=0), Index.open(url), batch=500) as batches:
-        parts = [(batch.images[batch.weights > 0], batch.labels[batch.weights > 0]) for batch in batches]
+        parts = [(batch.images[batch.weights > 0], batch.conditions["label"][batch.weights > 0]) for batch in batches]
     return np.concatenate([image.numpy() for image, _ in parts]), np.concatenate([label.numpy() for _, label in parts])
 
 

@@ -25,7 +25,7 @@ def read(reader: StepReader, steps: TrainingSteps) -> None:
     """The next step."""
     size = steps.size
     images = np.empty((size, HEIGHT, WIDTH, 1), dtype=np.uint8)
-    reader.read(BatchArrays(images, *np.zeros((2, size), dtype=np.int64), np.zeros(size, dtype=np.float32)))
+    reader.read(BatchArrays(images, np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.float32), {}))
 
 
 def held(reader: StepReader) -> int:

@@ -68,7 +68,7 @@ def held_out(spec, n, real=None):
     images[real:] = spec.levels - 1  # padding, which nobody should see
     positions = torch.arange(n)
     labels = torch.zeros(n, dtype=torch.int64)
-    return SimpleNamespace(images=images, labels=labels, positions=positions, weights=weights)
+    return SimpleNamespace(images=images, conditions={"label": labels}, positions=positions, weights=weights)
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)

@@ -43,7 +43,7 @@ def batches(n, size, spec=SPEC):
         weights = (positions < n).float()
         positions = positions.clamp(max=n - 1)
         images = torch.zeros(size, *spec.shape, dtype=torch.uint8)
-        yield SimpleNamespace(images=images, labels=positions % 10, positions=positions, weights=weights)
+        yield SimpleNamespace(images=images, conditions={"label": positions % 10}, positions=positions, weights=weights)
 
 
 def terms(n, seed=0, offset=0.0):
@@ -166,7 +166,7 @@ def test_a_rank_evaluates_as_many_images_at_once_as_it_trains_on(micro_batch, ba
     assert batch_size(micro_batch, batch, ranks) == size
 
 
-@pytest.mark.parametrize(("conditions", "classes"), [((), 10), (("label",), 0), (("label",), 10), (("clip",), 10)])
+@pytest.mark.parametrize(("conditions", "classes"), [((), 10), (("label",), 0), (("label",), 10)])
 def test_labels_are_given_to_models_that_take_them_and_the_evaluation_says_so(conditions, classes):
     class Conditioned(Table):
         @property

@@ -59,9 +59,9 @@ class Images:
     def batch(self, number):
         weights = torch.tensor([1.0, 1.0, 1.0, 0.0])
         positions = torch.arange(BATCH) + number * BATCH
-        labels = torch.zeros(BATCH, dtype=torch.int64)
+        conditions = {"label": torch.zeros(BATCH, dtype=torch.int64)}
         return SimpleNamespace(
-            images=self.levels.reshape(BATCH, 1, 1, 1), labels=labels, positions=positions, weights=weights
+            images=self.levels.reshape(BATCH, 1, 1, 1), conditions=conditions, positions=positions, weights=weights
         )
 
     def worst(self, evaluation):

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.condition_values import Condition
 from trainer.conditions import in_words, none_given
 from trainer.config import Config
 from trainer.gaussian_process import alpha
-from trainer.models.base import Bound, Condition, Model, Picture, known_conditions
+from trainer.models.base import Bound, Model, Picture, known_conditions
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
 from trainer.samplers import SamplerStep, SamplingConfig

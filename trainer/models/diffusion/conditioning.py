@@ -3,91 +3,53 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from trainer.config import Config
-from trainer.models.base import Condition
+from trainer.condition_values import Condition, hidden
+from trainer.images import ImageSpec
+from trainer.networks.conditioning import ConditionConfig, ConditionEmbedding
+from trainer.networks.embedded import Text
 from trainer.networks.float32 import in_float32
+from trainer.noise import Noise
 
 FREQUENCIES = 32  # of gamma, from one radian in 30 units to four radians a unit
 
 
-class ClassConfig(Config):
-    """An integer in 0..classes-1; negative: not known."""
-
-    kind: Literal["class"]
-    classes: PositiveInt | None = None
-    """Number of classes. null: those of the data set."""
-
-    def build(self, width: int, classes: int) -> nn.Module:
-        """Raises ValueError if there are no classes."""
-        if not (self.classes or classes):
-            raise ValueError("denoiser.conditions: the images have no classes; say how many with `classes`")
-        return ClassEmbedding(self.classes or classes, width)
-
-
-class VectorConfig(Config):
-    """A vector that somebody else's encoder made, of a caption, say; all zeros: not known."""
-
-    kind: Literal["vector"]
-    size: PositiveInt
-    """Length of the vector."""
-
-    def build(self, width: int, classes: int) -> nn.Module:
-        return nn.Linear(self.size, width, bias=False)
-
-
-ConditionConfig = Annotated[ClassConfig | VectorConfig, Field(discriminator="kind")]
-
-
-class ClassEmbedding(nn.Module):
-    """[B] int64 to [B, width]; the row after the last class is for unknown classes."""
-
-    def __init__(self, classes: int, width: int):
-        super().__init__()
-        self.classes = classes
-        self.rows = nn.Embedding(classes + 1, width)
-
-    def forward(self, label: Tensor) -> Tensor:
-        return self.rows(torch.where(label < 0, self.classes, label))
-
-
 class Conditioning(nn.Module):
-    """The noise level and every condition, as one vector an image."""
+    """The noise level and every condition: as one vector an image, and captions as a sequence too."""
 
     frequencies: Tensor
 
-    def __init__(self, width: int, conditions: dict[str, ClassConfig | VectorConfig], classes: int):
+    def __init__(self, width: int, conditions: Mapping[str, ConditionConfig], spec: ImageSpec):
         super().__init__()
         self.register_buffer(
             "frequencies", torch.exp(torch.linspace(math.log(1 / 30), math.log(4), FREQUENCIES)), persistent=False
         )
         self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.conditions = nn.ModuleDict({name: config.build(width, classes) for name, config in conditions.items()})
+        self.conditions = ConditionEmbedding(conditions, width, spec)
 
-    def forward(self, gamma: Tensor, condition: Condition) -> Tensor:
+    def forward(self, gamma: Tensor, condition: Condition, noise: Noise) -> tuple[Tensor, Text | None]:
         """[B, width] from gamma [B] and `condition`; missing entries count as unknown."""
         angles = gamma[:, None] * self.frequencies.to(gamma.dtype)
-        embedding = in_float32(self.level, torch.cat([angles.sin(), angles.cos()], 1))
-        for name, module in self.conditions.items():
-            known = (condition or {}).get(name)
-            if known is not None:
-                embedding = embedding + module(known)
-            elif isinstance(module, ClassEmbedding):
-                embedding = embedding + module.rows.weight[-1]
-        return embedding
+        level = in_float32(self.level, torch.cat([angles.sin(), angles.cos()], 1))
+        vector, text = self.conditions(condition, noise)
+        return level if vector is None else level + vector, text
 
 
-def dropped(condition: Condition, drop: Tensor) -> Condition:
-    """`condition` replaced by unknown where drop [B] is true (Ho and Salimans 2022, arXiv 2207.12598)."""
+def dropped(condition: Condition, noise: Noise, dropout: float | Mapping[str, float]) -> Condition:
+    """`condition` with values replaced by unknown at random (Ho and Salimans 2022, arXiv 2207.12598).
+
+    `dropout`: the probability that all conditions of an image are hidden together, or one for each condition by name.
+    """
     if condition is None:
         return None
-    unknown = {name: -1 if not value.is_floating_point() else 0 for name, value in condition.items()}
+    if isinstance(dropout, float | int):
+        where = noise.uniform("condition") < dropout
+        return {name: hidden(value, where) for name, value in condition.items()}
     return {
-        name: torch.where(drop.reshape(-1, *[1] * (value.dim() - 1)), unknown[name], value)
+        name: hidden(value, noise.uniform(f"condition/{name}") < dropout.get(name, 0.0))
         for name, value in condition.items()
     }

@@ -9,11 +9,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from trainer.condition_values import Condition
 from trainer.config import Config
 from trainer.images import ImageSpec
-from trainer.models.base import Condition
-from trainer.models.diffusion.conditioning import ConditionConfig, Conditioning
+from trainer.models.diffusion.conditioning import Conditioning
 from trainer.models.diffusion.predictions import LevelsConfig, PredictionConfig
+from trainer.networks.conditioning import ConditionConfig
 from trainer.networks.denoiser_mlp import DenoiserMlpConfig
 from trainer.networks.dit import DitConfig
 from trainer.networks.unet import UnetConfig
@@ -39,11 +40,11 @@ class DenoiserConfig(Config):
     embedding: PositiveInt = 128
     """Width of the embedding of noise level and conditions."""
     conditions: dict[str, ConditionConfig] = {}
-    """What the model is conditioned on, by name: `label: {kind: class}`."""
+    """What the model is conditioned on, by the names of `data.conditions`: `label: {kind: class}`."""
 
-    def build(self, shape: tuple[int, int, int], spec: ImageSpec | None, classes: int = 0) -> Denoiser:
-        """For z of shape (C, H, W); `spec` where they are noisy images, `classes` those of the data set."""
-        return Denoiser(self, shape, spec, classes)
+    def build(self, shape: tuple[int, int, int], images: ImageSpec, latent: bool = False) -> Denoiser:
+        """For z of shape (C, H, W): noisy images of the data set unless they are `latent`."""
+        return Denoiser(self, shape, images, latent)
 
 
 class Denoiser(nn.Module):
@@ -52,14 +53,16 @@ class Denoiser(nn.Module):
     The network may run in bfloat16; the estimates have the dtype of z.
     """
 
-    def __init__(self, config: DenoiserConfig, shape: tuple[int, int, int], spec: ImageSpec | None, classes: int):
+    def __init__(self, config: DenoiserConfig, shape: tuple[int, int, int], images: ImageSpec, latent: bool):
         super().__init__()
         self.fourier = config.fourier
-        self.prediction = config.prediction.build(spec)
-        self.conditioning = Conditioning(config.embedding, config.conditions, classes)
+        self.prediction = config.prediction.build(None if latent else images)
+        self.conditioning = Conditioning(config.embedding, config.conditions, images)
         inputs = shape[0] * (1 + 2 * len(config.fourier))
         outputs = shape[0] * self.prediction.outputs_per_channel
-        self.network = config.network.build(shape, inputs, outputs, config.embedding)
+        self.network = config.network.build(
+            shape, inputs, outputs, config.embedding, self.conditioning.conditions.text_width
+        )
 
     def forward(self, z: Tensor, gamma: Tensor, condition: Condition, noise: Noise) -> Denoised:
         """Estimates of x and eps [B, C, H, W] from z [B, C, H, W] at gamma [B]."""
@@ -67,5 +70,6 @@ class Denoiser(nn.Module):
         for exponent in self.fourier:  # VDM, appendix C: they resolve differences of less than a level
             angle = 2**exponent * math.pi * z
             features += [angle.sin(), angle.cos()]
-        output = self.network(torch.cat(features, 1), self.conditioning(gamma, condition), noise)
+        embedding, text = self.conditioning(gamma, condition, noise)
+        output = self.network(torch.cat(features, 1), embedding, noise, text)
         return self.prediction(output.to(z.dtype), z, gamma)

@@ -6,17 +6,18 @@ Kingma et al. 2021 (VDM, arXiv 2107.00630): the hierarchy of the source text, eq
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from trainer.condition_values import Condition
 from trainer.config import Config
 from trainer.distributed.interruption import interruption_point
 from trainer.gaussian_process import alpha, diffuse, posterior, prior_rate, sigma
 from trainer.images import ImageSpec
-from trainer.models.base import Condition, ModelConfigBase
+from trainer.models.base import ModelConfigBase
 from trainer.models.diffusion.conditioning import dropped
 from trainer.models.diffusion.denoiser import DenoiserConfig
 from trainer.models.diffusion.weightings import BoundConfig, WeightingConfig
@@ -25,6 +26,8 @@ from trainer.normal import Normal
 from trainer.samplers import SAMPLERS, SamplerStep, SamplingConfig, noise_levels
 from trainer.samplers.base import Denoise, Denoised
 from trainer.schedules import LinearConfig, NoiseScheduleConfig
+
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 CHAIN = 128  # steps of the importance-weighted bound of a model in continuous time
 
@@ -41,8 +44,9 @@ class DiffuserConfig(ModelConfigBase):
     """T, the number of latents of a discrete-time model. null: continuous time, the limit of infinitely many."""
     weighting: WeightingConfig = BoundConfig()
     """Weighting of the training loss over noise levels. The reported bound is not weighted."""
-    condition_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a training image's conditions are hidden, for guidance and unconditional samples."""
+    condition_dropout: Probability | dict[str, Probability] = 0.0
+    """Probability that a training image's conditions are hidden, for guidance and unconditional samples: of all
+    together, or of each by name."""
     sampling: SamplingConfig = SamplingConfig()
     """Defaults of sampling, in training and on the command line."""
 
@@ -67,18 +71,17 @@ class Rates(NamedTuple):
 class Diffuser(nn.Module):
     """Noise schedule and denoiser: the chain z_1 .. z_0 above any x [B, *shape], its part of the bound, its samples."""
 
-    def __init__(
-        self, config: DiffuserConfig, shape: tuple[int, int, int], spec: ImageSpec | None = None, classes: int = 0
-    ):
+    def __init__(self, config: DiffuserConfig, shape: tuple[int, int, int], images: ImageSpec, latent: bool = False):
+        """`shape` of x; `images`: the data set's, which x are the scaled levels of unless x is `latent`."""
         super().__init__()
         self.shape, self.steps, self.weighting = shape, config.steps, config.weighting
         self.sampling, self.condition_dropout = config.sampling, config.condition_dropout
         self.schedule = config.schedule.build()
-        self.denoiser = config.denoiser.build(shape, spec, classes)
+        self.denoiser = config.denoiser.build(shape, images, latent)
 
     def forward(self, x: Tensor, condition: Condition, noise: Noise) -> Rates:
         if noise.purpose == "train" and self.condition_dropout:
-            condition = dropped(condition, noise.uniform("condition") < self.condition_dropout)
+            condition = dropped(condition, noise, self.condition_dropout)
         eps = noise.normal("eps", self.shape)
         gamma, slope = self.level(noise.stratified("t"))
         denoised = self.denoiser(diffuse(x, eps, gamma), gamma, condition, noise)

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trainer.condition_values import Condition
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha, diffuse
 from trainer.images import ImageSpec
-from trainer.models.base import Bound, Condition
+from trainer.models.base import Bound
 from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.diffusion.flow import flow_log_density
@@ -38,7 +39,7 @@ class Diffusion(DiffusionBase):
     def __init__(self, config: DiffusionConfig, spec: ImageSpec):
         super().__init__()
         self.spec = spec
-        self.diffuser = Diffuser(config, spec.shape, spec, spec.classes)
+        self.diffuser = Diffuser(config, spec.shape, spec)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         x = self.spec.scaled(images, noise.dtype)

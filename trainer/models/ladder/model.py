@@ -16,11 +16,11 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer.condition_values import Condition
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
-from trainer.models.base import Condition
 from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.ladder.config import StageConfig
 from trainer.models.ladder.group import Draw

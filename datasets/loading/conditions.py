@@ -1,0 +1,97 @@
+"""The conditions of a set as its configuration asks for them, checked against what its samples have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from datasets.conditions.captions import TextCondition, caption_of, split_source
+from datasets.conditions.classes import ClassCondition
+from datasets.conditions.condition import Condition
+from datasets.conditions.config import ClassConfig, GeometryConfig, TextConfig, VectorConfig
+from datasets.conditions.geometry import GeometryCondition
+from datasets.conditions.vectors import VectorCondition
+from datasets.config import DataConfig
+from datasets.errors import DataError
+from datasets.images.decode import LABEL
+from datasets.images.transform import Transform
+from datasets.order.order import Range
+from datasets.reading.shard_reader import ShardReader
+from datasets.shards.index import Index
+
+_LOOKED_AT = 8  # shards, and samples of each, in which a member or field must occur
+
+
+def conditions_of(
+    config: DataConfig,
+    index: Index,
+    tokenizers: Mapping[str, str],
+    seed: int | None,
+    transform: Transform | None = None,
+) -> tuple[Condition, ...]:
+    """What images of `index` are conditioned on; without `data.conditions` the `label`, if the set has classes.
+
+    `tokenizers`: the contents of a tokenizer.json for each text condition. `seed`: of the choice between captions.
+    """
+    if not config.conditions:
+        return (ClassCondition("label", index.classes),) if index.classes else ()
+    found: list[Condition] = []
+    for name, given in config.conditions.items():
+        match given:
+            case ClassConfig():
+                found.append(ClassCondition(name, index.classes))
+            case TextConfig():
+                tokenizer = tokenizers[name]
+                found.append(
+                    TextCondition(
+                        name, given.members, given.shares, given.max_tokens, tokenizer, given.missing, seed or 0
+                    )
+                )
+            case VectorConfig():
+                found.append(VectorCondition(name, given.member, given.size))
+            case GeometryConfig():
+                found.append(GeometryCondition(name, transform))
+    return tuple(found)
+
+
+def check_conditions(config: DataConfig, index: Index) -> None:
+    """Raises DataError if the set does not have what `data.conditions` names, as far as its first shards tell."""
+    for name, given in config.conditions.items():
+        match given:
+            case ClassConfig():
+                if not index.classes:
+                    raise DataError(f"data.conditions.{name}: {index.url}: its samples have no label (.{LABEL})")
+            case TextConfig():
+                for source in given.members:
+                    _check_source(name, source, index)
+            case VectorConfig():
+                _check_member(name, given.member, index)
+            case GeometryConfig():
+                pass
+
+
+def _check_source(name: str, source: str, index: Index) -> None:
+    extension, path = split_source(source)
+    shard = _check_member(name, extension, index)
+    if not path:
+        return
+    reader = ShardReader(index, members=(extension,))
+    held = reader.read(Range(shard, 0, min(_LOOKED_AT, int(index.counts[shard]))))
+    for row in range(held.rows.stop):
+        data = reader.member(held, row, extension)
+        if data is not None and caption_of(data, source).problem in ("", "empty"):
+            return
+    key = reader.where(held, 0)[1]
+    raise DataError(f"data.conditions.{name}: {index.where(shard)}: sample {key!r}: its .json has no text {source!r}")
+
+
+def _check_member(name: str, extension: str, index: Index) -> int:
+    """The first shard that has members with an extension."""
+    seen: set[str] = set()
+    for shard in range(min(_LOOKED_AT, len(index))):
+        there = {column.removesuffix(".offset") for column in index.members(shard).column_names} - {"key"}
+        there = {column for column in there if not column.endswith((".size", ".crc32"))}
+        if extension in there:
+            return shard
+        seen |= there
+    listed = ", ".join(sorted(seen))
+    raise DataError(f"data.conditions.{name}: {index.url}: its samples have no member .{extension}; they have {listed}")

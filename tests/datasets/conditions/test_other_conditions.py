@@ -1,0 +1,87 @@
+"""Vectors, classes and the geometry of crops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.conditions.vectors import decode_vector
+from datasets.config import DataConfig
+from datasets.errors import DataError
+from datasets.loading.build import training_batches
+from tests.datasets.conditions.captioned_sets import members_of, npy, write_captioned
+from tests.datasets.small_sets import HEIGHT, WIDTH, number_of
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    def members(number):
+        return {} if number == 2 else members_of(number)
+
+    return write_captioned(tmp_path_factory.mktemp("set"), [16], members, label=True)
+
+
+def batch_of(index, conditions, **settings):
+    config = DataConfig(
+        shards=index.url, conditions=conditions, **{"streams": 1, "window": 16, "cache": 0, "workers": 0} | settings
+    )
+    with training_batches(config, index, seed=5, batch=16) as batches:
+        return next(batches), batches.unknown
+
+
+@pytest.mark.parametrize("settings", [{}, {"workers": 1}, {"cache": 1 << 20}])
+def test_vectors_and_classes_lie_beside_their_images(index, settings):
+    conditions = {"clip": {"kind": "vector", "member": "clip.npy", "size": 3}, "kind": {"kind": "class"}}
+    batch, unknown = batch_of(index, conditions, **settings)
+    numbers = [number_of(image[0].numpy()) for image in batch.images]
+    expected = [[0, 0, 0] if number == 2 else [number, number + 1, number + 2] for number in numbers]
+    assert batch.conditions["clip"].tolist() == expected
+    assert batch.conditions["clip"].dtype == torch.float32
+    assert batch.conditions["kind"].tolist() == [number % 10 for number in numbers]
+    assert unknown == {"clip/missing": 1}
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache": 1 << 20}])
+def test_the_geometry_is_that_of_the_crop(index, settings):
+    transform = {"size": [2, 2], "crop": "random", "scale": [1, 1]}
+    batch, _ = batch_of(index, {"crop": {"kind": "geometry"}}, transform=transform, **settings)
+    plain, _ = batch_of(index, {"crop": {"kind": "geometry"}}, **settings)
+    assert plain.conditions["crop"].tolist() == [[HEIGHT, WIDTH, 0, 0]] * 16
+    whole = {int(position): image for position, image in zip(plain.positions, plain.images, strict=True)}
+    lefts = set()
+    for position, (height, width, top, left) in zip(
+        batch.positions.tolist(), batch.conditions["crop"].tolist(), strict=True
+    ):
+        assert (height, width, top) == (HEIGHT, WIDTH, 0)  # the largest square is as high as the image
+        lefts.add(left)
+        assert position in whole
+    assert len(lefts) > 1
+    assert min(lefts) >= 0
+    assert max(lefts) <= WIDTH - HEIGHT
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"no file", "not a .npy"),
+        (npy(np.zeros(4, np.float32)), "float32 of 4, expected 3 floats"),
+        (npy(np.zeros(3, np.int64)), "int64 of 3"),
+        (npy(np.array([1, np.nan, 0], np.float32)), "not all of its numbers are finite"),
+        (npy(np.array([1, None, 0])), "not a .npy"),
+        (
+            b"\x93NUMPY\x01\x00\x76\x00"
+            + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }".ljust(117)
+            + b"\n",
+            "npy",
+        ),
+        (npy(np.zeros(3000, np.float32)), "bytes for a vector of 3 numbers"),
+    ],
+)
+def test_other_bytes_are_no_vector(data, reason):
+    with pytest.raises(DataError, match=reason):
+        decode_vector(data, 3, "clip.npy")
+
+
+def test_half_precision_is_read(index):
+    assert decode_vector(npy(np.array([[0.5, 1, 2]], np.float16)), 3, "clip.npy").tolist() == [0.5, 1, 2]
