@@ -19,7 +19,7 @@ from tests.jobs.images import write_images
 def test_streams_images_and_held_out_set_come_from_the_data(config_file: Callable[..., Path]) -> None:
     run = resolve(load_config(str(config_file(data={"streams": "auto"}))))
     assert run.streams == run.config.data.streams == 64
-    assert run.spec == (1, 8, 8, 17, 10)
+    assert run.spec == ImageSpec(1, 8, 8, 17, 10)
     assert (run.index.images, run.held_out.images) == (1527, 270)
     assert resolve(load_config(str(config_file(data={"validation": ""})))).held_out is None
 

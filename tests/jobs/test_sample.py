@@ -40,7 +40,7 @@ def a_run(folder: Path, config=DIFFUSION, spec=DIGITS, class_names: tuple[str, .
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.2)
     model.class_names = class_names
-    write_model(Storage(str(folder)), describe(config, model), model.state_dict())
+    write_model(Storage(str(folder)), describe(config, model), model.state_dict(), {})
     return str(folder)
 
 

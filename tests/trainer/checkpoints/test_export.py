@@ -56,7 +56,7 @@ def finish(folder, name="vae-mlp", seed=0):
     model = build(name, seed)
     _, config = ALL_MODELS[name]
     description = describe(TypeAdapter(ModelConfig).validate_python(config), model)
-    write_model(Storage(folder), description | {"images_seen": 3}, model.state_dict())
+    write_model(Storage(folder), description | {"images_seen": 3}, model.state_dict(), {})
     return model
 
 
