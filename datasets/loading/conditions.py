@@ -40,7 +40,8 @@ def conditions_of(
             case ClassConfig():
                 found.append(ClassCondition(name, index.classes))
             case TextConfig():
-                tokenizer = tokenizers[name]
+                if (tokenizer := tokenizers.get(name)) is None:
+                    continue  # a model that does not take this caption
                 found.append(
                     TextCondition(
                         name, given.members, given.shares, given.max_tokens, tokenizer, given.missing, seed or 0

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from datasets.config import DataConfig
 from datasets.shards.index import Index
 from jobs.errors import ConfigError
 from trainer.models.base import ModelConfigBase
 
 
-def check_fed(model: ModelConfigBase, index: Index) -> None:
+def check_fed(model: ModelConfigBase, data: DataConfig, index: Index) -> None:
     """Raises ConfigError in one line for a condition of the model that the training images do not have, or have of
     another kind: it would stay unknown for ever, and the model unconditional.
     """
     if not model.CONDITIONS:
         return
-    fed = {"label": "class"} if index.classes else {}
+    fed: dict[str, str] = {name: condition.kind for name, condition in data.conditions.items()}
+    if not fed and index.classes:
+        fed = {"label": "class"}
     wanted: Any = model
     for part in model.CONDITIONS.split("."):
         wanted = getattr(wanted, part)
@@ -23,7 +26,7 @@ def check_fed(model: ModelConfigBase, index: Index) -> None:
         key = f"model.{model.CONDITIONS}.{name}"
         if name not in fed:
             has = ", ".join(f"{other} ({kind})" for other, kind in fed.items())
-            given = f"it has {has}" if fed else "its images have no labels"
+            given = f"they have {has}" if fed else "the images have no labels, and data.conditions is empty"
             raise ConfigError(f"{key}: nothing in the data feeds this condition; {given}: {index.url}")
         if condition.kind != fed[name]:
             raise ConfigError(f"{key}.kind: is {condition.kind}; {name} of the data is of kind {fed[name]}")

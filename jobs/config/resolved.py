@@ -63,7 +63,7 @@ class ResolvedRun:
         """
         config = self.config.model
         if new or not Storage(self.config.run).exists(DESCRIPTION):  # older runs may have more conditions
-            check_fed(config, self.index)
+            check_fed(config, self.config.data, self.index)
         torch.manual_seed(self.config.seed)
         try:
             recorded = recorded_config(Storage(self.config.run)) if config.URLS and not new else None

@@ -14,6 +14,7 @@ from jobs.errors import ConfigError
 from jobs.run.training import train_rank
 from jobs.size import size_report
 from tests.jobs.images import write_images
+from trainer.images import ImageSpec
 
 
 def test_streams_images_and_held_out_set_come_from_the_data(config_file: Callable[..., Path]) -> None:

@@ -34,7 +34,9 @@ def bent(module):
 
 def gaussian_rates(schedule: dict, steps: int | None = None):
     """The production terms for x ~ N(.3, .25) with the optimal denoiser, integrated over x, eps and t."""
-    diffuser = bent(Diffuser(DiffuserConfig(schedule=schedule, steps=steps, denoiser=MLP), (1, 1, 1)))
+    diffuser = bent(
+        Diffuser(DiffuserConfig(schedule=schedule, steps=steps, denoiser=MLP), (1, 1, 1), ImageSpec(1, 1, 1))
+    )
     diffuser.denoiser = Optimal(0.3, 0.25)
     nodes, weights = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(4))
     if steps:

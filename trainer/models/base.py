@@ -193,8 +193,6 @@ def known_conditions(model: Model) -> list[str]:
     return [name for name in model.conditions if name != "label" or model.spec.classes]
 
 
-def condition(
-    model: Model, given: Mapping[str, Tensor | TokenArrays], uses: ConditionUses | None = None
-) -> Condition:
+def condition(model: Model, given: Mapping[str, Tensor | TokenArrays], uses: ConditionUses | None = None) -> Condition:
     """The conditions of a batch, those that the model takes and `uses` (None: all) does not leave out."""
     return as_condition(given, {name for name in known_conditions(model) if uses is None or uses[name] != "none"})

@@ -36,7 +36,10 @@ class DiffusionBase(Model):
 
     @property
     def hidden_in_training(self) -> Mapping[str, float]:
-        return dict.fromkeys(self.conditions, self.diffuser.condition_dropout)
+        dropout = self.diffuser.condition_dropout
+        if isinstance(dropout, dict):
+            return dict.fromkeys(self.conditions, 0.0) | dropout
+        return dict.fromkeys(self.conditions, dropout)
 
     @property
     def bounds(self) -> Mapping[str, Bound]:
