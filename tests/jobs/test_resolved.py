@@ -84,11 +84,11 @@ def conditioned(**conditions: object) -> dict[str, object]:
     [
         (
             {"class": {"kind": "class"}},
-            "model.denoiser.conditions.class: nothing in the data feeds this condition; it has label (class): ",
+            "model.denoiser.conditions.class: nothing in the data feeds this condition; they have label (class): ",
         ),
         (
             {"label": {"kind": "class"}, "clip": {"kind": "vector", "size": 4}},
-            "model.denoiser.conditions.clip: nothing in the data feeds this condition; it has label (class): ",
+            "model.denoiser.conditions.clip: nothing in the data feeds this condition; they have label (class): ",
         ),
         (
             {"label": {"kind": "vector", "size": 4}},
@@ -115,6 +115,6 @@ def test_images_without_labels_feed_no_label(config_file: Callable[..., Path], t
     bare = str(write_images(tmp_path / "bare", levels=17))
     path = config_file(model=conditioned(label={"kind": "class"}), data={"shards": bare, "validation": ""})
     with pytest.raises(
-        ConfigError, match=r"label: nothing in the data feeds this condition; its images have no labels"
+        ConfigError, match=r"label: nothing in the data feeds this condition; the images have no labels"
     ):
         resolve(load_config(str(path))).build_model()
