@@ -8,6 +8,7 @@ import torch
 from trainer.images import ImageSpec
 from trainer.models.hvae import HvaeConfig
 from trainer.noise import Noise
+from trainer.normal import at_least, at_most
 
 # z_3 -> z_2 -> z_1 -> x: N(a_t z_t, s_t^2) with an exact q, at x = 1.3. An image's pixel is x = 1 here: the last step
 # is that of x / 1.3, whose density is 1.3 times that of x.
@@ -138,3 +139,36 @@ def test_reconstruction_from_the_upper_levels_knows_nothing_of_the_lower_draws()
     assert torch.equal(top[0], top[1])
     assert not torch.equal(*model.reconstruct(images, None, noise, levels=2))
     torch.testing.assert_close(model.reconstruct(images, None, noise, levels=3), model.reconstruct(images, None, noise))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_one_image_cannot_blow_up_the_bound(sign):
+    """Log-scales far out on either side, and means that miss each other by 100 in every dimension."""
+    torch.manual_seed(0)
+    latents = (8, 4)
+    model = HvaeConfig(kind="hvae", latents=latents, hidden=[], encoder={"kind": "mlp", "hidden": []}).build(
+        ImageSpec(1, 4, 4, 17)
+    )
+    with torch.no_grad():
+        for transition, outputs in ((model.up[0], 4), (model.down[0], 8)):
+            transition.linear.weight.zero_()
+            transition.linear.bias[outputs:] = sign * 1e4
+        model.down[0].linear.bias[:8] = 100.0
+        model.encoder[1][0].bias[8:] = 1e4  # q(z_1 | x)
+    images = torch.zeros(64, 1, 4, 4, dtype=torch.uint8)
+    rates = model(images, None, Noise(0, "evaluate", torch.arange(64)), torch.tensor(0.0)).rates
+    farthest = 100 + 5 * math.exp(2.0)
+    assert rates["z1"].max() < 8 * (farthest**2 * math.exp(6) / 2 + 10)  # e^10 / 2 before
+    assert rates["z2"].max() < 4 * math.exp(2) / 2  # 4 * e^10 / 2 before
+    assert all(rate.isfinite().all() for rate in rates.values())
+
+
+def test_trained_scales_are_not_touched():
+    scales = torch.linspace(-2.5, 0.5, 101, dtype=torch.float64)
+    assert torch.equal(at_most(scales, 1.0), scales)
+    assert torch.equal(at_least(scales, -3.0), scales)
+    wild = torch.tensor([-1e6, -5.0, 5.0, 1e6], dtype=torch.float64, requires_grad=True)
+    both = at_least(at_most(wild, 1.0), -3.0)
+    assert both.tolist() == pytest.approx([-3.0, -3.0, 1.0, 1.0], abs=1e-3)
+    both.sum().backward()
+    assert wild.grad.isfinite().all()

@@ -36,11 +36,13 @@ def exponent(width: float) -> float:
 
 
 def combination(stored: Sequence[Snapshot], wanted: Snapshot) -> NDArray[np.float64]:
-    """[len(stored)] factors of the snapshots in the combination nearest to the profile of `wanted` (algorithm 3)."""
+    """[len(stored)] factors of the snapshots in the combination nearest to the profile of `wanted` (algorithm 3), scaled
+    to a sum of 1: an average of equal weights is those weights.
+    """
     products = np.array([[_product(a, b) for b in stored] for a in stored])
     target = np.array([_product(a, wanted) for a in stored])
     factors: NDArray[np.float64] = np.linalg.lstsq(products, target, rcond=1e-12)[0]
-    return factors
+    return factors / factors.sum()
 
 
 def _product(a: Snapshot, b: Snapshot) -> float:

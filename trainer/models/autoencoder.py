@@ -9,11 +9,14 @@ from trainer.likelihoods import LikelihoodConfig
 from trainer.models.base import Model
 from trainer.networks import NetworkConfig
 from trainer.noise import Noise
-from trainer.normal import Normal, bounded
+from trainer.normal import WIDEST, Normal, at_most, bounded
 
 
 class Autoencoder(Model):
     """q(z | x) = N(m(x), s(x)^2 I) and p(x | z) for the latent z next to the image, a vector of size `width`."""
+
+    widest = WIDEST
+    """Bound on the log-scale of q(z | x), for p(z) = N(0, I)."""
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class Autoencoder(Model):
     def encode(self, images: Tensor, noise: Noise) -> Normal:
         """q(z | x) (equation 19)."""
         mean, log_scale = self.encoder(self.spec.scaled(images, noise.dtype)).to(noise.dtype).chunk(2, dim=1)
-        return Normal(mean, bounded(log_scale))
+        return Normal(mean, at_most(bounded(log_scale), self.widest))
 
     def decode(self, z: Tensor) -> Tensor:
         """The parameters of p(x | z), in the dtype of z also under autocast."""

@@ -22,7 +22,13 @@ from trainer.networks import MlpConfig, NetworkConfig
 from trainer.networks.mlp import Activation, mlp
 from trainer.networks.residual import zeroed
 from trainer.noise import Noise
-from trainer.normal import Normal, bounded
+from trainer.normal import WIDEST, Normal, at_least, at_most, bounded
+
+NARROWEST = -3.0
+"""Smallest log-scale of p(z_t | z_t+1): a draw of q at distance d from its mean costs at most d^2 e^6 / 2 nats. Trained
+ones are above -2."""
+WIDE = 2.0
+"""Largest log-scale of q below the top, whose prior has learned scales (up to e^0.8 measured)."""
 
 
 class HvaeConfig(WeightedRates):
@@ -54,6 +60,7 @@ class Hvae(Autoencoder, Hierarchy):
         super().__init__(spec, config.latents[0], config.encoder, config.decoder, config.likelihood)
         self.config, self.latents, self.levels = config, config.latents, len(config.latents)
         pairs = list(itertools.pairwise(self.latents))
+        self.widest = self._widest(1)  # of q(z_1 | x)
         self.up = nn.ModuleList(Transition(low, high, config) for low, high in pairs)  # [t - 2] is q(z_t | z_t-1)
         self.down = nn.ModuleList(Transition(high, low, config) for low, high in pairs)  # [t - 2] is p(z_t-1 | z_t)
 
@@ -61,13 +68,20 @@ class Hvae(Autoencoder, Hierarchy):
         """From q(z_1 | x): the factors of q and a draw of z_1 .. z_T from them (equation 22)."""
         q, z = [first], [first.sample(self._eps(noise, 1))]
         for level, up in enumerate(self.up, start=2):
-            q.append(up(z[-1]))
+            proposed = up(z[-1])
+            q.append(Normal(proposed.mean, at_most(proposed.log_scale, self._widest(level))))
             z.append(q[-1].sample(self._eps(noise, level)))
         return q, z
 
     def priors(self, z: list[Tensor]) -> list[Normal]:
         """p(z_1 | z_2) .. p(z_T-1 | z_T), p(z_T) (equation 23)."""
-        return [*(down(above) for down, above in zip(self.down, z[1:], strict=True)), Normal.standard(z[-1])]
+        p = [self.prior(level, above) for level, above in enumerate(z[1:], start=1)]
+        return [*p, Normal.standard(z[-1])]
+
+    def prior(self, level: int, above: Tensor) -> Normal:
+        """p(z_t | z_t+1) for t = `level` < T."""
+        p = self.down[level - 1](above)
+        return Normal(p.mean, at_least(p.log_scale, NARROWEST))
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         q, z = self.ascend(self.encode(images, noise), noise)
@@ -84,7 +98,7 @@ class Hvae(Autoencoder, Hierarchy):
         z = temperature * self._eps(held(noise, shared_levels > 0), self.levels)
         for level in range(self.levels - 1, 0, -1):
             shared = self.levels - level < shared_levels
-            z = self.down[level - 1](z).sample(temperature * self._eps(held(noise, shared), level))
+            z = self.prior(level, z).sample(temperature * self._eps(held(noise, shared), level))
         return self.likelihood.mean(self.decode(z))
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise, levels: int | None = None) -> Tensor:
@@ -103,6 +117,10 @@ class Hvae(Autoencoder, Hierarchy):
                 weight = weight + p_t.log_prob(z_t) - q_t.log_prob(z_t)
             weights.append(weight)
         return torch.stack(weights, dim=1)
+
+    def _widest(self, level: int) -> float:
+        """Bound on the log-scale of q(z_t | ...)."""
+        return WIDEST if level == self.levels else WIDE
 
     def _eps(self, noise: Noise, level: int) -> Tensor:
         return noise.normal(f"z{level}", (self.latents[level - 1],))

@@ -72,9 +72,10 @@ def test_a_stored_average_is_itself():
     np.testing.assert_allclose(combination(stored, stored[3]), [0, 0, 0, 1, 0, 0], atol=1e-8)
 
 
-def test_factors_of_a_combination_add_up_to_one():
+@pytest.mark.parametrize("width", [0.01, 0.08, 0.25, 0.28])
+def test_factors_of_a_combination_add_up_to_one(width):
     stored = [Snapshot(images, width) for images in range(100, 1100, 100) for width in WIDTHS]
-    assert combination(stored, Snapshot(1000, 0.08)).sum() == pytest.approx(1, abs=0.01)
+    assert combination(stored, Snapshot(1000, width)).sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_no_snapshots_and_a_time_beyond_them_are_told_in_one_line(tmp_path):

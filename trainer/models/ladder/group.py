@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainer.models.ladder.config import StageConfig
 from trainer.networks.cells import Cells
 from trainer.networks.residual import scale_down
-from trainer.normal import Normal, bounded
+from trainer.normal import WIDEST, Normal, at_most, bounded
 
 
 class Draw(NamedTuple):
@@ -62,4 +62,4 @@ class Group(nn.Module):
 
 def residual_normal(p: Normal, shift: Tensor, log_ratio: Tensor) -> Normal:
     """N(mu + shift, (sigma * ratio)^2) for p = N(mu, sigma^2), the ratio bounded (NVAE, Vahdat 2020, section 3.2)."""
-    return Normal(p.mean + shift, p.log_scale + bounded(log_ratio))
+    return Normal(p.mean + shift, p.log_scale + at_most(bounded(log_ratio), WIDEST))
