@@ -36,8 +36,9 @@ def exponent(width: float) -> float:
 
 
 def combination(stored: Sequence[Snapshot], wanted: Snapshot) -> NDArray[np.float64]:
-    """[len(stored)] factors of the snapshots in the combination nearest to the profile of `wanted` (algorithm 3), scaled
-    to a sum of 1: an average of equal weights is those weights.
+    """[len(stored)] factors of the snapshots in the combination nearest to the profile of `wanted` (algorithm 3).
+
+    They are scaled to a sum of 1: an average of equal weights is those weights.
     """
     products = np.array([[_product(a, b) for b in stored] for a in stored])
     target = np.array([_product(a, wanted) for a in stored])
