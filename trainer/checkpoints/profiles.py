@@ -42,8 +42,9 @@ def combination(stored: Sequence[Snapshot], wanted: Snapshot) -> NDArray[np.floa
     """
     products = np.array([[_product(a, b) for b in stored] for a in stored])
     target = np.array([_product(a, wanted) for a in stored])
-    factors: NDArray[np.float64] = np.linalg.lstsq(products, target, rcond=1e-12)[0]
-    return factors / factors.sum()
+    nearest = np.linalg.lstsq(products, target, rcond=1e-12)[0]
+    factors: NDArray[np.float64] = nearest / nearest.sum()
+    return factors
 
 
 def _product(a: Snapshot, b: Snapshot) -> float:
