@@ -22,7 +22,8 @@ from jobs.cli import command_parser, run
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
 
-_MOST = 1000  # bad samples that are printed
+_MOST = 1000  # bad samples that --on-bad stop prints
+_SOME = 20  # that are printed where they are too many
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
             with tqdm(unit=" shards", disable=not sys.stderr.isatty()) as bar:
                 done = index_shards(url, location, how, scan, bar.update)
         except BadSamplesError as error:
-            _print_bad(error)
+            _print_bad(error, _MOST if options.on_bad == "stop" else _SOME)
             raise
         _print_index(url, location, done)
     return 0
@@ -80,14 +81,14 @@ def _warnings(url: str, location: str, done: Indexed, images: int) -> Iterator[s
             )
 
 
-def _print_bad(error: BadSamplesError) -> None:
+def _print_bad(error: BadSamplesError, most: int) -> None:
     rows = error.quarantine.num_rows
     if rows == 1:  # the error names it
         return
-    for line in describe_quarantine(error.url, error.quarantine.slice(0, _MOST)):
+    for line in describe_quarantine(error.url, error.quarantine.slice(0, most)):
         print(line, file=sys.stderr)
-    if rows > _MOST:
-        print(f"and {rows - _MOST:,} more", file=sys.stderr)
+    if rows > most:
+        print(f"and {rows - most:,} more", file=sys.stderr)
 
 
 def _scan_all(

@@ -7,6 +7,7 @@ of a Ray cluster if submitted to one (`ray job submit`).
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from functools import partial
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from cluster.storage.storage import absolute
+from cluster.storage.storage import absolute, is_local
 from datasets.config import parse_bytes
 from datasets.images.decode import BACKGROUND
 from datasets.images.kinds import MAX_PIXELS
@@ -82,6 +83,8 @@ def _source(options: argparse.Namespace) -> Source:
         return Icons(height, width, options.levels, options.colour)
     if not options.input:
         raise ConfigError(f"--source {options.source}: give the folder (path or URL) of its files by --from")
+    if is_local(options.input):
+        options.input = os.path.expanduser(options.input)
     if options.source == "folder":
         return ImageFolder(options.input, options.held_out, not options.no_classes, options.follow_links)
     if options.source == "idx":

@@ -48,14 +48,14 @@ def is_local(url: str) -> bool:
 
 
 def absolute(url: str) -> str:
-    """The URL, with a relative local path made absolute: it then means the same in every process of a job.
+    """The URL, with a relative local path, or one that begins with ~, made absolute.
 
-    Raises `StorageError` for a URL without a bucket or host.
+    It then means the same in every process of a job. Raises `StorageError` for a URL without a bucket or host.
     """
     if url.startswith("file://"):
         url = unquote(url.removeprefix("file://"))
     if is_local(url):
-        return str(Path(url).absolute())
+        return str(Path(os.path.expanduser(url)).absolute())
     scheme, _, rest = url.partition("://")
     if not rest.strip("/"):
         raise StorageError(f"{url}: no bucket or host; write {scheme}://bucket or {scheme}://bucket/folder")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class ShardFolder:
         if self.list.names:
             table = table.take(self.list.select(table.column("name").to_pylist()))
         if not table.num_rows:
-            raise DataError(f"{url}: the index has no shards; run python -m jobs.index {url}")
+            raise DataError(f"{url}: the index has no shards; run python -m jobs.index {quote(url)}")
         self.table = table.combine_chunks()
 
     def members(self, row: int) -> pa.Table:
@@ -60,7 +61,7 @@ class ShardFolder:
     @property
     def remedy(self) -> str:
         """The remedy for an index that does not match its shards."""
-        return f"run python -m jobs.index {self.entry}"
+        return f"run python -m jobs.index {quote(self.entry)}"
 
 
 class Index:

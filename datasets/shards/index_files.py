@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,7 +106,7 @@ def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
         raise DataError(_missing(url, location)) from error
     table = _with_added_columns(table)
     if not table.schema.equals(SCHEMA):
-        raise DataError(f"{location}/shards.arrow: not a table of shards; run python -m jobs.index {url}")
+        raise DataError(f"{location}/shards.arrow: not a table of shards; run python -m jobs.index {quote(url)}")
     return meta, table
 
 
@@ -214,4 +215,4 @@ def _missing(url: str, location: str) -> str:
             return f"{url}: no such folder, or it is empty; data.shards names a folder of .tar shards"
         if sets := [name for name in PACKED_SPLITS if Storage(url).exists(f"{name}/index/index.json")]:
             return f"{url}: holds {', '.join(sets)}, each a set with its own index; give one of them: {url}/{sets[0]}"
-    return f"{url}: no index of the shards at {location}; make it with: python -m jobs.index {url}"
+    return f"{url}: no index of the shards at {location}; make it with: python -m jobs.index {quote(url)}"

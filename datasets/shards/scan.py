@@ -18,6 +18,7 @@ from datasets.shards.tar import BrokenTarError, Member, RangeFile, TarMember, me
 _NOT_ADJACENT = (
     "its members are not adjacent, or the key is repeated; tar --sort=name writes the members of a sample together"
 )
+_FEW = 4  # images of a sample
 
 
 class Sample(NamedTuple):
@@ -137,8 +138,9 @@ def _no_image(key: str, members: Iterable[str], images: list[str], image: str) -
         stem, _, extension = dotted[0].rpartition(".")
         base = key.rpartition("/")[2]
         renamed = f"{base}.{dotted[0]} to {base}_{stem.replace('.', '_')}.{extension}"
+        choice = f", or choose one by --image {dotted[0]}" if len(dotted) <= _FEW else ""
         return (
             f"has no image among its members ({found}): a key ends at the first dot of a name, as in webdataset; "
-            f"rename such as {renamed}, or choose by --image {dotted[0]}"
+            f"rename such as {renamed}{choice}"
         )
     return f"has no image among its members ({found}); images end in {', '.join(f'.{name}' for name in IMAGE_FORMATS)}"

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from jobs.config.messages import explain
+from jobs.config.overrides import parse_override
 from jobs.config.schema import RunConfig
 from jobs.config.yaml_dialect import Dumper, YamlLoader
 from jobs.errors import ConfigError
@@ -24,9 +25,9 @@ Origins = dict[str, str]  # which file gave a dotted key, for messages
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a YAML file with dotted overrides, `optim.lr=1e-4`. Raises ConfigError in one line."""
-    values, origins = _read(Path(path), ())
+    values, origins = _read(Path(path).expanduser(), ())
     for override in overrides:
-        given = _parse_override(override)
+        given = parse_override(override)
         _unset(values, given.pop(UNSET, ()), "the command line")
         _merge(values, given, origins, "the command line")
     return _validated(values, origins, path)
@@ -58,21 +59,6 @@ def _validated(values: Values, origins: Origins, path: str) -> RunConfig:
         raise ConfigError(explain(error, RunConfig, origins, path)) from error
 
 
-def _parse_override(override: str) -> Values:
-    """`optim.lr=1e-4` as {"optim": {"lr": 1e-4}}."""
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"[\w.]+", key):
-        raise ConfigError(f"{override!r}: an override is key=value, as in optim.lr=1e-4")
-    try:
-        value = yaml.load(text, YamlLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not YAML") from error
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    assert isinstance(value, dict)
-    return value
-
-
 def _read(path: Path, above: tuple[Path, ...]) -> tuple[Values, Origins]:
     """The values of a file merged into those of its base. `above`: the files that have this one as a base."""
     try:
@@ -88,7 +74,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[Values, Origins]:
     merged: Values = {}
     origins: Origins = {}
     if base is not None:
-        base_path = path.parent / str(base)
+        base_path = path.parent / Path(str(base)).expanduser()
         if base_path.resolve() in (*above, path.resolve()):
             raise ConfigError(f"{path}: base: {base} leads back to itself")
         merged, origins = _read(base_path, (*above, path.resolve()))

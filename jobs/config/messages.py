@@ -45,7 +45,8 @@ def explain(error: ValidationError, schema: type[BaseModel], origins: dict[str, 
             return f"{where}.{message}"
     message = _alternatives([_plain(each["msg"]) for place, each in same if place.key == key])
     given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
-    return f"{where}: {message}{given}"
+    quotes = "; write it in quotes" if first["type"] == "string_type" and type(first["input"]) in (int, float) else ""
+    return f"{where}: {message}{given}{quotes}"
 
 
 def _plain(message: str) -> str:
@@ -67,7 +68,7 @@ def locate_key(loc: tuple[int | str, ...], schema: type[BaseModel]) -> KeyLocati
     key: list[str] = []
     allowed: list[str] = []
     for part in loc:
-        members = [member for member in _members(current) if member is not type(None)]
+        members = [member for member in union_members(current) if member is not type(None)]
         if len(members) > 1:  # the part says which member did not fit, and is no key
             current = next((member for member in members if _is_member(member, part)), None)
             continue
@@ -83,13 +84,13 @@ def locate_key(loc: tuple[int | str, ...], schema: type[BaseModel]) -> KeyLocati
     return KeyLocation(".".join(key), allowed)
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def union_members(annotation: Any) -> Iterator[Any]:
     """The members of a union, through Annotated; what is no union is its only member."""
     if get_origin(annotation) is Annotated:
-        yield from _members(get_args(annotation)[0])
+        yield from union_members(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
         for member in get_args(annotation):
-            yield from _members(member)
+            yield from union_members(member)
     else:
         yield annotation
 

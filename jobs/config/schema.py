@@ -37,10 +37,16 @@ def _known_weights(weights: str) -> str:
     return weights
 
 
+def _not_empty(url: str) -> str:
+    if not url:
+        raise ValueError("is empty; it names a folder")
+    return url
+
+
 class RunConfig(Config):
     """A run."""
 
-    run: Annotated[str, MayChange]
+    run: Annotated[str, AfterValidator(_not_empty), MayChange]
     """URL of the run folder: a path, or s3://, gs://, az://. May change on resume to a copy of the folder."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights, the order of the data and the noise."""

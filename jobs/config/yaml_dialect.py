@@ -1,4 +1,4 @@
-"""YAML as configurations are written: 1e-4 is a number, and off, on, yes and no are strings (as in YAML 1.2)."""
+"""YAML as configurations are written: 1e-4 is a number; off, on, yes, no and dates are strings (as in YAML 1.2)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 
 import yaml
 
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_BOOL, _FLOAT, _TIME = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "timestamp"))
 
 
 class YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 with the booleans and exponents of YAML 1.2."""
+    """YAML 1.1 with the booleans and exponents of YAML 1.2, and without its dates."""
 
 
 YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _TIME)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 YamlLoader.add_implicit_resolver(_BOOL, re.compile(r"(true|false|True|False)$"), list("tfTF"))

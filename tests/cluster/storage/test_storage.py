@@ -359,3 +359,11 @@ def test_a_folder_without_permission_is_a_one_line_error():
         Path(folder).chmod(0o555)
         lines = python(DENIED, folder).stdout.splitlines()
     assert lines == [f"{folder}/{name}: access denied; check the permissions of the folder" for name in ("o", "secret")]
+
+
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert absolute("~/data") == f"{tmp_path}/data"
+    assert Storage("~/data").url == f"{tmp_path}/data"
+    assert absolute("/a/~/b") == "/a/~/b"
+    assert absolute("s3://bucket/~/b") == "s3://bucket/~/b"

@@ -144,7 +144,7 @@ def test_a_bit_flipped_anywhere_in_a_header_is_found(tmp_path):
         (
             [("photo.v1.png", png())],
             r"photo: has no image .*: a key ends at the first dot .*; rename such as photo\.v1\.png to photo_v1\.png, "
-            r"or choose by --image v1\.png",
+            r"or choose one by --image v1\.png",
         ),
         ([("000.resized.jpg", png())], r"000: .* rename such as 000\.resized\.jpg to 000_resized\.jpg"),
         (

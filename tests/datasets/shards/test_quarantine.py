@@ -151,7 +151,7 @@ def test_the_image_of_samples_with_several_can_be_chosen(tmp_path):
     for number in range(3):
         images = {"input.png": png(number), "edited.png": png(100 + number)}
         write_members(tmp_path / f"{number}.tar", [(f"{number}.{name}", data) for name, data in images.items()])
-    with pytest.raises(BadSamplesError, match=r"0\.input\.png to 0_input\.png, or choose by --image input\.png"):
+    with pytest.raises(BadSamplesError, match=r"0\.input\.png to 0_input\.png, or choose one by --image input\.png"):
         index_shards(str(tmp_path), f"{tmp_path}/index")
     fingerprints = set()
     for image, first in (("input.png", 0), ("edited.png", 100)):
