@@ -39,6 +39,13 @@ def _absolute(urls: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return tuple(absolute(url) for url in urls)
 
 
+def _check_index(name: str, index: str | tuple[str, ...], entries: str, urls: str | tuple[str, ...]) -> None:
+    """Raise ValueError unless there is one index for each entry."""
+    count, wanted = (1 if isinstance(value, str) else len(value) for value in (index, urls))
+    if index and urls and count != wanted:
+        raise ValueError(f"{name} has {count} URLs for {wanted} entries of {entries}; it has one for each")
+
+
 Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
 Urls = str | tuple[str, ...]
 
@@ -55,10 +62,15 @@ class MixedSet(_Section):
 
     shards: Annotated[Urls, MayChange]
     """As `data.shards`."""
-    index: Annotated[str, MayChange] = ""
+    index: Annotated[Urls, MayChange] = ""
     """As `data.index`."""
     weight: int = Field(default=1, ge=1)
     """Share of the images that come from this set: weight / sum of weights."""
+
+    @model_validator(mode="after")
+    def _one_index_each(self) -> MixedSet:
+        _check_index("index", self.index, "shards", self.shards)
+        return self
 
 
 class TransformConfig(_Section):
@@ -98,14 +110,17 @@ class DataConfig(_Section):
     """Training shards: URL of a folder (a path, s3://, gs://, az://); a pattern such as
     s3://bucket/train/{000000..000099}.tar or s3://bucket/train/a-*.tar; or a list of these, read as one set. May change
     on resume to a copy of the same shards, with the same names, counts and checksums."""
-    index: Annotated[str, MayChange] = ""
-    """URL of the index of the training shards. Default: <shards>/index."""
+    index: Annotated[Urls, MayChange] = ""
+    """URL of the index of the training shards, or a list with one for each entry of `shards`. Default:
+    <shards>/index."""
     mixture: tuple[MixedSet, ...] = ()
     """Instead of `shards`: several sets mixed by integer weights. Each image is seen exactly once in each epoch of its
     set."""
     validation: Annotated[Urls, MayChange] = ""
     """Held-out shards, given as `shards` are. Empty: no evaluation during training. Checkpoints are only compared
     (`trainer.checkpoints.keep_best`) by their bounds on the same set."""
+    validation_index: Annotated[Urls, MayChange] = ""
+    """URL of the index of the held-out shards, given as `index` is. Default: <validation>/index."""
     streams: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """C: each batch of B images takes B/C from each of C streams. Must divide the global batch; at least the number of
     ranks. auto: the largest divisor of the batch up to 64 whose windows fit into 1 GiB; fixed for the life of a run. If
@@ -139,13 +154,15 @@ class DataConfig(_Section):
     def _one_or_the_other(self) -> DataConfig:
         if bool(self.shards) == bool(self.mixture):
             raise ValueError("give either shards or mixture")
-        if self.index and not isinstance(self.shards, str):
-            raise ValueError("index goes with a single entry of shards")
+        if self.index and self.mixture:
+            raise ValueError("index goes with shards; the sets of a mixture have an index each")
+        _check_index("index", self.index, "shards", self.shards)
+        _check_index("validation_index", self.validation_index, "validation", self.validation)
         return self
 
     def absolute(self) -> DataConfig:
         """The same with relative local paths made absolute, so that they mean the same in every process of a job."""
-        paths = {name: _absolute(getattr(self, name)) for name in ("shards", "index", "validation")}
+        paths = {name: _absolute(getattr(self, name)) for name in ("shards", "index", "validation", "validation_index")}
         mixture = tuple(
             mixed.model_copy(update={name: _absolute(getattr(mixed, name)) for name in ("shards", "index")})
             for mixed in self.mixture

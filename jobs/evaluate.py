@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int | None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: at least 1")
-    settings = vars(options) | {"run": absolute(options.run)}
+    settings = vars(options) | {"run": absolute(options.run), "index": options.index and absolute(options.index)}
     workers = settings.pop("workers")
     if workers:
         on_ray(evaluate_rank, settings, workers)
@@ -56,7 +56,7 @@ def evaluate_rank(settings: dict[str, Any]) -> None:
     accelerator = make_accelerator("fp32")
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    index = subject.index(split)
+    index = subject.index(split, settings["index"])
     loaded = open_model(subject.folder.url, settings["weights"])
     model = loaded.model.to(accelerator.device)
     check_format(model.spec, config.data, index)
@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser("evaluate", __doc__)
     parser.add_argument("run", help="URL of a run folder, or of an export")
     parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")
+    parser.add_argument("--index", default="", help="with --split URL: URL of their index (default: <split>/index)")
     parser.add_argument("--samples", type=int, default=1, metavar="K", help="draws of the latents of each image")
     parser.add_argument(
         "--bound",

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     options.run = absolute(options.run)
     subject = subject_of(options.run)
-    index = subject.index(options.split)
+    index = subject.index(options.split, options.index)
     loaded = opened(options.run, options.weights)
     plan = _plan(options, loaded.model)
     features(options.features)  # raises if it does not exist, before the work
@@ -141,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="URL of a run folder, or of an export")
     parser.add_argument("--features", default="pixels", help=f"pixels (8 x 8 means), {INCEPTION}, or module:function")
     parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")
+    parser.add_argument("--index", default="", help="with --split URL: URL of their index (default: <split>/index)")
     parser.add_argument("--count", type=int, help="samples (default: as many as the split has images)")
     add_options(parser)
     return parser

@@ -157,7 +157,7 @@ def _paths(config: RunConfig) -> dict[str, object]:
 
 def _urls(config: RunConfig) -> list[str]:
     data = config.data
-    found = [config.run, config.init_from or "", data.shards, data.index, data.validation]
+    found = [config.run, config.init_from or "", data.shards, data.index, data.validation, data.validation_index]
     found += [url for mixed in data.mixture for url in (mixed.shards, mixed.index)]
     return [url for entry in found for url in ((entry,) if isinstance(entry, str) else entry)]
 

@@ -79,8 +79,11 @@ class Index:
         self._starts = _starts([folder.table.num_rows for folder in self.folders])
 
     @classmethod
-    def open(cls, shards: str | Iterable[str], location: str = "") -> Index:
-        """Open the index of a folder, a pattern or a list of these, as one set. Raises `DataError`."""
+    def open(cls, shards: str | Iterable[str], location: str | Iterable[str] = "") -> Index:
+        """Open the index of a folder, a pattern or a list of these, as one set. Raises `DataError`.
+
+        `location`: where the indexes are, one for each; default: <folder>/index.
+        """
         return cls([_folders(shards, location)])
 
     @classmethod
@@ -89,6 +92,11 @@ class Index:
         if not config.mixture:
             return cls.open(config.shards, config.index)
         return cls([_folders(mixed.shards, mixed.index) for mixed in config.mixture])
+
+    @classmethod
+    def held_out(cls, config: DataConfig) -> Index | None:
+        """Open the index of a run's held-out data; None if it has none. Raises `DataError`."""
+        return cls.open(config.validation, config.validation_index) if config.validation else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, ([[(folder.entry, folder.location) for folder in folders] for folders in self._sets],)
@@ -217,8 +225,10 @@ class Index:
         return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
-def _folders(shards: str | Iterable[str], location: str) -> list[ShardFolder]:
-    return [ShardFolder(entry, location) for entry in ([shards] if isinstance(shards, str) else shards)]
+def _folders(shards: str | Iterable[str], location: str | Iterable[str]) -> list[ShardFolder]:
+    entries = [shards] if isinstance(shards, str) else list(shards)
+    locations = [location] if isinstance(location, str) else list(location)
+    return [ShardFolder(*each) for each in zip(entries, locations if location else [""] * len(entries), strict=True)]
 
 
 def _reopen(sets: list[list[tuple[str, str]]]) -> Index:

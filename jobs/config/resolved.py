@@ -97,7 +97,7 @@ def resolve(config: RunConfig, gpu: bool | None = None) -> ResolvedRun:
     check_conditions(config.data, index)
     tokenizers = known_tokenizers(config.data, Storage(config.run))
     spec = ImageSpec(*output_format(config.data, index)[:5], texts=texts_of(config.data, tokenizers))
-    held_out = Index.open(config.data.validation) if config.data.validation else None
+    held_out = Index.held_out(config.data)
     if held_out is not None:
         check_format(spec, config.data, held_out)
         check_conditions(config.data, held_out)

@@ -72,8 +72,7 @@ def _try_store(run: str, data: DataConfig) -> tuple[str, str]:
     """Open the indexes, read the members of the first shard, write to the run folder: ("ok" or the error, probe)."""
     try:
         index = Index.of(data)
-        if data.validation:
-            Index.open(data.validation)
+        Index.held_out(data)
         index.members(0)
         folder, name = Storage(run), f"doctor-{uuid.uuid4().hex[:12]}"
         folder.write(name, b"written by jobs.doctor, which deletes it")

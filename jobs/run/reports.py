@@ -34,19 +34,25 @@ class Subject:
     config: RunConfig  # of an export: the defaults, with the export's model and `data.transform`
     is_run: bool
 
-    def index(self, split: str) -> Index:
+    def index(self, split: str, location: str = "") -> Index:
         """The images of `validation` or `train` of a run, or at a URL; of a mixture, every image of every set once.
+
+        `location`: URL of the index of a URL's shards; default: <split>/index.
 
         Raises ConfigError if there are none.
         """
         if split in OWN_SPLITS and not self.is_run:
             raise ConfigError(f"{self.folder.url}: an export has no images of its own; name shards by --split URL")
+        if location and split in OWN_SPLITS:
+            raise ConfigError(f"--index {location}: goes with --split URL; the run names the index of its {split} set")
         if split == "train":
             return Index.of(self.config.data)
-        shards = self.config.data.validation if split == "validation" else split
-        if not shards:
+        if split != "validation":
+            return Index.open(split, location)
+        held_out = Index.held_out(self.config.data)
+        if held_out is None:
             raise ConfigError(f"{self.folder.url}: the run has no validation set; name shards by --split URL")
-        return Index.open(shards)
+        return held_out
 
     def warnings(self, index: Index) -> list[str]:
         """What to know about a bound on `index`, other images than a run was trained on. Rank 0 reads the training

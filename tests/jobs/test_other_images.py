@@ -139,6 +139,28 @@ def test_validation_on_training_images_is_named(config_file, digits, tmp_path, c
     assert resolve(load_config(str(config_file()))).warnings == []
 
 
+def test_indexes_may_all_be_elsewhere_than_beside_their_shards(config_file, digits, tmp_path):
+    """As for a bucket that is read-only."""
+    for split in ("train", "validation"):
+        shutil.copytree(digits / split, tmp_path / split, ignore=shutil.ignore_patterns("index"))
+    held_out, index = str(tmp_path / "validation"), str(digits / "validation/index")
+    data = {"shards": str(tmp_path / "train"), "index": str(digits / "train/index")}
+    with pytest.raises(DataError, match=f"{held_out}: no index of the shards"):
+        resolve(load_config(str(config_file(data=data | {"validation": held_out}))))
+    data |= {"validation": held_out, "validation_index": index}
+    config = load_config(str(config_file(data=data, trainer={"images": 64})))
+    train_rank(config)
+    evaluate([config.run])
+    evaluate([config.run, "--split", held_out, "--index", index])
+    reports = [json.loads(path.read_text()) for path in (Path(config.run) / "evaluations").glob("*.json")]
+    assert [report["images"] for report in reports] == [270, 270]
+    with pytest.raises(ConfigError, match=r"--index .*: goes with --split URL"):
+        evaluate([config.run, "--index", index])
+    lists = {"shards": [data["shards"], held_out], "index": [data["index"], index]}
+    both = load_config(str(config_file("both", data=data | lists)))
+    assert resolve(both).index.images == 1527 + 270
+
+
 def test_the_training_split_is_what_the_run_reads(config_file, digits, tmp_path):
     """An index elsewhere than beside its shards, and every set of a mixture."""
     bare = tmp_path / "bare"

@@ -151,7 +151,17 @@ def test_sets_of_different_sizes_are_one_set_with_a_transform(sets, tmp_path):
     [
         ({}, "either shards or mixture"),
         ({"shards": "a", "mixture": ({"shards": "b"},)}, "either shards or mixture"),
-        ({"shards": ("a", "b"), "index": "c"}, "single entry"),
+        ({"shards": ("a", "b"), "index": "c"}, "index has 1 URLs for 2 entries of shards; it has one for each"),
+        ({"shards": "a", "index": ("c", "d")}, "index has 2 URLs for 1 entries of shards"),
+        (
+            {"shards": "a", "validation": "b", "validation_index": ("c", "d")},
+            "validation_index has 2 URLs for 1 entries of validation",
+        ),
+        ({"mixture": [{"shards": ("a", "b"), "index": ("c",)}]}, "index has 1 URLs for 2 entries of shards"),
+        (
+            {"mixture": [{"shards": "a"}], "index": "c"},
+            "index goes with shards; the sets of a mixture have an index each",
+        ),
         ({"mixture": ({"shards": "b", "weight": 0},)}, "greater than or equal to 1"),
         ({"shards": "a", "memory": "lots"}, "not a number of bytes"),
     ],
