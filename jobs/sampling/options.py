@@ -55,10 +55,11 @@ def given_options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
         chosen = model.sampling_with(given, conditioned=bool(options.label))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{_flag(str(first['loc'][0]))} {first['input']}: {first['msg']}") from error
+        if first["loc"]:
+            raise ConfigError(f"{_flag(str(first['loc'][0]))} {first['input']}: {first['msg']}") from error
+        raise _option_error(first["ctx"]["error"]) from error
     except ValueError as error:
-        name, _, reason = str(error).partition(": ")
-        raise ConfigError(f"{_flag(name)}: {reason}") from error
+        raise _option_error(error) from error
     return {name: getattr(chosen, name) for name in given}
 
 
@@ -99,6 +100,12 @@ def _label(text: str, model: Model) -> int | str:
             f"number:{text} for class number {text}"
         )
     return number
+
+
+def _option_error(error: ValueError) -> ConfigError:
+    """For a message that begins with the name of an option."""
+    name, _, reason = str(error).partition(": ")
+    return ConfigError(f"{_flag(name)}: {reason}")
 
 
 def _flag(name: str) -> str:

@@ -133,6 +133,11 @@ def test_interpolations_begin_and_end_in_samples(kind, tmp_path):
         (["--label", "12"], "--label 12: the model knows numbers from 0 to 9"),
         (["--label", "cat"], "--label cat: the model knows numbers from 0 to 9"),
         (["--guidance", "2"], "--guidance: needs a condition to guide to, such as a label"),
+        (["--guidance-to", "0"], "--guidance-to 0: Input should be greater than 0"),
+        (
+            ["--label", "1", "--guidance-from", "2", "--guidance-to", "1.5"],
+            "--guidance-to: 1.5 is not above guidance_from, 2",
+        ),
         (["--steps", "0"], "--steps 0: Input should be greater than 0"),
         (["--sampler", "best"], "--sampler best: Input should be 'ancestral', 'ddim', 'dpm_solver' or 'heun'"),
         (["--count", "0"], "--count 0: at least 1"),

@@ -70,17 +70,6 @@ def test_classes_must_be_known():
         built(SPEC._replace(classes=0))
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
-def test_guidance_extrapolates_from_the_unconditional_estimate(guidance):
-    model = built()
-    _, condition, noise = batch()
-    z, gamma = torch.randn(64, 1, 4, 4), torch.tensor(0.3)
-    with_label, without = (model.diffuser.denoise(c, noise)(z, gamma) for c in (condition, None))
-    guided = model.diffuser.denoise(condition, noise, guidance)(z, gamma)
-    for value, conditional, unconditional in zip(guided, with_label, without, strict=True):
-        torch.testing.assert_close(value, (1 - guidance) * unconditional + guidance * conditional)
-
-
 def test_settings_of_a_sample_override_the_configuration_by_name():
     model = built(sampling={"steps": 3})
     noise = Noise(0, "sample", torch.arange(5))

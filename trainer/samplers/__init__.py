@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from trainer.config import Config
@@ -40,6 +40,20 @@ class SamplingConfig(Config):
     guidance: float = 1.0
     """Scale of classifier-free guidance: 0 ignores the condition, 1 is the model itself, larger values exaggerate the
     condition."""
+    guidance_from: NonNegativeFloat = 0.0
+    """Noise level sigma / alpha above which guidance applies; at and below it the model itself samples (Kynkaanniemi et
+    al. 2024)."""
+    guidance_to: PositiveFloat | None = None
+    """Noise level sigma / alpha up to which guidance applies; above it the model itself samples. null: no limit."""
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share by which each image's guided estimate of x gets the standard deviation of the conditional one, against
+    contrast that guidance exaggerates (Lin et al. 2023, section 3.4)."""
+
+    @model_validator(mode="after")
+    def _ordered_interval(self) -> Self:
+        if self.guidance_to is not None and self.guidance_to <= self.guidance_from:
+            raise ValueError(f"guidance_to: {self.guidance_to:g} is not above guidance_from, {self.guidance_from:g}")
+        return self
 
 
 def noise_levels(schedule: NoiseSchedule, steps: int, spacing: Spacing, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -25,6 +25,7 @@ from trainer.noise import Noise
 from trainer.normal import Normal
 from trainer.samplers import SAMPLERS, SamplerStep, SamplingConfig, noise_levels
 from trainer.samplers.base import Denoise, Denoised
+from trainer.samplers.guidance import guided
 from trainer.schedules import LinearConfig, NoiseScheduleConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -111,29 +112,29 @@ class Diffuser(nn.Module):
             return None
         return prior + loss + (0 if variance is None else dimensions * variance)
 
-    def denoise(self, condition: Condition, noise: Noise, guidance: float = 1.0) -> Denoise:
-        """The denoiser as samplers call it, with classifier-free guidance (Ho and Salimans 2022, equation 6)."""
+    def denoise(self, condition: Condition, noise: Noise) -> Denoise:
+        """The denoiser as samplers call it."""
 
         def estimate(z: Tensor, gamma: Tensor) -> Denoised:
             interruption_point()
-            gamma = gamma.expand(len(z))
-            if guidance == 0:
-                return self.denoiser(z, gamma, None, noise)
-            with_condition = self.denoiser(z, gamma, condition, noise)
-            if guidance == 1:
-                return with_condition
-            without = self.denoiser(z, gamma, None, noise)
-            return Denoised(*(w + guidance * (c - w) for c, w in zip(with_condition, without, strict=True)))
+            return self.denoiser(z, gamma.expand(len(z)), condition, noise)
 
         return estimate
 
     def trajectory(
-        self, noise: Noise, condition: Condition, temperature: float, sampling: SamplingConfig
+        self,
+        noise: Noise,
+        condition: Condition,
+        temperature: float,
+        sampling: SamplingConfig,
+        negative: Condition = None,
     ) -> Iterator[SamplerStep]:
-        """From z_1 ~ N(0, temperature^2 I) to z_0, one step at a time."""
+        """From z_1 ~ N(0, temperature^2 I) to z_0, one step at a time; guided away from `negative`."""
         gammas = noise_levels(self.schedule, sampling.steps, sampling.spacing, noise.dtype)
         z = temperature * noise.normal("z1", self.shape)
-        denoise = self.denoise(condition, noise, sampling.guidance)
+        conditional, other = self.denoise(condition, noise), self.denoise(negative, noise)
+        interval = sampling.guidance_from, sampling.guidance_to
+        denoise = guided(conditional, other, sampling.guidance, interval, sampling.guidance_rescale)
         return SAMPLERS[sampling.sampler](denoise, z, gammas, noise, temperature)
 
     @property
