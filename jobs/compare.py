@@ -45,6 +45,7 @@ class ComparedRun(NamedTuple):
     parameters: int
     images_per_second: float  # median over the rows of its metrics, on this machine
     samples: torch.Tensor  # uint8 levels [N, C, H, W], without conditions
+    caption: str  # what the samples are
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int | None:
     folder.write("table.md", text.encode())
     facts = [_as_json(entry, found) for entry in entries for found in entry.evaluations]
     folder.write("table.json", json.dumps(facts, indent=1).encode())
-    folder.write("samples.png", captioned_rows({_caption(entry): entry.samples for entry in entries}, spec, COLUMNS))
+    folder.write("samples.png", captioned_rows({entry.caption: entry.samples for entry in entries}, spec, COLUMNS))
     print(f"\n{text}\nsamples side by side: {join(out, 'samples.png')}")
     return 0
 
@@ -126,10 +127,11 @@ def _entry(name: str, resolved: ResolvedRun, samples: int) -> ComparedRun:
     model.eval()
     noise = Noise(config.seed, "sample", torch.arange(2 * COLUMNS, device=accelerator.device))
     with torch.no_grad(), full_precision(accelerator.device):
-        drawn = model.sample(noise)
+        drawn = model.sample(noise, **model.picture_options)
     paces = [row["images_per_second"] for row in read_metrics(Storage(config.run)) if "images_per_second" in row]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ComparedRun(name, evaluations, parameters, statistics.median(paces), drawn.cpu())
+    of = model.samples_in_words(model.picture_options, none_given(evaluations[0].conditions))
+    return ComparedRun(name, evaluations, parameters, statistics.median(paces), drawn.cpu(), f"{name}: {of}")
 
 
 def _configs(arguments: Sequence[str], out: str) -> dict[str, RunConfig]:
@@ -162,10 +164,6 @@ def _check_same(configs: dict[str, RunConfig]) -> None:
                 raise ConfigError(
                     f"{first_name} and {name} have different data.{key}; a comparison needs the same images"
                 )
-
-
-def _caption(entry: ComparedRun) -> str:
-    return f"{entry.name}, {in_words(none_given(entry.evaluations[0].conditions))}"
 
 
 def _as_json(entry: ComparedRun, found: Evaluation) -> dict[str, object]:

@@ -27,13 +27,12 @@ from jobs.cli import command_parser, run
 from jobs.config.other_images import check_format
 from jobs.ray.tasks import each
 from jobs.run.reports import OWN_SPLITS, Subject, file_name, keep, split_name, subject_of, weights_text
-from jobs.sampling.options import add_options, check_at_least_one, given_options, labels_of
-from jobs.sampling.plan import SamplingPlan, model_here, opened, sample, weights_checksum
+from jobs.sampling.options import add_options, check_at_least_one, labels_of, sampling_options
+from jobs.sampling.plan import SamplingPlan, model_here, opened, sample, uses_of, weights_checksum
 from trainer.conditions import in_words
 from trainer.distributed.device import full_precision
 from trainer.images import visible
 from trainer.models import Model
-from trainer.models.base import known_conditions
 from trainer.training.sample_quality import INCEPTION, NEIGHBOURS, compare, features
 
 
@@ -53,16 +52,17 @@ def main(arguments: Sequence[str]) -> int:
     split = options.split if options.split in OWN_SPLITS else absolute(options.split)
     report: dict[str, Any] = {"features": options.features, "split": split, "set": index.fingerprint}
     report |= {"weights": loaded.weights, "images_seen": loaded.images, "precision": plan.precision}
-    report["conditions"] = dict.fromkeys(known_conditions(loaded.model), "given" if plan.labels else "none")
+    report["conditions"] = uses_of(plan, loaded.model)
     report |= {"samples": len(samples), "images": len(real), "numbers": samples.shape[1], "neighbours": NEIGHBOURS}
     report |= {"seed": plan.seed, "temperature": plan.temperature, "labels": plan.labels}
-    report["sampling"] = loaded.model.sampling.model_dump() | plan.settings
+    report["sampling"] = plan.settings
     report["figures"] = {f"quality/{name}": value for name, value in quality._asdict().items()}
+    usual = loaded.model.sampling.model_dump()
     name = file_name(
         *("quality", split_name(options.split, index), options.features, len(samples), loaded.weights, loaded.images),
         *(plan.seed and f"seed{plan.seed}", plan.temperature != 1 and f"temperature{plan.temperature:g}"),
         *(plan.labels and f"label{'.'.join(map(str, plan.labels[:4]))}", plan.precision != "fp32" and plan.precision),
-        *(f"{key}-{value}" for key, value in plan.settings.items()),
+        *(f"{key}-{value}" for key, value in plan.settings.items() if value != usual[key]),
     )
     written = keep(subject, name, report)
     print("\n".join([as_text(report, weights_text(loaded)), *written]))
@@ -84,7 +84,7 @@ def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
         temperature=options.temperature,
         precision=options.precision,
         labels=labels_of(options, model),
-        settings=given_options(options, model),
+        settings=sampling_options(options, model),
     )
 
 

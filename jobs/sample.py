@@ -20,12 +20,13 @@ from tqdm import tqdm
 from cluster.storage.storage import Storage, absolute, join
 from jobs.cli import command_parser, run
 from jobs.ray.tasks import each
-from jobs.run.reports import weights_text
-from jobs.sampling.options import add_options, check_at_least_one, given_options, labels_of
+from jobs.sampling.options import add_options, check_at_least_one, labels_of, sampling_options
 from jobs.sampling.plan import (
+    Format,
     SamplingPlan,
     assemble_grid,
     condition_of,
+    in_words,
     make_unit,
     model_here,
     opened,
@@ -46,37 +47,39 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     options.run, options.out = absolute(options.run), absolute(options.out)
     loaded = opened(options.run, options.weights)
-    model = loaded.model
-    plan = _plan(options, model)
-    if options.interpolate:
-        print(f"interpolated: {_interpolate(plan)}")
-        return 0
-    if options.trajectory:
-        print(f"trajectories of {plan.count} samples: {_trajectory(plan, options.trajectory)}")
+    plan = _plan(options, loaded.model)
+    if plan.format in ("interpolation", "trajectory"):
+        plan.claim()
+        caption = in_words(plan, loaded)
+        made = _interpolate(plan, caption) if options.interpolate else _trajectory(plan, options.trajectory, caption)
+        print(f"{plan.format} of {plan.count:,} {caption}: {made}")
         return 0
     todo = plan.left()
     sizes = {first: min(plan.unit, plan.count - first) for first in plan.units()}
     done = plan.count - sum(sizes[first] for first in todo)
     with tqdm(total=plan.count, initial=done, unit=" images", disable=not sys.stderr.isatty()) as bar:
-        for made in each(partial(make_unit, plan), todo, options.processes, gpu=True):
-            bar.update(made)
-    where = assemble_grid(plan, model) if plan.format == "grid" else plan.out
-    how = f"{weights_text(loaded)}, {plan.precision}"
-    print(f"{plan.count:,} samples, {how} ({done:,} already existed): {where}")
+        for count in each(partial(make_unit, plan), todo, options.processes, gpu=True):
+            bar.update(count)
+    where = assemble_grid(plan, loaded) if plan.format == "grid" else plan.out
+    print(f"{plan.count:,} {in_words(plan, loaded)} ({done:,} already existed): {where}")
     if plan.format == "shards":
-        print(f"to train on them: python -m jobs.index {where} --levels {model.spec.levels}")
+        print(f"to train on them: python -m jobs.index {where} --levels {loaded.model.spec.levels}")
     return 0
 
 
 def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
     check_at_least_one(options, "count", "batch", "shard_images")
     unit = options.shard_images if options.format == "shards" else options.batch
+    format: Format = "interpolation" if options.interpolate else "trajectory" if options.trajectory else options.format
+    settings = sampling_options(options, model)
+    if format in ("interpolation", "trajectory"):
+        settings |= {name: value for name, value in model.picture_options.items() if getattr(options, name) is None}
     return SamplingPlan(
         run=options.run,
         weights=options.weights,
         fingerprint=weights_checksum(model),
         out=options.out,
-        format=options.format,
+        format=format,
         count=options.count,
         batch=options.batch,
         unit=unit,
@@ -84,12 +87,12 @@ def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
         temperature=options.temperature,
         precision=options.precision,
         labels=labels_of(options, model),
-        settings=given_options(options, model),
+        settings=settings,
     )
 
 
 @torch.no_grad()
-def _interpolate(plan: SamplingPlan) -> str:
+def _interpolate(plan: SamplingPlan, caption: str) -> str:
     """Draw `count` rows of pictures from one sample to another; the URL of the PNG."""
     model, device = model_here(plan)
     share = torch.linspace(0, 1, COLUMNS, device=device)
@@ -100,12 +103,12 @@ def _interpolate(plan: SamplingPlan) -> str:
         condition = condition_of(plan, start // 2, device)
         with report_precision(plan.precision, device):
             rows.append(model.sample(noise, condition, plan.temperature, **plan.settings))
-    Storage(plan.out).write("interpolation.png", grid(torch.cat(rows), model.spec, COLUMNS))
+    Storage(plan.out).write("interpolation.png", grid(torch.cat(rows), model.spec, COLUMNS, caption))
     return join(plan.out, "interpolation.png")
 
 
 @torch.no_grad()
-def _trajectory(plan: SamplingPlan, kind: str) -> str:
+def _trajectory(plan: SamplingPlan, kind: str, caption: str) -> str:
     """Draw the model's estimates on the way to `count` samples, side by side or animated; the URL of the picture."""
     model, device = model_here(plan)
     noise = Noise(plan.seed, "sample", torch.arange(plan.count, device=device))
@@ -118,7 +121,7 @@ def _trajectory(plan: SamplingPlan, kind: str) -> str:
         return join(plan.out, "trajectory.gif")
     columns = min(COLUMNS, len(frames))
     kept = [frames[round(i * (len(frames) - 1) / max(columns - 1, 1))] for i in range(columns)]
-    storage.write("trajectory.png", grid(torch.stack(kept, 1).flatten(0, 1), model.spec, columns))
+    storage.write("trajectory.png", grid(torch.stack(kept, 1).flatten(0, 1), model.spec, columns, caption))
     return join(plan.out, "trajectory.png")
 
 

@@ -48,8 +48,8 @@ def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
             raise ConfigError(f"{_flag(name)} {getattr(options, name)}: at least 1")
 
 
-def given_options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
-    """The options of the model's `sample` that differ from its configuration. Raises ConfigError."""
+def sampling_options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """All options of the model's `sample`: those given, the others as in its configuration. Raises ConfigError."""
     given = {name: getattr(options, name) for name in model_options() if getattr(options, name) is not None}
     try:
         chosen = model.sampling_with(given, conditioned=bool(options.label))
@@ -60,7 +60,7 @@ def given_options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
         raise _option_error(first["ctx"]["error"]) from error
     except ValueError as error:
         raise _option_error(error) from error
-    return {name: getattr(chosen, name) for name in given}
+    return chosen.model_dump()
 
 
 def labels_of(options: argparse.Namespace, model: Model) -> tuple[int, ...]:

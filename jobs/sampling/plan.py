@@ -19,16 +19,19 @@ from datasets.packing.encoding import encode_png
 from datasets.packing.sources.source import Example
 from datasets.packing.write import write_tar
 from jobs.errors import ConfigError
+from jobs.run.reports import weights_text
 from trainer.checkpoints.export import Loaded, open_model
 from trainer.condition_values import Condition
+from trainer.conditions import ConditionUses, all_given, none_given
 from trainer.distributed.device import ReportPrecision, report_precision
 from trainer.images import visible
 from trainer.models import Model
+from trainer.models.base import known_conditions
 from trainer.noise import Noise
 from trainer.tracking.pictures import grid
 
-Format = Literal["grid", "images", "shards"]
-RECORD = "sampling.json"  # the plan, so that samples of no other plan are added
+Format = Literal["grid", "images", "shards", "interpolation", "trajectory"]
+NUMBERS = 10  # labels in a caption
 PARTS = "parts"  # of a grid
 
 
@@ -53,7 +56,7 @@ class SamplingPlan:
     labels: tuple[int, ...] = ()
     """Image i is conditioned on labels[i mod their number]; none: not conditioned."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Options of the model's `sample` that differ from its configuration."""
+    """Options of the model's `sample`."""
 
     def units(self) -> list[int]:
         """The first image of each unit."""
@@ -66,17 +69,26 @@ class SamplingPlan:
         suffix = f"{first // self.unit:06d}"
         return f"{suffix}.tar" if self.format == "shards" else f"{PARTS}/{suffix}.safetensors"
 
-    def left(self) -> list[int]:
-        """The units that are missing. Raises ConfigError if `out` holds samples of another plan."""
+    @property
+    def record(self) -> str:
+        """The file in `out` that holds the plan, so that samples of another plan are neither added nor replaced."""
+        return f"{self.format}.json" if self.format in ("interpolation", "trajectory") else "sampling.json"
+
+    def claim(self) -> None:
+        """Write the plan to `out`. Raises ConfigError if there are samples of another plan."""
         storage = Storage(self.out)
         ours = json.loads(json.dumps(asdict(self) | {"out": ""}))
-        if not storage.create(RECORD, json.dumps(ours, indent=1).encode()):
-            theirs = json.loads(storage.read(RECORD))
+        if not storage.create(self.record, json.dumps(ours, indent=1).encode()):
+            theirs = json.loads(storage.read(self.record))
             for key, value in ours.items():
                 if theirs.get(key) != value:
                     held = f"holds samples with {key} {theirs.get(key)}, not {value}"
-                    raise ConfigError(f"{join(storage.url, RECORD)}: {held}; give --out another folder")
-        there = {entry.path for entry in storage.list()}
+                    raise ConfigError(f"{join(storage.url, self.record)}: {held}; give --out another folder")
+
+    def left(self) -> list[int]:
+        """The units that are missing. Raises ConfigError if `out` holds samples of another plan."""
+        self.claim()
+        there = {entry.path for entry in Storage(self.out).list()}
         return [first for first in self.units() if self.name(first) not in there]
 
 
@@ -131,12 +143,27 @@ def condition_of(plan: SamplingPlan, positions: Tensor, device: torch.device) ->
     return {"label": _labels(plan, positions).to(device)} if plan.labels else None
 
 
-def assemble_grid(plan: SamplingPlan, model: Model) -> str:
+def uses_of(plan: SamplingPlan, model: Model) -> ConditionUses:
+    """Which of the model's conditions the samples of a plan are given."""
+    return none_given(known_conditions(model)) | (all_given(["label"]) if plan.labels else {})
+
+
+def in_words(plan: SamplingPlan, loaded: Loaded) -> str:
+    """What the samples of a plan are: "samples, unconditional, draws of p(x | z), averaged (EMA) weights ..."."""
+    more = "..." if len(plan.labels) > NUMBERS else ""
+    labels = f", label {','.join(map(str, plan.labels[:NUMBERS]))}{more}" if plan.labels else ""
+    what = loaded.model.samples_in_words(plan.settings, uses_of(plan, loaded.model))
+    temperature = f", temperature {plan.temperature:g}" if plan.temperature != 1 else ""
+    return f"{what}{labels}{temperature}, {weights_text(loaded)}, {plan.precision}"
+
+
+def assemble_grid(plan: SamplingPlan, loaded: Loaded) -> str:
     """Join the finished units into one PNG; its URL."""
     storage = Storage(plan.out)
     names = [plan.name(first) for first in plan.units()]
     images = torch.cat([safetensors.torch.load(storage.read(name))["images"] for name in names])
-    storage.write("grid.png", grid(images, model.spec, len(plan.labels) if len(plan.labels) > 1 else None))
+    columns = len(plan.labels) if len(plan.labels) > 1 else None
+    storage.write("grid.png", grid(images, loaded.model.spec, columns, in_words(plan, loaded)))
     return join(storage.url, "grid.png")
 
 

@@ -115,10 +115,8 @@ def test_a_new_model_is_one_file(config_file, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
-    elbo, exact = (
-        json.loads((run / f"evaluations/validation-{bound}-1-ema.json").read_text())["figures"]["evaluation/nats"]
-        for bound in ("elbo", "exact")
-    )
+    files = (run / f"evaluations/validation-{bound}-1-ema-{10 * BATCH}.json" for bound in ("elbo", "exact"))
+    elbo, exact = (json.loads(file.read_text())["figures"]["evaluation/nats"] for file in files)
     assert exact == elbo
     pictures = {path.name.partition("-")[0] for path in (run / "pictures").iterdir()}
     assert pictures == {"samples", "reconstructions", "mode"}

@@ -54,7 +54,9 @@ def test_the_distance_uses_the_given_feature_function(run, capsys):
     assert (found["samples"], found["images"], found["numbers"]) == (50, 270, 8)
     said = capsys.readouterr().out
     assert "8 features of tests.jobs.test_quality:rows" in said
-    assert "50 samples, averaged (EMA) weights after 1,280 images, fp32, seed 3, unconditional, and" in said
+    assert (
+        "50 samples, averaged (EMA) weights after 1,280 images, fp32, seed 3, unconditional, decode sample, and" in said
+    )
     assert "and 270 images of validation" in said
     assert "FID" not in said
 
@@ -76,6 +78,7 @@ def test_each_comparison_has_a_file_of_its_own(run):
     reports = [json.loads(path.read_text()) for path in (Path(run) / "evaluations").iterdir()]
     assert len(reports) == len(options)
     assert {(found["seed"], found["temperature"]) for found in reports} == {(0, 1.0), (5, 1.0), (0, 0.5)}
+    assert all(found["sampling"] == {"decode": "sample"} for found in reports)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from trainer.errors import TrainingError
 from trainer.images import ImageSpec, visible
 from trainer.models import ModelConfig
 from trainer.models.vae import VaeConfig
+from trainer.tracking.captions import caption_of
 
 DIFFUSION = {
     "kind": "diffusion",
@@ -119,10 +120,16 @@ def test_interpolations_begin_and_end_in_samples(kind, tmp_path):
     config = DIFFUSION if kind == "diffusion" else VaeConfig(kind="vae", latent=4).model_dump(mode="json")
     run = a_run(tmp_path / "run", config)
     sample.main([run, "--count", "1", "--interpolate", "--out", f"{tmp_path}/a"])
-    sample.main([run, "--count", "2", "--out", f"{tmp_path}/a"])
+    means = [] if kind == "diffusion" else ["--decode", "mean"]
+    sample.main([run, "--count", "2", *means, "--out", f"{tmp_path}/a"])
     way, made = (np.asarray(Image.open(tmp_path / f"a/{name}.png")) for name in ("interpolation", "grid"))
     side = (made.shape[1] - 2) // 2
     assert np.array_equal(way[:, 2:side], made[:, 2:side])
+    for file, options in (("grid", ["2", *means]), ("interpolation", ["1", "--interpolate"])):
+        with pytest.raises(ConfigError, match=r"\.json: holds samples with seed 0, not 1; give --out another folder"):
+            sample.main([run, "--seed", "1", "--out", f"{tmp_path}/a", "--count", *options])
+        caption = caption_of((tmp_path / f"a/{file}.png").read_bytes())
+        assert caption.startswith("samples, unconditional" + (", means of p(x | z)" if means else ""))
     difference = way[:, 2 + 11 * side :].astype(int) - made[:, 2 + side :]
     assert (difference != 0).mean() < 0.02  # cos(pi / 2) is not quite zero
 

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
-from trainer.models.base import Model
+from trainer.models.decoding import DecodingModel
 from trainer.networks import NetworkConfig
 from trainer.noise import Noise
 from trainer.normal import WIDEST, Normal, at_most, bounded
 
 
-class Autoencoder(Model):
+class Autoencoder(DecodingModel):
     """q(z | x) = N(m(x), s(x)^2 I) and p(x | z) for the latent z next to the image, a vector of size `width`."""
 
     widest = WIDEST

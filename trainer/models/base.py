@@ -135,6 +135,11 @@ class Model(nn.Module):
         """The options of `sample` that the run's configuration chooses, of type SamplingOptions."""
         return Config()
 
+    @property
+    def picture_options(self) -> Mapping[str, Any]:
+        """Options of `sample` for pictures, where they differ from `sampling`."""
+        return {}
+
     def sampling_with(self, options: Mapping[str, Any], conditioned: bool) -> Config:
         """`sampling` with some `options` changed, which become keyword arguments of `sample` and `trajectory`.
 
@@ -160,13 +165,18 @@ class Model(nn.Module):
 
         A model with more to show (levels of a hierarchy, steps of a diffusion) adds to it.
         """
-        left_out = in_words(none_given(known_conditions(self)))
-        shown = {"samples": Picture(self.sample(noise), of=f"samples, {left_out}")}
+        options = self.picture_options
+        of = self.samples_in_words(options, none_given(known_conditions(self)))
+        shown = {"samples": Picture(self.sample(noise, **options), of=of)}
         if images is not None:
             made = self.reconstruct(images, condition, replace(noise, positions=noise.positions[: len(images)]))
             of = f"held-out images, each with its reconstruction, {in_words(all_given(condition or ()))}"
             shown["reconstructions"] = Picture(torch.stack([images, made], dim=1).flatten(0, 1), of=of)
         return shown
+
+    def samples_in_words(self, options: Mapping[str, Any], uses: ConditionUses) -> str:
+        """What samples made with `options` of `sample` are, for captions and reports: "samples, unconditional"."""
+        return f"samples, {in_words(uses)}"
 
     def _elbo(self, images: Tensor, condition: Condition, noise: Noise, draws: int) -> dict[str, Tensor]:
         """[B] nats each: distortion and rates, averaged over the draws."""

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from trainer.condition_values import Condition
-from trainer.models.base import Model, Picture
+from trainer.models.base import Picture
+from trainer.models.decoding import Decode, DecodingModel
 from trainer.noise import Noise
 
 COLUMNS = 8  # images in a row of a picture, and the largest number of rows of levels
 
 
-class Hierarchy(Model):
+class Hierarchy(DecodingModel):
     """A model of latents z_1 .. z_T with z_T the top."""
 
     levels: int  # T
@@ -27,7 +28,7 @@ class Hierarchy(Model):
         """
         shown = super().pictures(images, condition, noise)
         few = replace(noise, positions=noise.positions[:COLUMNS])
-        rows = [self.sample(few, shared_levels=held) for held in _spread(0, self.levels - 1)]
+        rows = [self.sample(few, shared_levels=held, **self.picture_options) for held in _spread(0, self.levels - 1)]
         of = "samples that share more and more upper levels, row by row"
         shown["levels"] = Picture(torch.cat(rows), len(few.positions), of)
         if images is not None:
@@ -39,7 +40,12 @@ class Hierarchy(Model):
         return shown
 
     def sample(
-        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, shared_levels: int = 0
+        self,
+        noise: Noise,
+        condition: Condition = None,
+        temperature: float = 1.0,
+        shared_levels: int = 0,
+        decode: Decode = "sample",
     ) -> Tensor:
         """New images; all share the upper `shared_levels` levels, those of position 0."""
         raise NotImplementedError

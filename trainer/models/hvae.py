@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Len
@@ -11,11 +11,13 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from trainer.condition_values import Condition
+from trainer.config import Config
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
 from trainer.models.autoencoder import Autoencoder
+from trainer.models.decoding import Decode, DecodeOptions, decoded
 from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
@@ -33,6 +35,8 @@ WIDE = 2.0
 
 class HvaeConfig(WeightedRates):
     """T layers of latents, each a normal distribution given the one next to it."""
+
+    SamplingOptions: ClassVar[type[Config]] = DecodeOptions
 
     kind: Literal["hvae"]
     latents: Annotated[tuple[PositiveInt, ...], Len(1)] = (64, 32)
@@ -93,13 +97,18 @@ class Hvae(Autoencoder, Hierarchy):
         return Elbo(distortion, rates, self.config.objective(distortion, rates, progress))
 
     def sample(
-        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, shared_levels: int = 0
+        self,
+        noise: Noise,
+        condition: Condition = None,
+        temperature: float = 1.0,
+        shared_levels: int = 0,
+        decode: Decode = "sample",
     ) -> Tensor:
         z = temperature * self._eps(held(noise, shared_levels > 0), self.levels)
         for level in range(self.levels - 1, 0, -1):
             shared = self.levels - level < shared_levels
             z = self.prior(level, z).sample(temperature * self._eps(held(noise, shared), level))
-        return self.likelihood.mean(self.decode(z))
+        return decoded(self.likelihood, self.decode(z), noise, decode)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise, levels: int | None = None) -> Tensor:
         lowest = 0 if levels is None else self.levels - levels

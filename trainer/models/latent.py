@@ -4,33 +4,44 @@ al. 2022, arXiv 2112.10752), with the bound of the whole."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from trainer.condition_values import Condition
+from trainer.conditions import ConditionUses
+from trainer.config import Config
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha
 from trainer.images import ImageSpec
 from trainer.models.base import Model, ModelConfigBase
+from trainer.models.decoding import DecodeOptions, decoded, words_with_decode
 from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.vae import Vae, VaeConfig
 from trainer.noise import Noise
 from trainer.normal import Normal
+from trainer.samplers import SamplingConfig
+
+
+class LatentSamplingConfig(SamplingConfig, DecodeOptions):
+    """Defaults of sampling from a diffusion over latents; command-line options override them."""
 
 
 class LatentConfig(DiffuserConfig):
     """A diffusion that replaces the standard normal prior of a trained VAE."""
 
     URLS: ClassVar[tuple[str, ...]] = ("vae",)
+    SamplingOptions: ClassVar[type[Config]] = LatentSamplingConfig
 
     kind: Literal["latent"]
     vae: str
     """URL of the VAE's run or export: the frozen first stage, with averaged weights. Read when a run starts, never
     again."""
+    sampling: LatentSamplingConfig = LatentSamplingConfig()
+    """Defaults of sampling, in training and on the command line."""
     first_stage: VaeConfig | None = None
     """Architecture of that VAE, recorded in run folders and exports, whose tensors include its weights. Do not set."""
 
@@ -93,6 +104,17 @@ class Latent(DiffusionBase):
 
     def shown(self, x: Tensor) -> Tensor:
         return self.vae.likelihood.mean(self.vae.decode(x.flatten(1)))
+
+    def drawn(self, x: Tensor, noise: Noise, sampling: SamplingConfig) -> Tensor:
+        assert isinstance(sampling, LatentSamplingConfig)
+        return decoded(self.vae.likelihood, self.vae.decode(x.flatten(1)), noise, sampling.decode)
+
+    @property
+    def picture_options(self) -> Mapping[str, Any]:
+        return {"decode": "mean"}
+
+    def samples_in_words(self, options: Mapping[str, Any], uses: ConditionUses) -> str:
+        return words_with_decode(super().samples_in_words(options, uses), options)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """The VAE's reconstructions; the diffusion has no part in them."""

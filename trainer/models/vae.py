@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from trainer.condition_values import Condition
+from trainer.config import Config
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
 from trainer.models.autoencoder import Autoencoder
+from trainer.models.decoding import Decode, DecodeOptions, decoded
 from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
 from trainer.noise import Noise
@@ -22,6 +24,8 @@ from trainer.normal import Normal
 
 class VaeConfig(WeightedRates):
     """One layer of latents with a standard normal prior."""
+
+    SamplingOptions: ClassVar[type[Config]] = DecodeOptions
 
     kind: Literal["vae"]
     latent: PositiveInt = 32
@@ -51,8 +55,11 @@ class Vae(Autoencoder):
         rates = {"z1": q.kl(Normal.standard(q.mean))}  # [B]  (18)
         return Elbo(distortion, rates, self.config.objective(distortion, rates, progress))
 
-    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0) -> Tensor:
-        return self.likelihood.mean(self.decode(temperature * noise.normal("z1", (self.latent,))))
+    def sample(
+        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, decode: Decode = "sample"
+    ) -> Tensor:
+        output = self.decode(temperature * noise.normal("z1", (self.latent,)))
+        return decoded(self.likelihood, output, noise, decode)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         q = self.encode(images, noise)

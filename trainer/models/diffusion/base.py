@@ -16,7 +16,7 @@ from trainer.gaussian_process import alpha
 from trainer.models.base import Bound, Model, Picture, known_conditions
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
-from trainer.samplers import SamplerStep, SamplingConfig
+from trainer.samplers import SamplingConfig
 
 TRAJECTORIES, COLUMNS = 6, 10  # of the picture that shows estimates of x on the way to a sample
 
@@ -29,6 +29,10 @@ class DiffusionBase(Model):
     def shown(self, x: Tensor) -> Tensor:
         """x, or an estimate of it, [B, *diffuser.shape] as levels of images, uint8 [B, C, H, W]."""
         raise NotImplementedError
+
+    def drawn(self, x: Tensor, noise: Noise, sampling: SamplingConfig) -> Tensor:
+        """The sample that ends in x, [B, *diffuser.shape], uint8 [B, C, H, W]."""
+        return self.shown(x)
 
     @property
     def conditions(self) -> Collection[str]:
@@ -65,22 +69,24 @@ class DiffusionBase(Model):
         return super().sampling_with(options, conditioned)
 
     def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **options: Any) -> Tensor:
-        """New images, uint8 [B, C, H, W]; `options` are fields of SamplingConfig."""
-        *_, last = self._steps(noise, condition, temperature, options)
-        return self.shown(last.z / alpha(last.gamma))
+        """New images, uint8 [B, C, H, W]; `options` are fields of `sampling`."""
+        chosen = self._chosen(options)
+        *_, last = self.diffuser.trajectory(noise, condition, temperature, chosen)
+        return self.drawn(last.z / alpha(last.gamma), noise, chosen)
 
     def trajectory(
         self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **options: Any
     ) -> Iterator[Tensor]:
         """The estimates of x at every step and the sample, uint8 [B, C, H, W] each, one more than there are steps."""
-        for step in self._steps(noise, condition, temperature, options):
+        chosen = self._chosen(options)
+        for step in self.diffuser.trajectory(noise, condition, temperature, chosen):
             yield self.shown(step.x)
-        yield self.shown(step.z / alpha(step.gamma))
+        yield self.drawn(step.z / alpha(step.gamma), noise, chosen)
 
     def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
         shown = super().pictures(images, condition, noise)
         few = replace(noise, positions=noise.positions[:TRAJECTORIES])
-        path = list(self.trajectory(few))
+        path = list(self.trajectory(few, **self.picture_options))
         kept = [path[round(i * (len(path) - 1) / (COLUMNS - 1))] for i in range(COLUMNS)]
         of = f"estimates on the way to samples, {in_words(none_given(known_conditions(self)))}"
         return shown | {"trajectories": Picture(torch.stack(kept, 1).flatten(0, 1), COLUMNS, of)}
@@ -89,8 +95,5 @@ class DiffusionBase(Model):
         """-log SNR of the least noisy latent, a scalar of the type of `like`."""
         return self.diffuser.schedule.ends.to(like.dtype)[0]
 
-    def _steps(
-        self, noise: Noise, condition: Condition, temperature: float, options: dict[str, Any]
-    ) -> Iterator[SamplerStep]:
-        chosen = SamplingConfig.model_validate(self.sampling.model_dump() | options)
-        return self.diffuser.trajectory(noise, condition, temperature, chosen)
+    def _chosen(self, options: dict[str, Any]) -> SamplingConfig:
+        return type(self.sampling).model_validate(self.sampling.model_dump() | options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Len
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.condition_values import Condition
+from trainer.config import Config
 from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
+from trainer.models.decoding import Decode, DecodeOptions, decoded
 from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.ladder.config import StageConfig
 from trainer.models.ladder.group import Draw
@@ -35,6 +37,8 @@ Features = list[Tensor | None]  # of the image, for every stage from the top dow
 
 class LadderConfig(WeightedRates):
     """A pass up over the image, and one walk down that draws each group of latents given all above it."""
+
+    SamplingOptions: ClassVar[type[Config]] = DecodeOptions
 
     kind: Literal["ladder"]
     cells: CellsConfig = MlpCells()
@@ -147,12 +151,17 @@ class Ladder(Hierarchy):
         return self.output(h).to(noise.dtype), draws
 
     def sample(
-        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, shared_levels: int = 0
+        self,
+        noise: Noise,
+        condition: Condition = None,
+        temperature: float = 1.0,
+        shared_levels: int = 0,
+        decode: Decode = "sample",
     ) -> Tensor:
         def eps(level: int) -> Tensor:
             return temperature * self._eps(held(noise, self.levels - level < shared_levels))(level)
 
-        return self.likelihood.mean(self.walk(eps, noise)[0])
+        return decoded(self.likelihood, self.walk(eps, noise)[0], noise, decode)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise, levels: int | None = None) -> Tensor:
         draw = self._eps(noise)
