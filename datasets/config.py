@@ -144,6 +144,8 @@ class DataConfig(_Section):
     conditions: dict[str, ConditionConfig] = {}
     """What images are conditioned on, by name. Empty: `label`, the class, for sets with labels. A model chooses among
     them by name."""
+    accept_changes: Annotated[bool, MayChange] = False
+    """Resume although training shards were repaired or left out since the run was started; the ledger names them."""
     on_bad: Annotated[Literal["stop", "quarantine"], MayChange] = "stop"
     """On a corrupt image: stop, or quarantine it (zero weight, logged)."""
     bad_share: Annotated[float, MayChange] = Field(default=0.001, ge=0, le=1)

@@ -206,7 +206,8 @@ class StepReader:
             except DataError as error:
                 shard, key = self.shards.where(part, row)
                 if not self._plan.quarantine:
-                    raise DataError(f"{shard}: sample {key!r}: {error}") from error
+                    remedy = "data.on_bad=quarantine continues without such images"
+                    raise DataError(f"{shard}: sample {key!r}: {error}; {remedy}") from error
                 images[to] = 0
                 quarantined.append(Quarantined(epoch, position, shard, key, str(error)))
         return quarantined

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from datasets.order.versions import NEWEST
 from jobs.config.resolved import ResolvedRun
 from jobs.config.schema import RunConfig
+from jobs.config.shard_changes import ShardChange, accepted_changes
 from trainer.errors import TrainingError
 from trainer.training.optimizer import learning_rate_rise
 
@@ -33,8 +34,11 @@ def fingerprint(run: ResolvedRun) -> dict[str, Any]:
     }
 
 
-def check_same_run(run: ResolvedRun, saved: dict[str, Any]) -> None:
-    """Raises TrainingError in one line if a fixed setting or the training set differs from the fingerprint `saved`."""
+def check_same_run(run: ResolvedRun, saved: dict[str, Any]) -> list[ShardChange]:
+    """Returns the changes of the training set since the fingerprint `saved` that `data.accept_changes` allows.
+
+    Raises TrainingError in one line if a fixed setting or the training set differs otherwise.
+    """
     if (number := continued(run, saved).order_version) > NEWEST:
         raise TrainingError(
             f"{run.config.run}: was started by a newer release: {ORDER_VERSION} is {number} in the run; this release "
@@ -43,10 +47,7 @@ def check_same_run(run: ResolvedRun, saved: dict[str, Any]) -> None:
     settings = {key: value for key, value in saved["config"].items() if key != ORDER_VERSION}
     if differs := difference(completed(settings, run.config), fixed_settings(run.config)):
         raise TrainingError(f"{run.config.run}: {differs}; use another run folder (run=...), or the run's own settings")
-    if saved["data"] != run.index.fingerprint:
-        raise TrainingError(
-            f"{run.config.run}: was started on other images (names, counts or checksums of the shards differ)"
-        )
+    return accepted_changes(run, saved["data"])
 
 
 def continued(run: ResolvedRun, saved: dict[str, Any]) -> ResolvedRun:
@@ -57,12 +58,13 @@ def continued(run: ResolvedRun, saved: dict[str, Any]) -> ResolvedRun:
 def check_resume(run: ResolvedRun, saved: dict[str, Any], images: int) -> list[str]:
     """Check that `run` may continue from the fingerprint `saved` with a checkpoint after `images` images.
 
-    Returns what changes, as lines for the user: each setting, and the learning rate if a larger budget raises it.
+    Returns what changes, as lines for the user: shards, each setting, and the learning rate if a larger budget raises
+    it.
 
     Raises TrainingError in one line if a fixed setting or the training set differs, or if `trainer.precision: auto`
     means another precision on this machine than the run was trained in so far.
     """
-    check_same_run(run, saved)
+    lines = [f"training shards: {change}" for change in check_same_run(run, saved)]
     config = run.config
     before, now = _changeable_of(saved), fingerprint(run)["changeable"]
     precision = before.get("trainer.precision", "auto")
@@ -74,7 +76,7 @@ def check_resume(run: ResolvedRun, saved: dict[str, Any], images: int) -> list[s
     if precision == "auto":  # of a version that did not record what it meant
         before.pop("trainer.precision", None)
     changed = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
-    lines = [f"{key} changes from {_shown(before, key)} to {_shown(now, key)}" for key in changed]
+    lines += [f"{key} changes from {_shown(before, key)} to {_shown(now, key)}" for key in changed]
     budget_before = before.get("trainer.images", config.trainer.images)
     if rise := learning_rate_rise(config.optim, images, budget_before, config.trainer.images):
         lines.append(rise)

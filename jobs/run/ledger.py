@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from datasets.errors import DataError
 from datasets.loading.batches import Batches
 from datasets.quarantine import Quarantined, check_share, epoch_rows
 from datasets.shards.index import Index
+from jobs.config.shard_changes import ShardChange
 from trainer.checkpoints.journal import read_metrics
 from trainer.distributed.ranks import on_rank_zero, world_size
 
@@ -21,7 +23,9 @@ class Ledger:
     """Accounts in each row of metrics for the images since the row before.
 
     "ledger": [{"epoch", "expected", "seen", "quarantined"} ...], one entry for each finished epoch (of a single set);
-    "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...], one entry for each unusable image; and the
+    "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...], one entry for each unusable image;
+    "changed_shards": [{"shard", "images_before", "images" (null: left out), "at"} ...], at a resume after "at" images,
+    in whose epoch some images come twice or not at all if counts changed, so that it has no entry in "ledger"; and the
     totals "data/epoch", "data/quarantined" and "data/quarantined_by_index" (samples of the shards that are no part of
     the set); "data/unknown/NAME/REASON", images whose condition NAME had no value. Raises DataError above
     `data.bad_share`.
@@ -39,6 +43,12 @@ class Ledger:
         self.reported = 0  # entries of this rank's batches that are in a row
         self.counted: Counter[str] = Counter()  # conditions without a value, of this rank's batches, that are in a row
         self.entries: list[Quarantined] = []  # of all ranks, over the life of the run
+        self.changes: list[dict[str, Any]] = []  # of shards, that are in no row yet; on rank 0
+        self.changed: list[dict[str, Any]] = []  # all others
+
+    def expect(self, changes: Sequence[ShardChange], images: int) -> None:
+        """The run continues after `images` images on shards that have changed; on rank 0, before `follow`."""
+        self.changes = [change._asdict() | {"at": images} for change in changes]
 
     def follow(self, batches: Batches, images: int) -> None:
         """Account for `batches`, which start at `images`. All ranks together."""
@@ -48,6 +58,7 @@ class Ledger:
             rows = on_rank_zero(lambda: read_metrics(self.run))
             self.images = max((row["images"] for row in rows if "data/epoch" in row), default=0)
             self.entries = [Quarantined(**entry) for row in rows for entry in row.get("quarantined", [])]
+            self.changed = [change for row in rows for change in row.get("changed_shards", [])]
 
     def row(self, images: int) -> dict[str, Any]:
         """The figures of the row at `images`. All ranks together."""
@@ -56,10 +67,13 @@ class Ledger:
     def unreported(self, images: int) -> dict[str, Any]:
         """The same if images were quarantined since the last row, which a commit must not lose; else empty."""
         fresh = self._unreported()
-        return self._row(images, fresh) if fresh else {}
+        return self._row(images, fresh) if fresh or self.changes else {}
 
     def _row(self, images: int, fresh: list[Quarantined]) -> dict[str, Any]:
         row: dict[str, Any] = {"data/quarantined_by_index": self.left_out} if self.left_out else {}
+        if self.changes:
+            row["changed_shards"] = self.changes
+            self.changed, self.changes = self.changed + self.changes, []
         if self.may_quarantine:
             if fresh:
                 self.entries += fresh
@@ -68,8 +82,13 @@ class Ledger:
             row["data/quarantined"] = len(self.entries)
         if self.images_of_set:
             row["data/epoch"] = images / self.images_of_set
-            ended = range(self.images // self.images_of_set, images // self.images_of_set)
-            if ended:
+            mixed = {
+                change["at"] // self.images_of_set
+                for change in self.changed
+                if change["images"] != change["images_before"] and change["at"] % self.images_of_set
+            }
+            since = range(self.images // self.images_of_set, images // self.images_of_set)
+            if ended := [epoch for epoch in since if epoch not in mixed]:
                 epochs = epoch_rows(self.images_of_set, images, self.entries)
                 row["ledger"] = [epochs[epoch]._asdict() for epoch in ended]
         self.images = images

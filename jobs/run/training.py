@@ -12,8 +12,9 @@ import torch
 from cluster.storage.storage import Storage
 from jobs.config.loading import to_yaml
 from jobs.config.resolved import resolve
-from jobs.config.resume import check_resume, continued, fingerprint
+from jobs.config.resume import check_resume, check_same_run, continued, fingerprint
 from jobs.config.schema import RunConfig
+from jobs.config.shard_changes import record_shards
 from jobs.config.tokenizers import known_tokenizers, write_tokenizers
 from jobs.run.data import RunData
 from jobs.run.ending import ending, finished, report_command, write_final
@@ -146,8 +147,11 @@ class TrainingRun:
         """Raises TrainingError if the run was started with other settings, or on other data."""
         for line in check_resume(self.resolved, saved["fingerprint"], saved["progress"]["images"]):
             say_on_rank_zero(line)
+        changes = check_same_run(self.resolved, saved["fingerprint"])
+        self.data.ledger.expect(changes, saved["progress"]["images"])
 
     def _write_configuration(self) -> None:
+        record_shards(self.run, self.resolved.index)
         self.run.write("config.yaml", to_yaml(self.config).encode())
         self.run.write("model.json", json.dumps(self.description, indent=1).encode())
 

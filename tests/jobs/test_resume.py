@@ -50,6 +50,7 @@ FREE = {
     "data.cache": 1,
     "data.disk_cache": {"folder": "kept"},
     "data.on_bad": "quarantine",
+    "data.accept_changes": True,
     "data.bad_share": 0.5,
     "optim.lr": 5.0,
     "optim.posthoc": 5,
