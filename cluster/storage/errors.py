@@ -19,6 +19,10 @@ class UnavailableError(StorageError):
     """The store could not be reached, or the answer was incomplete; a later try may succeed."""
 
 
+class TooLargeError(StorageError):
+    """An object is larger than a file of its kind can be."""
+
+
 @contextlib.contextmanager
 def storage_errors(where: str) -> Iterator[None]:
     """Turn the client's errors into a `StorageError`, one line that names the URL."""
@@ -31,6 +35,10 @@ def storage_errors(where: str) -> Iterator[None]:
     except (exceptions.BaseError, OSError, ValueError) as error:
         kind, reason = _explain(where, error)
         raise kind(f"{where}: {reason}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the client, which is written in Rust; no Exception
+            raise
+        raise StorageError(f"{where}: the storage client failed ({_reason(str(error))})") from error
 
 
 ENDS_EARLY = "the object ends before the requested bytes"
@@ -39,6 +47,7 @@ _MISSING = re.compile(r"status code: 404")
 _DENIED = re.compile(r"status code: 40[13]|Permission denied")
 # Without credentials the client asks the metadata service of cloud machines, whose 404 is not the object's.
 _NO_CREDENTIALS = re.compile(r"/latest/(api/token|meta-data)|computeMetadata|metadata/identity")
+_STRAY = re.compile(r'(?:Path |parsing Path )"([^"]*)"')
 _SHORT = re.compile(r"status code: 416|Requested range was invalid")
 _AWAY = re.compile(r"status code: (408|429|50[0234])|HTTP error|timed out")
 
@@ -56,6 +65,8 @@ def _explain(where: str, error: Exception) -> tuple[type[StorageError], str]:
     if isinstance(error, denials) or _DENIED.search(text):
         remedy = "the permissions of the folder" if local else "the credentials in the environment"
         return StorageError, f"access denied; check {remedy}"
+    if "invalid path" in text and (stray := _STRAY.search(text)):
+        return StorageError, f"the object {stray[1]!r} has an empty, dotted or unprintable part in its name; rename it"
     if _SHORT.search(text):
         return StorageError, ENDS_EARLY
     if _AWAY.search(text) and not local:

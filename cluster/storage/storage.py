@@ -13,14 +13,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
+import stat
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
-from cluster.storage.errors import ENDS_EARLY, MissingError, StorageError, UnavailableError, storage_errors
+from cluster.storage.errors import (
+    ENDS_EARLY,
+    MissingError,
+    StorageError,
+    TooLargeError,
+    UnavailableError,
+    storage_errors,
+)
 
 if TYPE_CHECKING:  # obstore is imported when a folder is first opened
     from obstore.store import ObjectStore
@@ -29,6 +39,8 @@ RETRIES: dict[str, Any] = {"max_retries": 8, "retry_timeout": timedelta(minutes=
 PART, PARTS = 16 << 20, 4  # bytes of a part of a multipart upload (stores accept 10,000 parts), concurrent parts
 # `timeout` covers a whole body and would cut long downloads; `read_timeout` detects a stalled connection.
 CLIENT: dict[str, Any] = {"timeout": "30m", "connect_timeout": "10s", "read_timeout": "30s"}
+MOST_ENTRIES = 2_000_000  # objects of a listing, about 0.5 GB of memory
+LISTING_SECONDS = 600.0  # for the next part of a listing
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -94,18 +106,26 @@ class Storage:
 
     # ---- reading
 
-    def read(self, path: str) -> bytes:
-        """The bytes of an object."""
+    def read(self, path: str, most: int | None = None) -> bytes:
+        """The bytes of an object. An object of more than `most` bytes is refused before it is read."""
         import obstore
 
         def get() -> bytes:
             answer = obstore.get(self._store(), path)
+            size = answer.meta["size"]
+            self._check_size(path, size, most)
             data = answer.bytes().to_bytes()
-            if len(data) != answer.meta["size"]:
-                raise UnavailableError(f"{join(self.url, path)}: received {len(data)} of {answer.meta['size']} bytes")
+            if len(data) != size:
+                raise UnavailableError(f"{join(self.url, path)}: received {len(data)} of {size} bytes")
             return data
 
+        if (file := self._local_file(path)) is not None:
+            self._check_size(path, file.stat().st_size, most)
         return self._ask(path, get)
+
+    def _check_size(self, path: str, size: int, most: int | None) -> None:
+        if most is not None and size > most:
+            raise TooLargeError(f"{join(self.url, path)}: has {size:,} bytes, expected at most {most:,}")
 
     def read_range(self, path: str, start: int, stop: int) -> memoryview:
         """The bytes [start, stop) of an object; fewer if it ends before `stop`, an error if before `start`."""
@@ -113,8 +133,7 @@ class Storage:
 
         if start == stop:
             return memoryview(b"")
-        file = self.local_path(path)
-        if file is not None and ".." not in Path(path).parts:  # the client refuses ".." with an error
+        if (file := self._local_file(path)) is not None:
             data = self._ask(path, lambda: memoryview(_read_range(file, start, stop)))
         else:
             data = self._ask(path, lambda: memoryview(obstore.get_range(self._store(), path, start=start, end=stop)))
@@ -128,6 +147,7 @@ class Storage:
         """Size and ETag of an object; None if it is missing (or its bucket is: the answer is the same)."""
         import obstore
 
+        self._local_file(path)
         try:
             meta = self._ask(path, lambda: obstore.head(self._store(), path))
         except MissingError:
@@ -138,8 +158,28 @@ class Storage:
         """Whether an object exists at `path`."""
         return self.stat(path) is not None
 
+    def _local_file(self, path: str) -> Path | None:
+        """The file of an object on a local disk; None if it is missing, and for an object store.
+
+        Raises StorageError for a pipe or a device, which would block or never end.
+        """
+        file = self.local_path(path)
+        if file is None or ".." in Path(path).parts:  # the client refuses ".." with an error
+            return None
+        try:
+            mode = file.stat().st_mode
+        except (OSError, ValueError):  # reported by the client
+            return None
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise StorageError(f"{file}: a pipe, socket or device, not a regular file")
+        return file
+
     def list(self, folder: str = "") -> Iterator[Entry]:
-        """All objects below `folder`, recursively, sorted by path."""
+        """All objects below `folder`, recursively, sorted by path.
+
+        Markers of folders, which consoles of object stores write, are left out. Raises StorageError above
+        `MOST_ENTRIES` objects, and for a store that repeats itself or sends nothing for `LISTING_SECONDS`.
+        """
         import obstore
 
         if is_local(self.url) and not (Path(self.url) / folder).is_dir():
@@ -147,9 +187,16 @@ class Storage:
         if self.url.startswith(("http://", "https://")):
             raise StorageError(f"{self.url}: a web server cannot be listed; name the files")
         prefix = folder.strip("/") + "/" if folder else None
-        metas = self._ask(folder, lambda: [meta for chunk in obstore.list(self._store(), prefix) for meta in chunk])
-        for meta in sorted(metas, key=lambda meta: meta["path"]):
-            yield Entry(meta["path"], meta["size"], meta.get("e_tag") or "")
+
+        def listed() -> dict[str, Entry]:
+            chunks = obstore.list(self._store(), prefix)
+            return _collect(chunks if is_local(self.url) else _timed(chunks, self.url), join(self.url, folder))
+
+        entries = self._ask(folder, listed)
+        folders = {path[:end] for path in entries for end in _slashes(path)}
+        for path in sorted(entries):
+            if path and not (entries[path].size == 0 and path in folders):
+                yield entries[path]
 
     # ---- writing
 
@@ -247,6 +294,59 @@ def _read_range(file: Path, start: int, stop: int) -> bytes:
     if not data:
         raise StorageError(f"{file}: {ENDS_EARLY}")
     return data
+
+
+def _collect(chunks: Iterable[Sequence[Any]], where: str) -> dict[str, Entry]:
+    """The entries of a listing by path. Raises StorageError if it does not end."""
+    entries: dict[str, Entry] = {}
+    for chunk in chunks:
+        before = len(entries)
+        for meta in chunk:
+            entries[meta["path"]] = Entry(meta["path"], meta["size"], meta.get("e_tag") or "")
+        if len(entries) == before and chunk:
+            raise StorageError(f"{where}: the store repeats its listing after {before:,} objects")
+        if len(entries) > MOST_ENTRIES:
+            raise StorageError(f"{where}: lists more than {MOST_ENTRIES:,} objects; name a smaller folder")
+    return entries
+
+
+def _timed(chunks: Iterable[T], where: str) -> Iterator[T]:
+    """The same chunks, taken by a thread. Raises UnavailableError where none comes for `LISTING_SECONDS`."""
+    taken: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def take() -> None:
+        try:
+            for chunk in chunks:
+                taken.put((chunk, None))
+                if ended.is_set():
+                    return
+        except BaseException as error:  # also a panic of the client, which is no Exception
+            taken.put((None, error))
+        else:
+            taken.put((None, None))
+
+    ended = threading.Event()
+    threading.Thread(target=take, name="listing", daemon=True).start()
+    try:
+        while True:
+            try:
+                chunk, error = taken.get(timeout=LISTING_SECONDS)
+            except queue.Empty:
+                raise StorageError(f"{where}: the listing made no progress for {LISTING_SECONDS:.0f} s") from None
+            if error is not None:
+                raise error
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        ended.set()
+
+
+def _slashes(path: str) -> Iterator[int]:
+    end = path.rfind("/")
+    while end > 0:
+        yield end
+        end = path.rfind("/", 0, end)
 
 
 def speaks_plain_http(url: str) -> bool:

@@ -367,3 +367,21 @@ def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(tmp_path, monkeyp
     assert Storage("~/data").url == f"{tmp_path}/data"
     assert absolute("/a/~/b") == "/a/~/b"
     assert absolute("s3://bucket/~/b") == "s3://bucket/~/b"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_only_regular_files_are_opened(tmp_path, kind):
+    """A pipe blocks whoever opens it, and a device need not end."""
+    path = tmp_path / "a"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    storage = Storage(str(tmp_path))
+    for read in (storage.read, storage.stat, lambda name: storage.read_range(name, 0, 5)):
+        with pytest.raises(StorageError, match="a: a pipe, socket or device, not a regular file"):
+            read("a")
+
+
+def test_an_object_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StorageError, match=r"a: has 1,099,511,627,776 bytes, expected at most 1,000"):
+        Storage(str(tmp_path)).read("a", most=1000)
