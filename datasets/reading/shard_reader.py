@@ -19,8 +19,8 @@ from datasets.errors import DataError
 from datasets.images.decode import IMAGE_FORMATS, Format, Pixels, decode_image
 from datasets.order.order import Range
 from datasets.reading.disk_cache import DiskCache
+from datasets.shards.columns import numbers
 from datasets.shards.index import Index
-from datasets.shards.index_files import numbers
 
 _SHARDS_KEPT = 64  # shards whose member tables are kept in memory
 

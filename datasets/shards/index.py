@@ -20,8 +20,10 @@ from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
 from datasets.images.decode import Format
-from datasets.shards.index_files import SCHEMA, Meta, Shard, member_file, numbers, read_index, read_table
+from datasets.shards.columns import numbers
+from datasets.shards.index_files import SCHEMA, Meta, Shard, member_file, read_index, read_table
 from datasets.shards.shard_list import ShardList
+from datasets.shards.table_checks import check_members
 
 if TYPE_CHECKING:  # a loader process starts sooner without pydantic
     from datasets.config import DataConfig
@@ -49,11 +51,17 @@ class ShardFolder:
 
     def members(self, row: int) -> pa.Table:
         """The member table of a shard: key, and <extension>.offset, .size and .crc32 (null: no such member)."""
-        name, images = (self.table.column(column)[row].as_py() for column in ("name", "images"))
+        name, images, size = (self.table.column(column)[row].as_py() for column in ("name", "images", "bytes"))
         try:
             table = read_table(self._members, member_file(name))
         except MissingError as error:
             raise DataError(f"{self.index_url}: the member table of {name} is missing; {self.remedy}") from error
+        try:
+            check_members(table, size)
+        except ValueError as error:
+            raise DataError(
+                f"{self.index_url}: the member table of {name} is damaged ({error}); {self.remedy}"
+            ) from error
         if table.num_rows != images:
             raise DataError(f"{self.index_url}: {table.num_rows} samples of {name}, expected {images}; {self.remedy}")
         return table

@@ -11,19 +11,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from cluster.storage.errors import MissingError
+from cluster.storage.errors import MissingError, StorageError
+from cluster.storage.json_files import MOST_JSON_BYTES, parse_json
 from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
 from datasets.images.decode import Format
+from datasets.shards.columns import numbers
+from datasets.shards.table_checks import check_shards
 
 VERSION = 1
 QUARANTINE = "quarantine.arrow"
+MOST_TABLE_BYTES = 2 << 30  # of a table that is read whole
 PACKED_SPLITS = ("train", "validation", "test")  # folders that packing writes into, each a set of its own
 SCHEMA = pa.schema(
     [
@@ -100,13 +103,18 @@ def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
     """index.json and the table of shards at `location`. Raises `DataError` if they are missing or damaged."""
     storage = Storage(location)
     try:
-        meta = _meta(storage.read("index.json"), location)
+        meta = _meta(storage.read("index.json", MOST_JSON_BYTES), location)
         table = read_table(storage, "shards.arrow")
     except MissingError as error:
         raise DataError(_missing(url, location)) from error
     table = _with_added_columns(table)
-    if not table.schema.equals(SCHEMA):
-        raise DataError(f"{location}/shards.arrow: not a table of shards; run python -m jobs.index {quote(url)}")
+    try:
+        if not table.schema.equals(SCHEMA):
+            raise ValueError("not a table of shards")
+        check_shards(table)
+    except ValueError as error:
+        damage = f"{location}/shards.arrow: damaged ({error})"
+        raise DataError(f"{damage}; run python -m jobs.index {quote(url)}") from error
     return meta, table
 
 
@@ -164,49 +172,56 @@ def encode_table(table: pa.Table) -> bytes:
 
 
 def read_table(storage: Storage, path: str) -> pa.Table:
-    """A table from an Arrow IPC file: memory-mapped from a local disk. Raises `DataError` if it is damaged."""
+    """A table from an Arrow IPC file: memory-mapped from a local disk. Raises `DataError` if it is damaged.
+
+    Its buffers fit its columns, and its strings are UTF-8: Arrow itself reads a file without looking at the contents,
+    and crashes where crafted offsets point outside its memory.
+    """
     local = storage.local_path(path)
     try:
         if local is None:
-            return pa.ipc.open_file(pa.BufferReader(storage.read(path))).read_all()
-        if not local.is_file():
+            source = pa.BufferReader(storage.read(path, MOST_TABLE_BYTES))
+        elif local.is_file():
+            source = pa.memory_map(str(local))
+        else:
             raise MissingError(f"{local}: no such file")
-        return pa.ipc.open_file(pa.memory_map(str(local))).read_all()
-    except pa.ArrowInvalid as error:
+        table = pa.ipc.open_file(source).read_all()
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and (isinstance(error, StorageError) or error.errno):
+            raise  # of the disk or the store; Arrow's own have no number
         raise DataError(f"{join(storage.url, path)}: damaged; run python -m jobs.index again") from error
-
-
-def numbers(column: pa.ChunkedArray, missing: int = 0) -> NDArray[Any]:
-    """A column of integers as an array of the same type, without a copy if it is a single chunk.
-
-    Arrow's own conversion imports pandas if it is installed, which costs a loader process a second.
-    """
-    parts = [_numbers(chunk, missing) for chunk in column.chunks if len(chunk)]
-    dtype = np.dtype(str(column.type))
-    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
-
-
-def _numbers(chunk: pa.Array, missing: int) -> NDArray[Any]:
-    here = slice(chunk.offset, chunk.offset + len(chunk))
-    valid, data = chunk.buffers()
-    values = np.frombuffer(data, np.dtype(str(chunk.type)))[here]
-    if not chunk.null_count:
-        return values
-    bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[here]
-    return np.where(bits, values, values.dtype.type(missing))
 
 
 def _meta(data: bytes, location: str) -> Meta:
     try:
-        fields = json.loads(data)
+        fields = parse_json(data)
         version = fields.pop("version")
         if version != VERSION:
-            raise DataError(f"{location}/index.json has version {version}; this program reads version {VERSION}")
-        return Meta(**fields | {"class_names": tuple(fields["class_names"])})
+            raise DataError(f"{location}/index.json has version {version!r}; this program reads version {VERSION}")
+        return _checked(Meta(**fields | {"class_names": tuple(fields["class_names"])}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{location}/index.json: damaged ({error}); run python -m jobs.index again") from error
+        reason = " ".join(f"{error}".split())[:200]
+        raise DataError(f"{location}/index.json: damaged ({reason}); run python -m jobs.index again") from error
+
+
+def _checked(meta: Meta) -> Meta:
+    """Raises ValueError for values that no set has."""
+    limits = {"channels": (1, 1 << 16), "height": (0, 1 << 31), "width": (0, 1 << 31), "levels": (2, 1 << 16)}
+    limits["classes"] = (0, 1 << 62)
+    for name, value in meta._asdict().items():
+        if name in limits:
+            least, most = limits[name]
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name}: {str(value)[:50]!r} is not an integer from {least} to {most}")
+        elif not all(isinstance(text, str) for text in (value if name == "class_names" else [value])):
+            raise ValueError(f"{name}: {str(value)[:50]!r} is not text")
+    if meta.class_names and len(meta.class_names) > meta.classes:
+        raise ValueError(f"class_names: {len(meta.class_names)} names of {meta.classes} classes")
+    return meta
 
 
 def _missing(url: str, location: str) -> str:

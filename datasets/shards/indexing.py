@@ -15,13 +15,13 @@ from cluster.storage.storage import Entry, Storage
 from datasets.errors import DataError
 from datasets.images.decode import IMAGE_FORMATS, LABEL
 from datasets.shards.bad_samples import BadSamplesError, check_quarantine
+from datasets.shards.columns import numbers
 from datasets.shards.index_files import (
     QUARANTINE_SCHEMA,
     Meta,
     Shard,
     encode_table,
     member_file,
-    numbers,
     read_index,
     read_quarantine,
     shards_of,

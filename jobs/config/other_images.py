@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from datasets.config import DataConfig
 from datasets.images.transform import output_format
+from datasets.shards.columns import numbers
 from datasets.shards.index import Index
-from datasets.shards.index_files import numbers
 from jobs.errors import ConfigError
 from trainer.images import ImageSpec
 from trainer.models.base import Model, takes_labels

@@ -20,8 +20,9 @@ from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.order.order import Range
 from datasets.reading.shard_reader import ShardReader
+from datasets.shards.columns import numbers
 from datasets.shards.index import Index
-from datasets.shards.index_files import encode_table, numbers, read_table
+from datasets.shards.index_files import encode_table, read_table
 from datasets.shards.indexing import IndexOptions, index_shards
 from datasets.shards.scan import scan_tar
 from tests.datasets.small_sets import image_of, png, write_members, write_set
