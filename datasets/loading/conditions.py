@@ -60,7 +60,8 @@ def check_conditions(config: DataConfig, index: Index) -> None:
         match given:
             case ClassConfig():
                 if not index.classes:
-                    raise DataError(f"data.conditions.{name}: {index.url}: its samples have no label (.{LABEL})")
+                    why = index.labels_differ or f"{index.url}: its samples have no label (.{LABEL})"
+                    raise DataError(f"data.conditions.{name}: {why}")
             case TextConfig():
                 for source in given.members:
                     _check_source(name, source, index)

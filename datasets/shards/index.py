@@ -80,7 +80,11 @@ class Index:
 
     def __init__(self, sets: Sequence[Sequence[ShardFolder]]):
         self.folders = [folder for folders in sets for folder in folders]
+        self.labels_differ = _label_difference(self.folders)
+        """Why the images have no labels in common, though some have labels; "" if they do."""
         self.meta = _common_meta(self.folders)
+        if self.labels_differ:
+            self.meta = self.meta._replace(classes=0, class_names=())
         self.counts: NDArray[np.int64] = self._column("images")
         self.set_bounds = _starts([sum(folder.table.num_rows for folder in folders) for folders in sets])
         self._sets = sets
@@ -248,21 +252,34 @@ def _starts(sizes: list[int]) -> NDArray[np.int64]:
 
 
 def _common_meta(folders: list[ShardFolder]) -> Meta:
-    """The format of the images of all folders; of no size if sizes differ. Raises `DataError` if they differ else."""
+    """The format of the images of all folders; of no size if sizes differ. Raises `DataError` if they differ else.
+
+    `_label_difference` compares their labels.
+    """
     common = folders[0].meta
     for folder in folders[1:]:
         meta = folder.meta
-        for name in ("channels", "levels", "binarised", "class_names"):
+        for name in ("channels", "levels", "binarised"):
             ours, theirs = getattr(meta, name), getattr(common, name)
             if ours != theirs:
                 shown = f"{name} {_shown(ours)} and {_shown(theirs)}"
                 raise DataError(f"{folder.url} and {folders[0].url} differ and cannot be one set: {shown}")
-        if (meta.classes > 0) != (common.classes > 0):
-            labelled, other = (folder.url, folders[0].url) if meta.classes else (folders[0].url, folder.url)
-            raise DataError(f"{labelled} has labels and {other} has none: they cannot be one set")
         if (meta.height, meta.width) != (common.height, common.width):
             common = common._replace(height=0, width=0)
     return common._replace(classes=max(folder.meta.classes for folder in folders))
+
+
+def _label_difference(folders: list[ShardFolder]) -> str:
+    """Where labels of one folder mean something else than those of the first one; "" if they agree."""
+    first = folders[0]
+    for folder in folders[1:]:
+        if (folder.meta.classes > 0) != (first.meta.classes > 0):
+            labelled, other = (folder.url, first.url) if folder.meta.classes else (first.url, folder.url)
+            return f"{labelled} has labels and {other} has none"
+        if folder.meta.class_names != first.meta.class_names:
+            names = f"{_shown(folder.meta.class_names)} and {_shown(first.meta.class_names)}"
+            return f"{folder.url} and {first.url} have different classes: {names}"
+    return ""
 
 
 def _shown(value: object) -> str:

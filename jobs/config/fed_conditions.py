@@ -26,7 +26,8 @@ def check_fed(model: ModelConfigBase, data: DataConfig, index: Index) -> None:
         key = f"model.{model.CONDITIONS}.{name}"
         if name not in fed:
             has = ", ".join(f"{other} ({kind})" for other, kind in fed.items())
-            given = f"they have {has}" if fed else "the images have no labels, and data.conditions is empty"
+            unlabelled = index.labels_differ or "the images have no labels"
+            given = f"they have {has}" if fed else f"{unlabelled}, and data.conditions is empty"
             raise ConfigError(f"{key}: nothing in the data feeds this condition; {given}: {index.url}")
         if condition.kind != fed[name]:
             raise ConfigError(f"{key}.kind: is {condition.kind}; {name} of the data is of kind {fed[name]}")

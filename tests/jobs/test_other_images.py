@@ -177,3 +177,16 @@ def test_the_training_split_is_what_the_run_reads(config_file, digits, tmp_path)
     evaluate([mixed.run, "--split", "train"])
     report = json.loads((Path(mixed.run) / "evaluations/train-elbo-1-ema-64.json").read_text())
     assert report["images"] == 1797
+
+
+def test_a_mixture_of_labelled_and_unlabelled_sets_is_for_models_without_labels(config_file, digits, tmp_path):
+    plain = write_images(tmp_path / "plain", levels=17)
+    mixture = [{"shards": str(digits / "train"), "weight": 1}, {"shards": str(plain), "weight": 1}]
+    data = {"shards": "", "mixture": mixture, "validation": str(digits / "validation")}
+    config = load_config(str(config_file(data=data, trainer={"images": 128})))
+    assert train_rank(config).finished
+    evaluate([config.run])
+    conditional = str(config_file("conditional", model=CONDITIONAL, data=data))
+    message = rf"{digits}/train has labels and {plain} has none"
+    with pytest.raises(ConfigError, match=rf"label: nothing in the data feeds this condition; {message}"):
+        train_rank(load_config(conditional))

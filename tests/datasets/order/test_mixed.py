@@ -123,15 +123,24 @@ def test_sets_of_different_formats_are_not_mixed(sets):
     write_set(sets / "colour", [3], channels=3)
     with pytest.raises(DataError, match=r"colour and .*/a differ and cannot be one set: channels 3 and 1"):
         Index.open([str(sets / "a"), str(sets / "colour")])
+
+
+def test_sets_without_labels_in_common_are_one_set_without_labels(sets):
+    assert Index.open([str(sets / "a"), str(sets / "b")]).labels_differ == ""
     write_set(sets / "plain", [3], labels=False)
     for pair in (["a", "plain"], ["plain", "a"]):
-        with pytest.raises(DataError, match=r"/a has labels and .*/plain has none: they cannot be one set"):
-            Index.open([str(sets / name) for name in pair])
+        index = Index.open([str(sets / name) for name in pair])
+        assert index.labels_differ == f"{sets}/a has labels and {sets}/plain has none"
+        assert (index.classes, index.images) == (0, 20)
+    config = DataConfig(shards=(str(sets / "a"), str(sets / "plain")), workers=0)
+    with evaluation_batches(config, index, batch=20) as batches:
+        assert sum(int((batch.weights > 0).sum()) for batch in batches) == 20
     named = [str(sets / name) for name in ("a", "b")]
     for url, names in zip(named, (("x",) * 10, ("y",) * 10), strict=True):
         index_shards(url, f"{url}/index", IndexOptions(class_names=names))
-    with pytest.raises(DataError, match=r"class_names y, y, .* and x, x, "):
-        Index.open(named)
+    index = Index.open(named)
+    assert index.labels_differ.startswith(f"{sets}/b and {sets}/a have different classes: y, y, ")
+    assert (index.classes, index.meta.class_names) == (0, ())
 
 
 def test_sets_of_different_sizes_are_one_set_with_a_transform(sets, tmp_path):
