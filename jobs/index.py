@@ -72,6 +72,11 @@ def _print_index(url: str, location: str, done: Indexed) -> None:
 def _warnings(url: str, location: str, done: Indexed, images: int) -> Iterator[str]:
     if mixed := Index.open(url, location).mixed_colours:
         yield mixed
+    if done.compressed:
+        yield (
+            f"{ShardList.parse(url).folder}: left out {len(done.compressed):,} compressed tars ({done.compressed[0]}): "
+            "shards must be plain tars, which can be read in ranges"
+        )
     if done.meta.classes > max(images, 1):
         largest = max(done.shards, key=lambda shard: shard.classes)
         if largest.classes == done.meta.classes:

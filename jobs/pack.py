@@ -25,9 +25,10 @@ from datasets.packing.sources.binarized_mnist import BinarizedMnist
 from datasets.packing.sources.cifar10 import Cifar10
 from datasets.packing.sources.digits import Digits
 from datasets.packing.sources.folder import ImageFolder
+from datasets.packing.sources.held_out import HeldOut
 from datasets.packing.sources.icons.source import Icons
 from datasets.packing.sources.idx import KNOWN, Idx
-from datasets.packing.sources.source import Source
+from datasets.packing.sources.source import InMemory, Source
 from datasets.packing.write import BadImage, Written
 from datasets.shards.index import Index
 from jobs.cli import command_parser, run
@@ -76,20 +77,28 @@ def _print_bad(bad: Iterable[BadImage]) -> None:
 
 
 def _source(options: argparse.Namespace) -> Source:
+    if options.source == "folder":
+        return ImageFolder(_input(options), options.held_out, not options.no_classes, options.follow_links)
+    source = _in_memory(options)
+    return HeldOut(source, options.held_out) if options.held_out else source
+
+
+def _in_memory(options: argparse.Namespace) -> InMemory:
     if options.source == "digits":
         return Digits()
     if options.source == "icons":
         height, width = options.size or (24, 24)
         return Icons(height, width, options.levels, options.colour)
-    if not options.input:
-        raise ConfigError(f"--source {options.source}: give the folder (path or URL) of its files by --from")
-    if is_local(options.input):
-        options.input = os.path.expanduser(options.input)
-    if options.source == "folder":
-        return ImageFolder(options.input, options.held_out, not options.no_classes, options.follow_links)
     if options.source == "idx":
-        return Idx(options.input, "static" if options.binarise else "", options.expect)
-    return BinarizedMnist(options.input) if options.source == "binarized" else Cifar10(options.input)
+        return Idx(_input(options), "static" if options.binarise else "", options.expect)
+    return BinarizedMnist(_input(options)) if options.source == "binarized" else Cifar10(_input(options))
+
+
+def _input(options: argparse.Namespace) -> str:
+    url: str = options.input
+    if not url:
+        raise ConfigError(f"--source {options.source}: give the folder (path or URL) of its files by --from")
+    return os.path.expanduser(url) if is_local(url) else url
 
 
 def _pack_options(options: argparse.Namespace) -> PackOptions:
@@ -131,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--held-out",
         type=float,
-        help="folder: fraction of the training images held out as validation (default: 0.05 without split folders)",
+        help="fraction of the training images held out as validation, for sets without one (default: 0.05 for a folder "
+        "without split folders, else 0)",
     )
     parser.add_argument("--no-classes", action="store_true", help="folder: names of folders are no classes")
     parser.add_argument(

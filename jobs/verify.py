@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
             bad += len(shard.bad)
             bar.update(shard.images)
             _report(shard)
-    unknown = sorted(list_shards(ShardList.parse(absolute(options.url))).keys() - _names(index))
+    unknown = sorted(list_shards(ShardList.parse(absolute(options.url))).shards.keys() - _names(index))
     for name in unknown:
         print(f"{name}: not in the index; run python -m jobs.index {options.url}")
     found = f"{bad} of them bad" if bad else "all good"

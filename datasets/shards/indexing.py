@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,7 @@ from datasets.shards.scan import BadSample, Sample, scan_tar
 from datasets.shards.shard_list import ShardList
 from datasets.shards.unfinished import Unfinished
 
+_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz)$")
 _INDEX = "/index/index.json"  # of a set in a folder below
 _MAX_EXTENSIONS = 64  # that have columns in a member table
 
@@ -59,6 +61,7 @@ class Indexed(NamedTuple):
     shards: list[Shard]
     scanned: int  # the others were in the index already and have not changed
     quarantine: pa.Table  # see `QUARANTINE_SCHEMA`
+    compressed: list[str]  # names of tars in the folder that were left out
 
 
 ScanAll = Callable[[str, list[str], str, str], Iterable[ScannedShard]]
@@ -80,7 +83,7 @@ def index_shards(
     """
     _check_options(options)
     wanted = ShardList.parse(url)
-    entries = list_shards(wanted)
+    entries, compressed = list_shards(wanted)
     before, known, quarantine = _known(wanted.folder, location)
     image = options.image if options.image is not None else before.image if before else ""
     if before and before.image != image:
@@ -112,7 +115,7 @@ def index_shards(
         raise
     write_index(Storage(location), meta, shards, quarantine)
     unfinished.delete()
-    return Indexed(meta, shards, len(stale), quarantine)
+    return Indexed(meta, shards, len(stale), quarantine, compressed)
 
 
 class _Rows:
@@ -182,12 +185,21 @@ def _meta(before: Meta | None, image: str, options: IndexOptions, shards: list[S
     return meta._replace(binarised=before.binarised, source=before.source) if before else meta
 
 
-def list_shards(wanted: ShardList) -> dict[str, Entry]:
-    """The .tar objects of a shard list, by name. Raises `DataError` if there are none, or in sets of their own."""
+class Listing(NamedTuple):
+    """The tars in a folder."""
+
+    shards: dict[str, Entry]  # by name
+    compressed: list[str]  # names of tars that cannot be read in ranges
+
+
+def list_shards(wanted: ShardList) -> Listing:
+    """The .tar objects of a shard list. Raises `DataError` if there are none, or in sets of their own."""
     listed = list(Storage(wanted.folder).list())
     entries = [entry for entry in listed if _is_shard(entry.path)]
+    compressed = [entry.path for entry in listed if _COMPRESSED.search(entry.path)]
     if not entries:
-        raise DataError(f"{wanted.folder}: no such folder, or no .tar in it")
+        other = f", but {compressed[0]}: unpack compressed tars" if compressed else ""
+        raise DataError(f"{wanted.folder}: no such folder, or no .tar in it{other}")
     places = wanted.select([entry.path for entry in entries])
     sets = {entry.path.removesuffix(_INDEX) for entry in listed if entry.path.endswith(_INDEX)}
     inside = sorted({path.rpartition("/")[0] for path in (entries[place].path for place in places)} & sets)
@@ -196,7 +208,7 @@ def list_shards(wanted: ShardList) -> dict[str, Entry]:
             f"{wanted.folder}: holds sets with an index of their own ({', '.join(inside)}); give one of them, such as "
             f"{wanted.folder}/{inside[0]}, so that they are not mixed"
         )
-    return {entries[place].path: entries[place] for place in places}
+    return Listing({entries[place].path: entries[place] for place in places}, [] if wanted.names else compressed)
 
 
 def scan_one_by_one(folder: str, names: list[str], location: str, image: str) -> Iterator[ScannedShard]:

@@ -68,3 +68,19 @@ def test_a_label_far_beyond_the_number_of_images_is_named(tmp_path):
     ran = call_job("index", str(tmp_path), "--class-names", "")
     assert ran.status == 0
     assert ran.stderr == f"warning: {tmp_path}/0.tar: has label 99,999: 100,000 classes for 1 images\n"
+
+
+def test_compressed_tars_are_named(tmp_path):
+    (tmp_path / "1.tar.gz").write_bytes(b"")
+    (tmp_path / "2.tgz").write_bytes(b"")
+    ran = call_job("index", str(tmp_path))
+    assert ran.stderr == (
+        f"error: {tmp_path}: no such folder, or no .tar in it, but 1.tar.gz: unpack compressed tars\n"
+    )
+    write_members(tmp_path / "0.tar", [("a.png", png())])
+    ran = call_job("index", str(tmp_path))
+    assert ran.status == 0
+    assert ran.stderr == (
+        f"warning: {tmp_path}: left out 2 compressed tars (1.tar.gz): shards must be plain tars, which can be read in "
+        "ranges\n"
+    )

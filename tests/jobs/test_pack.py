@@ -53,7 +53,7 @@ def test_packing_to_s3_and_training_from_there(s3_environment, tmp_path):
         with training_batches(DataConfig(shards=url, workers=0), Index.open(url), seed=1, batch=64) as loader:
             batches.append([next(loader) for _ in range(4)])
     for ours, theirs in zip(*batches, strict=True):
-        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+        assert all((a == b).all() for a, b in zip(ours.tensors(), theirs.tensors(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ from datasets.images.decode import Pixels
 from datasets.shards.index_files import PACKED_SPLITS, Meta
 
 SPLITS = PACKED_SPLITS
+MAX_BYTES = 1 << 30  # of a file that is read into memory, decompressed
+_PART = 16 << 20  # bytes read at a time
 
 
 class Example(NamedTuple):
@@ -150,15 +154,32 @@ def fetch(folder: str, name: str, md5: str = "") -> bytes:
         if data is None:
             continue
         if candidate.endswith(".gz"):
-            try:
-                data = gzip.decompress(data)
-            except (OSError, EOFError) as error:
-                raise DataError(f"{folder}/{candidate}: damaged ({error})") from error
+            data = _decompress(data, f"{folder}/{candidate}")
         found = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if md5 and found != md5:
             raise DataError(f"{folder}/{candidate}: the MD5 of the decompressed bytes is {found}, expected {md5}")
         return data
     raise DataError(f"{folder}: neither {name} nor {name}.gz exists")
+
+
+def _decompress(data: bytes, where: str) -> bytes:
+    try:
+        with gzip.open(io.BytesIO(data)) as stream:
+            return _read_all(stream, where)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{where}: damaged ({error})") from error
+
+
+def _read_all(stream: IO[bytes] | gzip.GzipFile, where: str) -> bytes:
+    """All bytes of a stream. Raises `DataError` if they are more than any set of this kind has."""
+    parts = [stream.read(_PART)]
+    size = len(parts[0])
+    while parts[-1]:
+        parts.append(stream.read(_PART))
+        size += len(parts[-1])
+        if size > MAX_BYTES:
+            raise DataError(f"{where}: more than {MAX_BYTES:,} bytes, which no set of this kind has")
+    return b"".join(parts)
 
 
 def exists(folder: str, name: str) -> bool:
@@ -170,8 +191,7 @@ def _read(folder: str, name: str) -> bytes | None:
     if folder.startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(f"{folder.rstrip('/')}/{name}", timeout=60) as response:
-                data: bytes = response.read()
-                return data
+                return _read_all(response, f"{folder}/{name}")
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 from sklearn.datasets import load_digits
 
@@ -21,6 +22,7 @@ from datasets.packing.pack import PackOptions, pack
 from datasets.packing.sources.binarized_mnist import BinarizedMnist
 from datasets.packing.sources.cifar10 import Cifar10
 from datasets.packing.sources.digits import Digits
+from datasets.packing.sources.held_out import HeldOut
 from datasets.packing.sources.idx import Idx
 from datasets.packing.sources.source import SPLITS, Example, InMemory, Source
 from datasets.reading.verify import verify_shard
@@ -29,10 +31,14 @@ from datasets.shards.index_files import Meta
 
 
 def unpacked(url: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images [M, C, H, W] and labels of a packed split, read by the loader."""
+    """All images [M, C, H, W] and labels (0 without classes) of a packed split, read by the loader."""
+    images, labels = [], []
     with evaluation_batches(DataConfig(shards=url, workers=0), Index.open(url), batch=500) as batches:
-        parts = [(batch.images[batch.weights > 0], batch.conditions["label"][batch.weights > 0]) for batch in batches]
-    return np.concatenate([image.numpy() for image, _ in parts]), np.concatenate([label.numpy() for _, label in parts])
+        for batch in batches:
+            kept = batch.weights > 0
+            images.append(batch.images[kept].numpy())
+            labels.append(batch.conditions.get("label", torch.zeros(len(kept), dtype=torch.int64))[kept].numpy())
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def rows(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]]:
@@ -283,3 +289,30 @@ def test_tars_of_somebody_else_are_not_overwritten(tmp_path):
     with pytest.raises(DataError, match=r"train: holds tars that were not packed here \(000000\.tar\)"):
         pack(Digits(), str(tmp_path))
     assert (tmp_path / "train" / "000000.tar").read_bytes() == b"theirs"
+
+
+def test_files_that_decompress_to_gigabytes_are_refused(tmp_path):
+    idx_files(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").unlink(missing_ok=True)
+    once = gzip.compress(bytes(1 << 24))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(once * 80)  # 1.3 GB in 1.3 MB
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: more than 1,073,741,824 bytes"):
+        Idx(str(tmp_path))
+
+
+def test_training_images_of_a_set_without_validation_are_held_out(tmp_path):
+    source = Idx(str(idx_files(tmp_path / "idx")))
+    train, test = source.count("train"), source.count("test")
+    packed = pack(HeldOut(source, 0.25), str(tmp_path / "out"))
+    held = round(0.25 * train)
+    assert [(split.split, split.images) for split in packed] == [
+        ("train", train - held),
+        ("validation", held),
+        ("test", test),
+    ]
+    pack(source, str(tmp_path / "whole"))
+    images = [unpacked(str(tmp_path / name))[0] for name in ("out/train", "out/validation", "whole/train")]
+    parts = sorted(image.tobytes() for part in images[:2] for image in part)
+    assert parts == sorted(image.tobytes() for image in images[2])
+    with pytest.raises(DataError, match="has a validation split; --held-out is for sets without one"):
+        HeldOut(Digits(), 0.1)
