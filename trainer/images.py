@@ -9,6 +9,8 @@ from torch import Tensor
 
 from trainer.condition_values import TextSpec
 
+GAP_LEVEL = 96  # grey between pictures, of 0 .. 255
+
 
 class ImageSpec(NamedTuple):
     """Shape and values of a model's images. `levels` is the number L of values of a channel of a pixel."""
@@ -68,3 +70,15 @@ class ImageSpec(NamedTuple):
 def visible(images: Tensor, levels: int) -> Tensor:
     """The levels 0 .. `levels` - 1 as 0 .. 255, uint8, any shape."""
     return (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
+
+
+def pictured(images: Tensor, levels: int, gap: int = 1) -> Tensor:
+    """Images (levels [N, C, H, W]) as 0 .. 255, uint8 [N, 1 or 3, H, W']: in colour where C = 3, else every channel in
+    grey, side by side with `gap` pixels between: two and four channels are no transparency.
+    """
+    shown = visible(images, levels)
+    channels = shown.shape[1]
+    if channels in (1, 3):
+        return shown
+    spaced = torch.nn.functional.pad(shown, (0, gap), value=GAP_LEVEL)  # [N, C, H, W + gap]
+    return spaced.permute(0, 2, 1, 3).flatten(2)[:, None, :, : -gap or None]

@@ -23,7 +23,9 @@ class Encoding(NamedTuple):
     """The size and format of the images."""
 
     size: tuple[int, int] | None = None  # (height, width): resize to cover it and crop the centre
-    extension: str | None = None  # png, jpg or webp; None: files unchanged, arrays as png
+    extension: str | None = (
+        None  # png, jpg or webp; None: files unchanged, arrays as png (npy if neither grey nor colour)
+    )
     quality: int = 90  # of jpg and webp
 
 
@@ -50,6 +52,8 @@ def encode_example(example: Example, how: Encoding = Encoding(), levels: int = 2
         format = Format(channels, height, width, levels)
         image = Transform(TransformConfig(size=how.size), format, None)(image, 0)
     kept = _KEPT[kind] if kind in ("jpeg", "webp") and not transparent else "png"
+    if image.shape[2] not in (1, 3):
+        kept = "npy"
     extension = how.extension or kept
     return Encoded(encode(image, extension, how.quality), extension, transparent)
 
@@ -70,13 +74,18 @@ def encode_png(image: Pixels) -> bytes:
 
 
 def encode(image: Pixels, extension: str, quality: int = 90) -> bytes:
-    """Encode an image, uint8 [H, W, C] with one or three channels, as PNG (levels as pixel values), JPEG or WebP."""
+    """Encode an image, uint8 [H, W, C], as PNG (levels as pixel values), JPEG or WebP if it has one or three channels,
+    or as the array itself (npy).
+    """
     formats = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+    stream = io.BytesIO()
+    if extension == "npy":
+        np.save(stream, np.ascontiguousarray(image))
+        return stream.getvalue()
     if extension not in formats:
         raise DataError(f"images cannot be written as {extension!r}; supported: {', '.join(formats)}")
     if image.shape[2] not in (1, 3):
         raise DataError(f"an image of {image.shape[2]} channels cannot be written as {extension}, only 1 or 3")
-    stream = io.BytesIO()
     picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
     picture.save(stream, formats[extension], **({} if extension == "png" else {"quality": quality}))
     return stream.getvalue()

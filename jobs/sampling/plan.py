@@ -24,7 +24,7 @@ from trainer.checkpoints.export import Loaded, open_model
 from trainer.condition_values import Condition
 from trainer.conditions import ConditionUses, all_given, none_given
 from trainer.distributed.device import ReportPrecision, report_precision
-from trainer.images import visible
+from trainer.images import pictured
 from trainer.models import Model
 from trainer.models.base import known_conditions
 from trainer.noise import Noise
@@ -177,7 +177,7 @@ def _write(plan: SamplingPlan, first: int, images: Tensor, labels: list[int | No
         storage.write(name, safetensors.torch.save({"images": images.contiguous()}))
     elif plan.format == "images":
         levels = opened(plan.run, plan.weights).model.spec.levels
-        for i, image in enumerate(visible(images, levels)):
+        for i, image in enumerate(pictured(images, levels)):
             storage.write(f"{first + i:08d}.png", encode_png(image.permute(1, 2, 0).numpy()))
     else:
         pairs = enumerate(zip(images.permute(0, 2, 3, 1).numpy(), labels, strict=True))

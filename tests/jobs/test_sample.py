@@ -1,6 +1,8 @@
 """`python -m jobs.sample`: the same images whoever makes them, nothing made twice, and errors in one line."""
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ import trainer
 from cluster.storage.storage import Storage
 from datasets.shards.index import Index
 from jobs import index, sample
+from jobs.config.loading import load_config
 from jobs.errors import ConfigError
+from jobs.run.training import train_rank
 from tests.trainer.models import ALL_MODELS
 from trainer.checkpoints.export import describe, load, write_model
 from trainer.errors import TrainingError
@@ -236,3 +240,31 @@ def test_what_python_cannot_sample_is_an_error(tmp_path):
         trainer.sample(vae, 1, label=3)
     with pytest.raises(ValueError, match=r"^steps: a Vae has no such option$"):
         trainer.sample(vae, 1, steps=3)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6])
+def test_images_of_any_number_of_channels_are_trained_on_drawn_and_sampled(channels, config_file, tmp_path):
+    train, held_out = tmp_path / "train", tmp_path / "held_out"
+    for folder, count in ((train, 64), (held_out, 16)):
+        folder.mkdir()
+        with tarfile.open(folder / "0.tar", "w") as tar:
+            for i in range(count):
+                stream = io.BytesIO()
+                np.save(stream, np.random.default_rng(i).integers(0, 17, (6, 5, channels), dtype=np.uint8))
+                member = tarfile.TarInfo(f"{i:03}.npy")
+                member.size = len(stream.getvalue())
+                tar.addfile(member, io.BytesIO(stream.getvalue()))
+        index.main([str(folder), "--levels", "17"])
+    data = {"shards": str(train), "validation": str(held_out)}
+    config = load_config(str(config_file(data=data, trainer={"images": 64})))
+    assert train_rank(config).finished
+    with Image.open(f"{config.run}/pictures/samples-{64:012d}.png") as picture:
+        assert picture.mode == "L"
+    out = str(tmp_path / "out")
+    for form in ("grid", "images", "shards"):
+        sample.main([config.run, "--count", "3", "--format", form, "--processes", "1", "--out", f"{out}/{form}"])
+    with Image.open(f"{out}/images/00000000.png") as picture:
+        assert (picture.mode, picture.size) == ("L", (channels * 6 - 1, 6))
+    index.main([f"{out}/shards", "--levels", "17"])
+    made = Index.open(f"{out}/shards")
+    assert (made.images, made.channels, made.height, made.width) == (3, channels, 6, 5)

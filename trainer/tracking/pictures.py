@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.condition_values import map_value
 from trainer.distributed.device import full_precision
-from trainer.images import ImageSpec, visible
+from trainer.images import GAP_LEVEL, ImageSpec, pictured
 from trainer.models.base import Model, condition
 from trainer.noise import Noise
 from trainer.tracking.captions import as_metadata
@@ -27,18 +27,19 @@ CAPTION = 26  # pixels, the height of a name
 def grid(images: Tensor, spec: ImageSpec, columns: int | None = None, caption: str = "") -> bytes:
     """A PNG of images (uint8 levels [N, C, H, W]) in rows of `columns` (about a square if None), with a caption."""
     columns = columns or math.ceil(math.sqrt(len(images)))
-    scaled = visible(images, spec.levels).cpu()
+    scaled = pictured(images, spec.levels).cpu()
+    channels = scaled.shape[1]
     factor = max(1, SIDE // max(spec.height, spec.width))
     scaled = scaled.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     rows = math.ceil(len(images) / columns)
     height, width = scaled.shape[2] + 2, scaled.shape[3] + 2  # a gap of two pixels
-    canvas = torch.full((spec.channels, rows * height + 2, columns * width + 2), 96, dtype=torch.uint8)
+    canvas = torch.full((channels, rows * height + 2, columns * width + 2), GAP_LEVEL, dtype=torch.uint8)
     for i, image in enumerate(scaled):
         y, x = (i // columns) * height + 2, (i % columns) * width + 2
         canvas[:, y : y + image.shape[1], x : x + image.shape[2]] = image
     array = canvas.permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    picture = Image.fromarray(array[:, :, 0] if spec.channels == 1 else array)
+    picture = Image.fromarray(array[:, :, 0] if channels == 1 else array)
     picture.save(buffer, format="PNG", pnginfo=as_metadata(caption))
     return buffer.getvalue()
 

@@ -45,6 +45,22 @@ def test_every_pixel_of_the_grid_is_right(spec, n, columns, shape):
     assert np.array_equal(picture.reshape(expected.shape), expected)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5, 12])
+def test_other_numbers_of_channels_are_shown_side_by_side_in_grey(channels):
+    spec = ImageSpec(channels, 48, 50)
+    images = levels(2, spec)
+    with Image.open(io.BytesIO(grid(images, spec, 1))) as picture:
+        assert picture.mode == "L"
+        values = np.asarray(picture)
+    width = channels * 51 - 1
+    assert values.shape == (2 * 50 + GAP, width + 2 * GAP)
+    for i in range(2):
+        for channel in range(channels):
+            y, x = i * 50 + GAP, channel * 51 + GAP
+            assert np.array_equal(values[y : y + 48, x : x + 50], images[i, channel].numpy())
+            assert (values[y : y + 48, x + 50] == GREY).all()
+
+
 @pytest.mark.parametrize("levels_", [2, 17, 256])
 def test_the_levels_reach_from_black_to_white(levels_):
     spec = ImageSpec(1, 1, 2, levels_)
