@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, absolute
@@ -25,8 +25,13 @@ from trainer.checkpoints.provenance import code
 from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.checkpoints.weights import in_words
 from trainer.errors import TrainingError
+from trainer.models import KINDS
+from trainer.tracking.captions import caption_of
 
 NAMES = 50  # class names in a model card
+DECODING = {  # kinds of models whose samples are draws or means
+    get_args(kind.model_fields["kind"].annotation)[0] for kind in KINDS if "decode" in kind.SamplingOptions.model_fields
+}
 CARD = "README.md"  # where model hubs look for it
 
 
@@ -66,10 +71,12 @@ def export(run_url: str, out: str, weights: str = "ema") -> int:
     model = load(target.url)  # raises if what lies there does not open
     parameters = sum(parameter.numel() for parameter in model.parameters())
     picture = _samples(source, images)
+    caption = ""
     if picture:
         target.write("samples.png", picture)
+        caption = caption_of(picture) or "samples, averaged weights"
     rows = [row for row in read_metrics(source) if row["images"] <= images]
-    text = card(description | facts, parameters, rows, target.url, bool(picture), model.conditions)
+    text = card(description | facts, parameters, rows, target.url, caption, model.conditions)
     target.write(CARD, text.encode())
     return images
 
@@ -79,10 +86,13 @@ def card(
     parameters: int,
     rows: Sequence[Row],
     url: str,
-    samples: bool,
+    samples: str,
     conditions: Collection[str] = (),
 ) -> str:
-    """The model card in Markdown: what the model is, the figures that its own run measured, how to sample from it."""
+    """The model card in Markdown: what the model is, the figures that its own run measured, how to sample from it.
+
+    `samples`: the caption of samples.png; empty without this picture.
+    """
     model, images = description["model"], description["images"]
     size = f"{images['height']} x {images['width']} pixels, {images['channels']} channels, {images['levels']} levels"
     classes = f", {images['classes']} classes" if images["classes"] else ""
@@ -101,7 +111,7 @@ def card(
         "",
         *_figures(rows, description["weights"]),
         "",
-        *(["![Samples of the averaged weights](samples.png)", ""] if samples else []),
+        *([f"![{samples}](samples.png)", "", f"{samples[0].upper()}{samples[1:]}.", ""] if samples else []),
         *_usage(description, url, conditions),
         "## Configuration",
         "",
@@ -134,6 +144,7 @@ def _usage(description: dict[str, Any], url: str, conditions: Collection[str]) -
     images, names = description["images"], description.get("class_names", ())
     label = next((name for name in names if names.count(name) == 1), 0) if "label" in conditions else None
     python, option = (f", label={label!r}", f" --label {_option(label)}") if label is not None else ("", "")
+    means = description["model"]["kind"] in DECODING
     shape = f"[16, {images['channels']}, {images['height']}, {images['width']}]"
     return [
         "## Samples",
@@ -143,6 +154,7 @@ def _usage(description: dict[str, Any], url: str, conditions: Collection[str]) -
         "",
         f"model = trainer.load({url!r})",
         f"images = trainer.sample(model, 16{python}, seed=0)  # uint8 {shape}, levels 0 to {images['levels'] - 1}",
+        *(["means = trainer.sample(model, 16, decode='mean')  # of p(x | z): smoother, no samples"] if means else []),
         "```",
         "",
         "```",

@@ -22,9 +22,13 @@ from tests.jobs.conftest import BATCH
 from tests.jobs.runs import newest_tensors
 from tests.testbed.jobs import call_job
 from tests.testbed.s3 import S3Server
+from trainer.checkpoints.commit import Commit, CommitFolder
+from trainer.checkpoints.export import open_model
 from trainer.checkpoints.journal import read_metrics
+from trainer.checkpoints.reading import SavedState
 from trainer.errors import TrainingError
 from trainer.noise import Noise
+from trainer.tracking.captions import caption_of
 
 
 @pytest.fixture
@@ -77,6 +81,29 @@ def test_the_card_says_the_figures_that_the_run_measured_and_of_what(run: Path, 
     assert (out / "samples.png").read_bytes() == (run / "pictures" / "samples-000000001280.png").read_bytes()
 
 
+def test_the_card_says_what_its_picture_shows(out: Path) -> None:
+    text = (out / "README.md").read_text()
+    caption = "samples, unconditional, means of p(x | z), averaged weights"
+    assert f"![{caption}](samples.png)\n\nS{caption[1:]}.\n" in text
+    assert caption_of((out / "samples.png").read_bytes()) == caption
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_a_checkpoint_is_opened_by_its_folder(run: Path, weights: str) -> None:
+    for folder in (run / "checkpoints").iterdir():
+        opened = open_model(f"{folder}/", weights)
+        commit = Commit.named(folder.name)
+        assert commit
+        saved = SavedState(CommitFolder(Storage(str(run)), commit), ("model", "ema"))
+        tensors = saved.tensors("model") | (saved.tensors("ema") if weights == "ema" else {})
+        assert (opened.weights, opened.images) == (weights, int(folder.name[:12]))
+        assert all(opened.model.state_dict()[name].equal(value) for name, value in tensors.items())
+    with pytest.raises(TrainingError, match="best weights are of a run; of a checkpoint there are ema and raw"):
+        trainer.load(str(folder), "best")
+    with pytest.raises(TrainingError):
+        trainer.load(str(run / "checkpoints/000000000001-0001"))
+
+
 def test_the_card_says_how_often_the_set_was_seen_and_of_which_classes(out: Path) -> None:
     text = (out / "README.md").read_text()
     assert "Trained on 1,280 images of a set of 1,527 (0.8 times each) in batches of 64, seed 0." in text
@@ -125,14 +152,14 @@ def test_names_of_classes_cannot_break_the_card() -> None:
         "batch": 5,
         "seed": 0,
     }
-    text = card(description, 100, [], "out", samples=False, conditions=("label",))
+    text = card(description, 100, [], "out", samples="", conditions=("label",))
     assert "`ab # c`, `<script>`, `quote\"'s`" in text
     assert "and 70 more, all in `config.json`." in text
     assert "\n# c" not in text
     assert "label=0" in text  # no name is unique
     assert "of a set of" not in text
     code = re.search(
-        r"```python\n(.*?)```", card(description | {"class_names": names}, 1, [], "o'u", False, ("label",)), re.S
+        r"```python\n(.*?)```", card(description | {"class_names": names}, 1, [], "o'u", "", ("label",)), re.S
     )
     assert code
     assert compile(code[1], "card", "exec").co_names
@@ -173,7 +200,7 @@ def test_a_density_is_not_given_in_bits_per_dimension() -> None:
         "batch": 5,
         "seed": 0,
     }
-    text = card(description, 100, rows, "out", samples=False)
+    text = card(description, 100, rows, "out", samples="")
     assert "| negative bound of a density, nats an image | -3.250 ± 0.500 |" in text
     assert "bits per dimension" not in text
     assert "validation figures are those of the averaged ones" in text

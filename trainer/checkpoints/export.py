@@ -27,6 +27,7 @@ from trainer.images import ImageSpec
 from trainer.models import Model, ModelConfig
 from trainer.models.base import ModelConfigBase
 
+CHECKPOINTS = "checkpoints"  # folder of a run's commits
 FINAL = "final"  # folder of a finished run
 DESCRIPTION = "model.json"  # of a run: what rebuilds its model
 BEST = "best"  # folder in that, if the best evaluation was not the last one
@@ -81,7 +82,8 @@ def load(url: str, weights: str = "ema") -> Model:
 
 
 def open_model(url: str, weights: str = "ema") -> Loaded:
-    """The model of a run (finished, or at its newest checkpoint) or of an export, in evaluation mode on the CPU.
+    """The model of a run (finished, or at its newest checkpoint), of one of its checkpoints (`RUN/checkpoints/NAME`) or
+    of an export, in evaluation mode on the CPU.
 
     `weights`: ema, best (ema at the best evaluation), raw or, of a run with snapshots of averages, posthoc:WIDTH. Where
     the newest checkpoint is damaged, the one before is taken, with a warning in the log.
@@ -89,6 +91,9 @@ def open_model(url: str, weights: str = "ema") -> Loaded:
     Raises TrainingError or StorageError in one line if there is none, or if it cannot be read.
     """
     width_of(weights)  # raises if there are no such weights
+    above, _, name = url.rstrip("/").rpartition(f"/{CHECKPOINTS}/")
+    if commit := Commit.named(name):
+        return _open_commit(Storage(above), commit, weights)
     run = Storage(url)
     lineage = Lineage(run)
     if weights == BEST and (stored := _stored_best(run, lineage)):
@@ -101,6 +106,14 @@ def open_model(url: str, weights: str = "ema") -> Loaded:
             return final
     images, tensors = newest_weights(lineage, weights)
     return Loaded(_built(run, run.read("model.json"), tensors), weights, images)
+
+
+def _open_commit(run: Storage, commit: Commit, weights: str) -> Loaded:
+    """The model of a run at one of its commits."""
+    if weights == BEST or width_of(weights):
+        raise TrainingError(f"{run.url}: {weights} weights are of a run; of a checkpoint there are ema and raw")
+    images, tensors = weights_at(Lineage(run), commit, weights)
+    return Loaded(_built(run, run.read(DESCRIPTION), tensors), weights, images)
 
 
 def _read_model(folder: Storage) -> Loaded | None:
