@@ -7,8 +7,9 @@ from typing import Literal, get_args
 
 from trainer.errors import TrainingError
 
-ConditionUse = Literal["given", "none"]
-"""given: what the data set has for the image. none: unknown, as where training hides a condition."""
+ConditionUse = Literal["given", "none", "shuffled"]
+"""given: what the data set has for the image. none: unknown, as where training hides a condition. shuffled: what it has
+for another image."""
 
 ConditionUses = Mapping[str, ConditionUse]
 """By name of the condition; empty for a model without conditions."""
@@ -29,9 +30,14 @@ def given_names(uses: ConditionUses) -> list[str]:
     return [name for name, use in uses.items() if use != "none"]
 
 
+def shuffled_names(uses: ConditionUses) -> list[str]:
+    """The conditions that images are given from other images of the set."""
+    return [name for name, use in uses.items() if use == "shuffled"]
+
+
 def parse_uses(text: str, names: Collection[str]) -> dict[str, ConditionUse]:
-    """The uses of the conditions `names` that a text describes: `given` or `none` for all, or by name, separated by
-    commas: `label=none,caption=given`. Conditions that it does not name are given.
+    """The uses of the conditions `names` that a text describes: `given`, `none` or `shuffled` for all, or by name,
+    separated by commas: `label=none,caption=shuffled`. Conditions that it does not name are given.
 
     Raises TrainingError for a use or a condition that does not exist.
     """
@@ -57,8 +63,10 @@ def training_in_words(hidden: Mapping[str, float]) -> str:
 
 
 def in_words(uses: ConditionUses) -> str:
-    """What a figure is conditional on: "unconditional", "conditional on label", "unconditional (label left out)"."""
-    given = given_names(uses)
+    """What a figure is conditional on: "unconditional", "conditional on label", "unconditional (label left out)",
+    "conditional on another image's caption".
+    """
+    given = [f"another image's {name}" if use == "shuffled" else name for name, use in uses.items() if use != "none"]
     hidden = [name for name, use in uses.items() if use == "none"]
     left_out = f" ({' and '.join(hidden)} left out)" if hidden else ""
     return (f"conditional on {' and '.join(given)}" if given else "unconditional") + left_out

@@ -19,6 +19,12 @@ BOTH = ("label", "caption")
         ("given", BOTH, {"label": "given", "caption": "given"}, "conditional on label and caption"),
         ("label=none", BOTH, {"label": "none", "caption": "given"}, "conditional on caption (label left out)"),
         ("none,label=given", BOTH, {"label": "given", "caption": "none"}, "conditional on label (caption left out)"),
+        (
+            "shuffled,label=given",
+            BOTH,
+            {"label": "given", "caption": "shuffled"},
+            "conditional on label and another image's caption",
+        ),
         ("none", BOTH, {"label": "none", "caption": "none"}, "unconditional (label and caption left out)"),
     ],
 )
@@ -30,8 +36,8 @@ def test_conditions_are_chosen_together_or_by_name(text, names, uses, words):
 @pytest.mark.parametrize(
     ("text", "names", "message"),
     [
-        ("no", ("label",), "condition no: one of given, none, or NAME=one of them"),
-        ("label=maybe", ("label",), "condition label=maybe: one of given, none, or NAME=one of them"),
+        ("no", ("label",), "condition no: one of given, none, shuffled, or NAME=one of them"),
+        ("label=maybe", ("label",), "condition label=maybe: one of given, none, shuffled, or NAME=one of them"),
         ("class=none", ("label",), "condition class: the model has label"),
         ("label=none", (), "condition label: the model has no conditions"),
     ],

@@ -39,6 +39,17 @@ class Bound(NamedTuple):
     """(images, condition, noise, draws) -> [B] nats each; their sum is the estimate."""
 
 
+class NoiseLevels(NamedTuple):
+    """The noise levels of a model whose latents are noisy versions of some x; gamma = -log SNR rises with t."""
+
+    ends: tuple[float, float]  # gamma at t = 0 and t = 1
+    dimensions: int  # of x
+    level: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """t [B] -> gamma [B] and the weight w [B], so that the bound has E[w |eps - eps'|^2 / 2] over t ~ U(0, 1)."""
+    squared_error: Callable[[Tensor, Condition, Noise, Tensor], Tensor]
+    """(images, condition, noise, gamma [B]) -> |eps - eps'|^2 [B], of the noise that the bound draws."""
+
+
 class ModelConfigBase(Config):
     """Section `model` of a run. A subclass with a `kind: Literal[...]` in a module of `trainer.models` is a choice."""
 
@@ -125,6 +136,11 @@ class Model(nn.Module):
             "elbo": Bound("-ELBO, mean of {draws} draws", self._elbo),
             "iw": Bound("importance-weighted bound of {draws} draws", self._importance_weighted),
         }
+
+    @property
+    def noise_levels(self) -> NoiseLevels | None:
+        """The noise levels that a part of the bound is an integral over; None: the model has none."""
+        return None
 
     def set_steps(self, steps: int) -> None:
         """From now on evaluate bounds with T = `steps` latents. Raises TrainingError if T is not a choice."""

@@ -102,6 +102,11 @@ class Latent(DiffusionBase):
         objective = None if rates.objective is None else distortion - entropy + last + rates.objective
         return Elbo(distortion, parts | {"prior": rates.prior, "diffusion": rates.diffusion}, objective)
 
+    def diffused(self, images: Tensor, noise: Noise) -> Tensor:
+        """A draw from the posterior of the VAE, the bound's own."""
+        z = self.vae.encode(images, noise).sample(noise.normal("z", (self.vae.latent,)))
+        return z[:, :, None, None]
+
     def shown(self, x: Tensor) -> Tensor:
         return self.vae.likelihood.mean(self.vae.decode(x.flatten(1)))
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from trainer.conditions import ConditionUses, in_words, parse_uses
-from trainer.distributed.device import ReportPrecision, report_precision
+from trainer.distributed.device import ReportPrecision
 from trainer.distributed.interruption import interruption_point
 from trainer.distributed.ranks import all_reduce_sum, rank, world_size
 from trainer.elbo import bits_per_dimension
-from trainer.errors import TrainingError
-from trainer.models.base import DISTORTION, Model, condition, known_conditions
-from trainer.noise import Noise
+from trainer.models.base import DISTORTION, Model, known_conditions
+from trainer.training.condition_table import PartnerConditions
 from trainer.training.data import Batch
+from trainer.training.image_bounds import Estimate, condition_by_use, evaluation_mode
 
 WORST = 10  # images that an evaluation names
 MOST = 256  # images of a rank in one batch
@@ -75,7 +75,6 @@ class Evaluation(NamedTuple):
         return f"{figures}, {in_words(self.conditions)}, {self.precision}"
 
 
-@torch.no_grad()
 def evaluate(
     model: Model,
     batches: Iterable[Batch],
@@ -84,35 +83,31 @@ def evaluate(
     bound: str = "elbo",
     precision: ReportPrecision = "fp32",
     conditions: str = "given",
+    partners: PartnerConditions | None = None,
 ) -> Evaluation:
     """The bound of every image of `batches`, this rank's part of the set. All ranks together, with as many batches.
 
     `bound` is one of `model.bounds`, with `draws` of the latents of each image. fp32 means float32 throughout, without
-    TF32, whatever the model was trained in. `conditions`: which of its conditions the model is given (`parse_uses`).
-    There is an interruption point after every batch.
+    TF32, whatever the model was trained in. `conditions`: which of its conditions the model is given (`parse_uses`);
+    `partners`: the conditions of other images, for those that are shuffled. There is an interruption point after every
+    batch.
 
     Raises TrainingError if the model does not have this bound, or not these conditions.
     """
-    if bound not in model.bounds:
-        raise TrainingError(f"a {type(model).__name__} has no bound {bound}; it has {', '.join(model.bounds)}")
+    estimate = Estimate(seed, draws, bound, precision)
+    estimate.check(model)
     uses = parse_uses(conditions, known_conditions(model))
     names: list[str] = []
     sums = worst = torch.zeros(0)
-    training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for batch in batches:
-            noise, given = Noise(seed, "evaluate", batch.positions), condition(model, batch.conditions, uses)
-            with report_precision(precision, batch.images.device):
-                terms = model.bounds[bound].terms(batch.images, given, noise, draws)
+            terms = estimate.terms(model, batch, condition_by_use(model, batch, uses, partners))
             names = list(terms)
             part = _sums(list(terms.values()), batch.weights > 0)
             sums = part if sums.numel() == 0 else sums + part
             rows = _rows(list(terms.values()), batch)
             worst = _largest(rows if worst.numel() == 0 else torch.cat([worst, rows]))
             interruption_point()
-    finally:
-        model.train(training)
     count, total, squares, *means = all_reduce_sum(sums).tolist()
     mean = total / count
     figures = {name: value / count for name, value in zip(names, means, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from trainer.condition_values import Condition
 from trainer.conditions import in_words, none_given
 from trainer.config import Config
 from trainer.gaussian_process import alpha
-from trainer.models.base import Bound, Model, Picture, known_conditions
+from trainer.models.base import Bound, Model, NoiseLevels, Picture, known_conditions
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
 from trainer.samplers import SamplingConfig
@@ -25,6 +26,10 @@ class DiffusionBase(Model):
     """A model with a diffusion over some x, and a way to show x as an image."""
 
     diffuser: Diffuser
+
+    def diffused(self, images: Tensor, noise: Noise) -> Tensor:
+        """The x that is diffused, [B, *diffuser.shape], from levels uint8 [B, C, H, W]."""
+        raise NotImplementedError
 
     def shown(self, x: Tensor) -> Tensor:
         """x, or an estimate of it, [B, *diffuser.shape] as levels of images, uint8 [B, C, H, W]."""
@@ -55,6 +60,11 @@ class DiffusionBase(Model):
             name: bound._replace(title=f"{bound.title}, {of[name]}") if name in of else bound
             for name, bound in found.items()
         }
+
+    @property
+    def noise_levels(self) -> NoiseLevels:
+        low, high = self.diffuser.schedule.ends.tolist()
+        return NoiseLevels((low, high), math.prod(self.diffuser.shape), self.diffuser.level, self._squared_error)
 
     def set_steps(self, steps: int) -> None:
         self.diffuser.steps = steps
@@ -94,6 +104,9 @@ class DiffusionBase(Model):
     def gamma_0(self, like: Tensor) -> Tensor:
         """-log SNR of the least noisy latent, a scalar of the type of `like`."""
         return self.diffuser.schedule.ends.to(like.dtype)[0]
+
+    def _squared_error(self, images: Tensor, condition: Condition, noise: Noise, gamma: Tensor) -> Tensor:
+        return self.diffuser.squared_error(self.diffused(images, noise), condition, noise, gamma)
 
     def _chosen(self, options: dict[str, Any]) -> SamplingConfig:
         return type(self.sampling).model_validate(self.sampling.model_dump() | options)

@@ -83,14 +83,18 @@ class Diffuser(nn.Module):
     def forward(self, x: Tensor, condition: Condition, noise: Noise) -> Rates:
         if noise.purpose == "train" and self.condition_dropout:
             condition = dropped(condition, noise, self.condition_dropout)
-        eps = noise.normal("eps", self.shape)
         gamma, slope = self.level(noise.stratified("t"))
-        denoised = self.denoiser(diffuse(x, eps, gamma), gamma, condition, noise)
-        error = (eps - denoised.eps).square().flatten(1).sum(1)
+        error = self.squared_error(x, condition, noise, gamma)
         prior, diffusion = prior_rate(x, self.schedule.ends.to(x.dtype)[1]), 0.5 * slope * error
         return Rates(
             prior, diffusion, self._objective(prior, diffusion, gamma, slope) if noise.purpose == "train" else None
         )
+
+    def squared_error(self, x: Tensor, condition: Condition, noise: Noise, gamma: Tensor) -> Tensor:
+        """[B]: |eps - eps'|^2 of the denoiser's estimate from z at gamma [B]."""
+        eps = noise.normal("eps", self.shape)
+        denoised = self.denoiser(diffuse(x, eps, gamma), gamma, condition, noise)
+        return (eps - denoised.eps).square().flatten(1).sum(1)
 
     def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """gamma at random times t in [0, 1), [B], and twice the weight of the squared error of eps there.

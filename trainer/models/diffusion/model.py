@@ -42,13 +42,17 @@ class Diffusion(DiffusionBase):
         self.diffuser = Diffuser(config, spec.shape, spec)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
-        x = self.spec.scaled(images, noise.dtype)
+        x = self.diffused(images, noise)
         # 1. reconstruction: p(x | z_0), exact in z_0
         distortion = reconstruction_cost(self.spec, images, self.gamma_0(x))  # [B]
         # 2. prior, and 3. diffusion, at one time an image
         rates = self.diffuser(x, condition, noise)
         objective = None if rates.objective is None else distortion + rates.objective
         return Elbo(distortion, {"prior": rates.prior, "diffusion": rates.diffusion}, objective)
+
+    def diffused(self, images: Tensor, noise: Noise) -> Tensor:
+        """The scaled levels."""
+        return self.spec.scaled(images, noise.dtype)
 
     def shown(self, x: Tensor) -> Tensor:
         return self.spec.nearest_level(x)
