@@ -77,6 +77,11 @@ def _warnings(url: str, location: str, done: Indexed, images: int) -> Iterator[s
             f"{ShardList.parse(url).folder}: left out {len(done.compressed):,} compressed tars ({done.compressed[0]}): "
             "shards must be plain tars, which can be read in ranges"
         )
+    if done.scattered:
+        yield (
+            f"{url}: the members of {done.scattered:,} samples are not adjacent: reading them takes a request each; "
+            "tar --sort=name writes the members of a sample together"
+        )
     if done.meta.classes > max(images, 1):
         largest = max(done.shards, key=lambda shard: shard.classes)
         if largest.classes == done.meta.classes:

@@ -53,7 +53,7 @@ def write_shard(job: ShardJob) -> Written:
     folder, bad, encoded = Storage(job.folder), list[BadImage](), list[Encoded]()
     with _scratch(folder) as scratch:
         _write_tar(scratch / job.name, _samples(job, bad, encoded))
-        shard, unusable = index_shard(Storage(str(scratch)), job.name, folder.folder("index"))
+        shard, unusable, _ = index_shard(Storage(str(scratch)), job.name, folder.folder("index"))
         if unusable:
             raise DataError(f"{folder.url}/{job.name}: {unusable[0].key}: {unusable[0].reason}")
         local = folder.local_path(job.name)

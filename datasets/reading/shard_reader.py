@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from datasets.reading.disk_cache import DiskCache
 from datasets.shards.columns import numbers
 from datasets.shards.index import Index
 
+_CLOSE = 1 << 16  # bytes between two members that are read rather than making another request
 _SHARDS_KEPT = 64  # shards whose member tables are kept in memory
 
 
@@ -50,6 +52,38 @@ class Column(NamedTuple):
         return Spans(starts.tolist(), (starts + self.size).tolist(), self.crc32.tolist())
 
 
+class Pieces:
+    """Parts of a shard, which are sliced as one buffer that begins at byte `begin` of the shard would be."""
+
+    def __init__(self, begin: int, pieces: Sequence[tuple[int, int, memoryview]]):
+        """`pieces`: (start, stop, bytes) in order, of the shard."""
+        self._starts = [start - begin for start, _, _ in pieces]
+        self._data = [data for _, _, data in pieces]
+
+    def __getitem__(self, where: slice) -> memoryview:
+        """The bytes of a slice inside one of the pieces; fewer if the shard is shorter."""
+        number = bisect_right(self._starts, where.start) - 1
+        begin = self._starts[number]
+        return self._data[number][where.start - begin : where.stop - begin]
+
+
+def join_spans(columns: Iterable[Column]) -> list[tuple[int, int]]:
+    """The parts of a shard that hold the members of some columns, in order; members that are close are in one part."""
+    spans = sorted(
+        (offset, offset + size)
+        for column in columns
+        for offset, size in zip(column.offset.tolist(), column.size.tolist(), strict=True)
+        if size >= 0
+    )
+    joined = [spans[0]]
+    for start, stop in spans[1:]:
+        if start - joined[-1][1] <= _CLOSE:
+            joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+        else:
+            joined.append((start, stop))
+    return joined
+
+
 class ShardMembers(NamedTuple):
     """The images of a shard and the other members that are read, one row per sample."""
 
@@ -70,7 +104,7 @@ class EncodedRange:
     shard: int
     rows: slice  # of the shard's samples
     begin: int  # offset of `data` in the shard, bytes
-    data: memoryview
+    data: memoryview | Pieces
     members: ShardMembers
 
     @cached_property
@@ -112,15 +146,21 @@ class ShardReader:
         self._shards: OrderedDict[int, ShardMembers] = OrderedDict()
 
     def read(self, wanted: Range) -> EncodedRange:
-        """Fetch the samples of a range in one request. Missing bytes are reported when a sample is decoded."""
+        """Fetch the samples of a range in one request, or in several if their members are far apart.
+
+        Missing bytes are reported when a sample is decoded.
+        """
         members = self._members(wanted.shard)
         rows = slice(wanted.start, wanted.stop)
         others = (column.rows(rows) for column in members.others.values())
         columns = [members.image.rows(rows), *(column for column in others if (column.size >= 0).any())]
         begin = min(int(column.offset[column.size >= 0].min()) for column in columns)
         end = max(int((column.offset + column.size).max()) for column in columns)
-        data = self._bytes(wanted.shard, begin, end)
-        return EncodedRange(wanted.shard, rows, begin, data, members)
+        needed = sum(int(column.size[column.size >= 0].sum()) for column in columns)
+        if end - begin > 2 * needed + _CLOSE * (1 + wanted.stop - wanted.start):
+            pieces = Pieces(begin, [(*piece, self._bytes(wanted.shard, *piece)) for piece in join_spans(columns)])
+            return EncodedRange(wanted.shard, rows, begin, pieces, members)
+        return EncodedRange(wanted.shard, rows, begin, self._bytes(wanted.shard, begin, end), members)
 
     def decode(self, held: EncodedRange, row: int, format: Format, out: Pixels | None = None) -> Pixels:
         """The image of a sample, uint8 [H, W, C], in `out` if possible (see `decode_image`).

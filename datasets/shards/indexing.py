@@ -52,6 +52,7 @@ class ScannedShard(NamedTuple):
 
     shard: Shard
     bad: tuple[BadSample, ...]
+    scattered: int  # samples whose members are not adjacent
 
 
 class Indexed(NamedTuple):
@@ -62,6 +63,7 @@ class Indexed(NamedTuple):
     scanned: int  # the others were in the index already and have not changed
     quarantine: pa.Table  # see `QUARANTINE_SCHEMA`
     compressed: list[str]  # names of tars in the folder that were left out
+    scattered: int  # samples whose members are not adjacent, in the shards that were read
 
 
 ScanAll = Callable[[str, list[str], str, str], Iterable[ScannedShard]]
@@ -115,7 +117,7 @@ def index_shards(
         raise
     write_index(Storage(location), meta, shards, quarantine)
     unfinished.delete()
-    return Indexed(meta, shards, len(stale), quarantine, compressed)
+    return Indexed(meta, shards, len(stale), quarantine, compressed, rows.scattered)
 
 
 class _Rows:
@@ -124,6 +126,7 @@ class _Rows:
     def __init__(self, shards: dict[str, Shard], quarantine: pa.Table):
         self.shards = dict(shards)
         self.added = 0
+        self.scattered = 0
         self._tables = [quarantine]
 
     def add_newer(self, shards: dict[str, Shard], quarantine: pa.Table, entries: dict[str, Entry]) -> None:
@@ -148,6 +151,7 @@ class _Rows:
     def add(self, scanned: ScannedShard) -> None:
         """Add a shard that has just been read."""
         self.added += 1
+        self.scattered += scanned.scattered
         self.shards[scanned.shard.name] = scanned.shard
         if scanned.bad:
             rows = [(scanned.shard.name, key, reason) for key, reason in scanned.bad]
@@ -241,7 +245,7 @@ def index_shard(folder: Storage, name: str, location: Storage, image: str = "") 
         quarantined=sum(bad.key != "" for bad in scan.bad),
         skipped=scan.skipped,
     )
-    return ScannedShard(shard, tuple(scan.bad))
+    return ScannedShard(shard, tuple(scan.bad), scan.scattered)
 
 
 def member_table(samples: list[Sample]) -> pa.Table:

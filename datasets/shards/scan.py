@@ -15,9 +15,7 @@ from datasets.errors import DataError
 from datasets.images.decode import IMAGE_FORMATS, LABEL, decode_label, image_size
 from datasets.shards.tar import BrokenTarError, Member, RangeFile, TarMember, members
 
-_NOT_ADJACENT = (
-    "its members are not adjacent, or the key is repeated; tar --sort=name writes the members of a sample together"
-)
+_INCOMPLETE = "may be incomplete: the shard cannot be read any further"
 _FEW = 4  # images of a sample
 
 
@@ -45,6 +43,7 @@ class Scan(NamedTuple):
 
     samples: list[Sample]
     bad: list[BadSample]
+    scattered: int  # samples whose members are not adjacent
     skipped: int  # members that belong to no sample: hidden, without an extension, or named like __meta__
     bytes: int  # of the whole tar
     etag: str
@@ -58,6 +57,7 @@ def scan_tar(storage: Storage, name: str, image: str = "") -> Scan:
     """
     source = RangeFile(storage, name)
     drafts: dict[str, _Draft] = {}
+    scattered: set[str] = set()
     last, skipped, broken = "", 0, []
     try:
         for member in members(source):
@@ -66,19 +66,23 @@ def scan_tar(storage: Storage, name: str, image: str = "") -> Scan:
                 continue
             draft = drafts.setdefault(member.key, _Draft(member.key))
             if draft.members and last != member.key:
-                draft.problem = draft.problem or _NOT_ADJACENT
+                scattered.add(member.key)
             draft.add(member, image)
             last = member.key
     except BrokenTarError as error:
         broken.append(BadSample("", str(error)))
         cut = error.key or last  # may lack members
         if cut in drafts and not error.ended:
-            drafts[cut].problem = drafts[cut].problem or "may be incomplete: the shard cannot be read any further"
+            drafts[cut].problem = drafts[cut].problem or _INCOMPLETE
+        if not error.ended:  # members of any sample may follow
+            for key in scattered:
+                drafts[key].problem = drafts[key].problem or _INCOMPLETE
     labelled = next((key for key, draft in drafts.items() if LABEL in draft.members), "")
     results = [draft.finish(image, labelled) for draft in drafts.values()]
     samples = [result for result in results if isinstance(result, Sample)]
     bad = [result for result in results if isinstance(result, BadSample)]
-    return Scan(samples, bad + broken, skipped, source.size, source.etag)
+    samples.sort(key=lambda sample: sample.members[sample.image].offset)  # as they are, where members are adjacent
+    return Scan(samples, bad + broken, len(scattered), skipped, source.size, source.etag)
 
 
 @dataclass

@@ -153,11 +153,7 @@ def test_a_bit_flipped_anywhere_in_a_header_is_found(tmp_path):
             r"a: has 2 images among its members \(\.png, \.jpg\): --image png chooses",
         ),
         ([("a.gif", b"GIF89a")], r"a: has no image among its members \(\.gif\); images end in \.png, \.jpg"),
-        (
-            [("a.png", png()), ("b.png", png()), ("a.txt", b"1")],
-            "a: its members are not adjacent, or the key is repeated; tar --sort=name",
-        ),
-        ([*pairs("a", "b", "a")], "a: its members are not adjacent, or the key is repeated"),
+        ([*pairs("a", "b", "a")], r"a: 'a\.png' is repeated"),
         ([("a.png", png()), ("a.png", png())], r"a: 'a\.png' is repeated"),
         ([("a.png", b"no png at all")], r"a: 'a\.png': the image does not decode \(not an image format that is read\)"),
         ([("a.png", b"")], r"a: 'a\.png': the image does not decode \(empty\)"),

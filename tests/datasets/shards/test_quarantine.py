@@ -18,6 +18,8 @@ from cluster.storage.storage import Storage
 from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.build import evaluation_batches
+from datasets.order.order import Range
+from datasets.reading import shard_reader
 from datasets.reading.verify import verify_shard
 from datasets.shards import unfinished
 from datasets.shards.bad_samples import BadSamplesError
@@ -197,6 +199,29 @@ def test_names_are_split_as_webdataset_splits_them(tmp_path):
         )
         scan = scan_tar(Storage(str(tmp_path)), f"{number}.tar")
         assert ([s.key for s in scan.samples], scan.skipped) == (["./a", "./A", "dots.in/v.1/b", long], 1)
+
+
+def test_a_tar_in_any_order_is_read_by_its_offsets(tmp_path, monkeypatch):
+    members = [member for number in range(60) for member in sample(number, cls=str(number % 7).encode())]
+    np.random.default_rng(0).shuffle(members)
+    write_members(tmp_path / "0.tar", members)
+    done = index_shards(str(tmp_path), f"{tmp_path}/index")
+    assert (done.shards[0].images, done.quarantine.num_rows) == (60, 0)
+    assert done.scattered > 40
+    for close in (1 << 16, 0):  # one request, and one for each member
+        monkeypatch.setattr(shard_reader, "_CLOSE", close)
+        held = shard_reader.ShardReader(Index.open(str(tmp_path)), members=["cls"]).read(Range(0, 0, 7))
+        assert isinstance(held.data, shard_reader.Pieces) == (close == 0)
+        config = DataConfig(shards=str(tmp_path), workers=0, cache=0)
+        with evaluation_batches(config, Index.open(str(tmp_path)), batch=7) as batches:
+            found = {
+                number_of(image.numpy()): int(label)
+                for batch in batches
+                for image, label, weight in zip(batch.images, batch.conditions["label"], batch.weights, strict=True)
+                if weight
+            }
+        assert found == {number: number % 7 for number in range(60)}
+    assert verify_shard(Index.open(str(tmp_path)), 0).bad == []
 
 
 class Bounded:
