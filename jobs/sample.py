@@ -1,7 +1,9 @@
 """Sample from a run: a grid, single images, or WebDataset shards that another run can train on.
 
     python -m jobs.sample RUN_URL --count 64 --out URL [--format grid|images|shards]
+    python -m jobs.sample RUN_URL --prompt "a, b" --prompt "c" --out URL [--guidance 3] [--negative "d"]
 
+Of several prompts, and of several labels, image i has number i in turn; the grid has a row for each prompt.
 The same seed gives the same images for any number of processes; the same command again makes missing ones only.
 The work is spread over a Ray cluster (RAY_ADDRESS, as under `ray job submit`), else over the GPUs of this machine, one
 process each, else over its cores.
@@ -19,27 +21,32 @@ from tqdm import tqdm
 
 from cluster.storage.storage import Storage, absolute, join
 from jobs.cli import command_parser, run
+from jobs.errors import ConfigError
 from jobs.ray.tasks import each
 from jobs.sampling.options import add_options, check_at_least_one, labels_of, sampling_options
 from jobs.sampling.plan import (
     Format,
     SamplingPlan,
     assemble_grid,
-    condition_of,
     in_words,
     make_unit,
     model_here,
     opened,
     weights_checksum,
 )
+from jobs.sampling.prompts import add_prompt_options, negative_of, prompts_of
 from trainer.distributed.device import report_precision
 from trainer.models import Model
 from trainer.noise import Noise
+from trainer.prompts import Captions
 from trainer.samplers.interpolation import Between
+from trainer.sampling import encode_conditions
 from trainer.tracking.animation import gif
 from trainer.tracking.pictures import grid
 
+COUNT, PER_PROMPT = 64, 8  # images if --count is not given
 COLUMNS = 12  # images in a row of an interpolation or trajectory
+SHOWN = 5  # prompts that are cut
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,27 +75,45 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
+    prompts, negative = prompts_of(options, model), negative_of(options, model)
+    options.count = options.count if options.count is not None else PER_PROMPT if prompts else COUNT
     check_at_least_one(options, "count", "batch", "shard_images")
     unit = options.shard_images if options.format == "shards" else options.batch
     format: Format = "interpolation" if options.interpolate else "trajectory" if options.trajectory else options.format
-    settings = sampling_options(options, model)
+    settings = sampling_options(options, model, bool(prompts), bool(negative))
     if format in ("interpolation", "trajectory"):
         settings |= {name: value for name, value in model.picture_options.items() if getattr(options, name) is None}
+    labels = labels_of(options, model)
+    _say_cut_prompts(model, prompts, negative)
     return SamplingPlan(
         run=options.run,
         weights=options.weights,
         fingerprint=weights_checksum(model),
         out=options.out,
         format=format,
-        count=options.count,
+        count=options.count * max(1, len(prompts)),
         batch=options.batch,
         unit=unit,
         seed=options.seed,
         temperature=options.temperature,
         precision=options.precision,
-        labels=labels_of(options, model),
+        labels=labels,
+        prompts=prompts,
+        negative=negative,
         settings=settings,
     )
+
+
+def _say_cut_prompts(model: Model, prompts: Sequence[Captions], negative: Captions) -> None:
+    """Print which prompts have more tokens than the model reads. Raises ConfigError if they cannot be tokenized."""
+    try:
+        cut = encode_conditions(model, (), prompts, [negative] if negative else [])[1]
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+    for line in cut[:SHOWN]:
+        print(f"warning: {line}", file=sys.stderr)
+    if len(cut) > SHOWN:
+        print(f"warning: {len(cut) - SHOWN:,} more prompts are cut", file=sys.stderr)
 
 
 @torch.no_grad()
@@ -100,9 +125,9 @@ def _interpolate(plan: SamplingPlan, caption: str) -> str:
     for row in range(plan.count):
         start, end = (torch.full((COLUMNS,), 2 * row + end, device=device) for end in (0, 1))
         noise = Between(plan.seed, "sample", start, ends=end, share=share)
-        condition = condition_of(plan, start // 2, device)
+        given = plan.conditions.at(start // 2)
         with report_precision(plan.precision, device):
-            rows.append(model.sample(noise, condition, plan.temperature, **plan.settings))
+            rows.append(model.sample(noise, temperature=plan.temperature, **given, **plan.settings))
     Storage(plan.out).write("interpolation.png", grid(torch.cat(rows), model.spec, COLUMNS, caption))
     return join(plan.out, "interpolation.png")
 
@@ -112,9 +137,9 @@ def _trajectory(plan: SamplingPlan, kind: str, caption: str) -> str:
     """Draw the model's estimates on the way to `count` samples, side by side or animated; the URL of the picture."""
     model, device = model_here(plan)
     noise = Noise(plan.seed, "sample", torch.arange(plan.count, device=device))
-    condition = condition_of(plan, noise.positions, device)
+    given = plan.conditions.at(noise.positions)
     with report_precision(plan.precision, device):
-        frames = list(model.trajectory(noise, condition, plan.temperature, **plan.settings))
+        frames = list(model.trajectory(noise, temperature=plan.temperature, **given, **plan.settings))
     storage = Storage(plan.out)
     if kind == "gif":
         storage.write("trajectory.gif", gif([grid(frame, model.spec) for frame in frames]))
@@ -129,9 +154,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser("sample", __doc__)
     parser.add_argument("run", help="URL of a run or of an exported model")
     parser.add_argument("--out", required=True, help="folder, path or URL")
-    parser.add_argument("--count", type=int, default=64, help="images, or rows of --interpolate and --trajectory")
+    parser.add_argument(
+        "--count",
+        type=int,
+        help="images, or rows of --interpolate and --trajectory; with prompts, of each "
+        f"(default: {COUNT}, with prompts {PER_PROMPT})",
+    )
     parser.add_argument("--format", choices=("grid", "images", "shards"), default="grid", help="default: grid, one PNG")
     add_options(parser)
+    add_prompt_options(parser)
     parser.add_argument("--interpolate", action="store_true", help="draw pictures between two samples, --count rows")
     parser.add_argument(
         "--trajectory", choices=("strip", "gif"), help="draw the estimates on the way to --count samples"

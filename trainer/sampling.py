@@ -1,17 +1,20 @@
-"""Samples from Python: `trainer.sample(model, 16, label="cat")`."""
+"""Samples from Python: `trainer.sample(model, 16, label="cat")`, `trainer.sample(model, 16, prompt="a cat")`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trainer.condition_values import Condition
+from trainer.condition_values import Condition, Tokens, Value, map_value
+from trainer.config import Config
 from trainer.distributed.device import full_precision
 from trainer.models.base import Model, takes_labels
 from trainer.noise import Noise
+from trainer.prompts import Captions, Prompt, captions_of, encode
 
 Label = int | str
 
@@ -24,19 +27,28 @@ def sample(
     seed: int = 0,
     temperature: float = 1.0,
     batch: int = 64,
+    *,
+    prompt: Prompt | None = None,
+    negative: str | Mapping[str, str] | None = None,
     **options: Any,
 ) -> Tensor:
     """`count` new images, uint8 levels [count, C, H, W], on the model's device; computed in float32.
 
-    `label`: the number or name of a class, or several of them in turn; None: not conditioned. `options`: those that
-    the model's kind has (`python -m jobs.sample --help`), such as `steps` and `guidance` of a diffusion.
-    Image i depends on the seed, its label and i alone; `jobs.sample` makes the same.
+    `label`: the number or name of a class, or several of them in turn; None: not conditioned.
+    `prompt`: a caption, or several in turn; {"name": ...} for a model with several kinds of captions.
+    `negative`: a caption that guidance leads away from, in the place of the unconditional estimate.
+    `options`: those that the model's kind has (`python -m jobs.sample --help`), such as `steps` and `guidance` of a
+    diffusion. Image i depends on the seed, its label, its prompt and i alone; `jobs.sample` makes the same.
 
-    Raises ValueError, which names the argument, for what the model does not have.
+    Warns of a prompt that is cut. Raises ValueError, which names the argument, for what the model does not have.
     """
-    numbers = class_numbers(model, label)
-    chosen = model.sampling_with(options, conditioned=bool(numbers))
+    numbers, prompts = class_numbers(model, label), captions_of(model, prompt)
+    away_from = captions_of(model, negative, "negative")
+    chosen = options_for(model, options, bool(numbers or prompts), bool(away_from))
     given = {name: getattr(chosen, name) for name in options}
+    conditions, cut = encode_conditions(model, numbers, prompts, away_from)
+    for line in cut:
+        warnings.warn(line, stacklevel=3)
     device = next(model.parameters()).device
     images = [torch.empty(0, *model.spec.shape, dtype=torch.uint8, device=device)]
     training = model.training
@@ -46,10 +58,47 @@ def sample(
             for first in range(0, count, batch):
                 positions = torch.arange(first, min(first + batch, count), device=device)
                 noise = Noise(seed, "sample", positions)
-                images.append(model.sample(noise, _condition(numbers, positions), temperature, **given))
+                images.append(model.sample(noise, temperature=temperature, **conditions.at(positions), **given))
     finally:
         model.train(training)
     return torch.cat(images)
+
+
+class SampleConditions(NamedTuple):
+    """What samples are conditioned on, each list in turn: image i has label and prompt number i mod their counts."""
+
+    labels: tuple[int, ...] = ()
+    prompts: Mapping[str, Tokens] = {}
+    negative: Mapping[str, Tokens] = {}
+
+    def at(self, positions: Tensor) -> dict[str, Condition]:
+        """`condition` of the images at `positions` and, if there is one, `negative`, as arguments of `Model.sample`."""
+        given: dict[str, Value] = {}
+        if self.labels:
+            given["label"] = torch.tensor(self.labels, device=positions.device)[positions % len(self.labels)]
+        found: dict[str, Condition] = {"condition": given | _in_turn(self.prompts, positions) or None}
+        return found | {"negative": _in_turn(self.negative, positions)} if self.negative else found
+
+
+def encode_conditions(
+    model: Model, labels: Sequence[int], prompts: Sequence[Captions], negative: Sequence[Captions]
+) -> tuple[SampleConditions, list[str]]:
+    """The conditions of samples, and a line for each prompt that is cut. Raises ValueError like `prompts.encode`."""
+    wanted, unwanted = encode(model, prompts), encode(model, negative, "negative")
+    return SampleConditions(tuple(labels), wanted.tokens, unwanted.tokens), wanted.cut + unwanted.cut
+
+
+def options_for(model: Model, options: Mapping[str, Any], conditioned: bool, negative: bool) -> Config:
+    """`Model.sampling_with` for samples with or without conditions and a negative prompt.
+
+    Raises ValueError, named by the option, for what the model does not have or cannot do.
+    """
+    chosen = model.sampling_with(options, conditioned)
+    if negative and not conditioned:
+        raise ValueError("negative: needs a prompt, or a label, to guide to")
+    if negative and getattr(chosen, "guidance", 1.0) == 1:
+        raise ValueError("negative: has no effect at guidance 1; choose another guidance, such as 3")
+    return chosen
 
 
 def class_numbers(model: Model, label: Label | Sequence[Label] | None) -> list[int]:
@@ -85,8 +134,11 @@ def _class_number(model: Model, label: Label) -> int:
     raise ValueError(f"label: {label}: the model knows {class_names_text(model)}")
 
 
-def _condition(numbers: list[int], positions: Tensor) -> Condition:
-    """The label of image i is number i mod their count."""
-    if not numbers:
-        return None
-    return {"label": torch.tensor(numbers, device=positions.device)[positions % len(numbers)]}
+def _in_turn(prompts: Mapping[str, Tokens], positions: Tensor) -> dict[str, Value]:
+    """The prompts of the images at `positions`, on their device."""
+
+    def rows(column: Tensor) -> Tensor:
+        column = column.to(positions.device)
+        return column[positions % len(column)]
+
+    return {name: map_value(rows, value) for name, value in prompts.items()}

@@ -13,7 +13,7 @@ from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.distributed.device import ReportPrecision
 from trainer.models import KINDS, Model
 from trainer.models.base import takes_labels
-from trainer.sampling import class_numbers
+from trainer.sampling import class_numbers, options_for
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +48,16 @@ def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
             raise ConfigError(f"{_flag(name)} {getattr(options, name)}: at least 1")
 
 
-def sampling_options(options: argparse.Namespace, model: Model) -> dict[str, Any]:
-    """All options of the model's `sample`: those given, the others as in its configuration. Raises ConfigError."""
+def sampling_options(
+    options: argparse.Namespace, model: Model, prompts: bool = False, negative: bool = False
+) -> dict[str, Any]:
+    """All options of the model's `sample`: those given, the others as in its configuration.
+
+    `prompts`, `negative`: whether there are any, beside a label. Raises ConfigError.
+    """
     given = {name: getattr(options, name) for name in model_options() if getattr(options, name) is not None}
     try:
-        chosen = model.sampling_with(given, conditioned=bool(options.label))
+        chosen = options_for(model, given, bool(options.label) or prompts, negative)
     except ValidationError as error:
         first = error.errors()[0]
         if first["loc"]:

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.storage.storage import Storage, join
@@ -21,14 +23,17 @@ from datasets.packing.write import write_tar
 from jobs.errors import ConfigError
 from jobs.run.reports import weights_text
 from trainer.checkpoints.export import Loaded, open_model
-from trainer.condition_values import Condition
 from trainer.conditions import ConditionUses, all_given, none_given
 from trainer.distributed.device import ReportPrecision, report_precision
 from trainer.images import pictured
 from trainer.models import Model
 from trainer.models.base import known_conditions
 from trainer.noise import Noise
+from trainer.prompts import Captions, in_one_line
+from trainer.sampling import SampleConditions, encode_conditions
+from trainer.tracking.captions import with_prompt
 from trainer.tracking.pictures import grid
+from trainer.tracking.prompt_rows import prompt_rows
 
 Format = Literal["grid", "images", "shards", "interpolation", "trajectory"]
 NUMBERS = 10  # labels in a caption
@@ -55,8 +60,22 @@ class SamplingPlan:
     precision: ReportPrecision = "fp32"
     labels: tuple[int, ...] = ()
     """Image i is conditioned on labels[i mod their number]; none: not conditioned."""
+    prompts: tuple[Captions, ...] = ()
+    """Image i is conditioned on prompts[i mod their number]; none: not conditioned."""
+    negative: Captions = field(default_factory=dict)
+    """What guidance leads away from; none: the unconditional estimate."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Options of the model's `sample`."""
+
+    @functools.cached_property
+    def conditions(self) -> SampleConditions:
+        """Labels and prompts as tensors."""
+        model, negative = opened(self.run, self.weights).model, [self.negative] if self.negative else []
+        return encode_conditions(model, self.labels, self.prompts, negative)[0]
+
+    def prompt(self, i: int) -> Captions:
+        """The prompt of image i; empty: none."""
+        return self.prompts[i % len(self.prompts)] if self.prompts else {}
 
     def units(self) -> list[int]:
         """The first image of each unit."""
@@ -104,13 +123,11 @@ def weights_checksum(model: Model) -> str:
 def make_unit(plan: SamplingPlan, first: int) -> int:
     """Make the unit that begins with image `first` and write it; the number of its images."""
     images: list[Tensor] = []
-    labels: list[int | None] = []
     last = min(first + plan.unit, plan.count)
     for start in range(first, last, plan.batch):
         positions = torch.arange(start, min(start + plan.batch, last))
         images.append(sample(plan, positions))
-        labels += _labels(plan, positions).tolist() if plan.labels else [None] * len(positions)
-    _write(plan, first, torch.cat(images), labels)
+    _write(plan, first, torch.cat(images))
     return last - first
 
 
@@ -119,9 +136,9 @@ def sample(plan: SamplingPlan, positions: Tensor) -> Tensor:
     """The images at `positions`, uint8 levels [B, C, H, W] on the CPU."""
     model, device = model_here(plan)
     noise = Noise(plan.seed, "sample", positions.to(device))
-    condition = condition_of(plan, positions, device)
+    given = plan.conditions.at(noise.positions)
     with report_precision(plan.precision, device):
-        return model.sample(noise, condition, plan.temperature, **plan.settings).cpu()
+        return model.sample(noise, temperature=plan.temperature, **given, **plan.settings).cpu()
 
 
 @functools.lru_cache(maxsize=1)
@@ -138,14 +155,10 @@ def model_here(plan: SamplingPlan) -> tuple[Model, torch.device]:
     return opened(plan.run, plan.weights).model.to(device), device
 
 
-def condition_of(plan: SamplingPlan, positions: Tensor, device: torch.device) -> Condition:
-    """The labels of the images at `positions`; None: not conditioned."""
-    return {"label": _labels(plan, positions).to(device)} if plan.labels else None
-
-
 def uses_of(plan: SamplingPlan, model: Model) -> ConditionUses:
     """Which of the model's conditions the samples of a plan are given."""
-    return none_given(known_conditions(model)) | (all_given(["label"]) if plan.labels else {})
+    given = {name for captions in plan.prompts for name in captions} | ({"label"} if plan.labels else set())
+    return none_given(known_conditions(model)) | all_given(given)
 
 
 def in_words(plan: SamplingPlan, loaded: Loaded) -> str:
@@ -154,7 +167,14 @@ def in_words(plan: SamplingPlan, loaded: Loaded) -> str:
     labels = f", label {','.join(map(str, plan.labels[:NUMBERS]))}{more}" if plan.labels else ""
     what = loaded.model.samples_in_words(plan.settings, uses_of(plan, loaded.model))
     temperature = f", temperature {plan.temperature:g}" if plan.temperature != 1 else ""
-    return f"{what}{labels}{temperature}, {weights_text(loaded)}, {plan.precision}"
+    return f"{what}{labels}{_prompts_in_words(plan)}{temperature}, {weights_text(loaded)}, {plan.precision}"
+
+
+def _prompts_in_words(plan: SamplingPlan) -> str:
+    negative = f", negative prompt {in_one_line(plan.negative)!r}" if plan.negative else ""
+    if len(plan.prompts) == 1:
+        return f", prompt {in_one_line(plan.prompts[0])!r}{negative}"
+    return f", {len(plan.prompts):,} prompts{negative}" if plan.prompts else negative
 
 
 def assemble_grid(plan: SamplingPlan, loaded: Loaded) -> str:
@@ -162,26 +182,41 @@ def assemble_grid(plan: SamplingPlan, loaded: Loaded) -> str:
     storage = Storage(plan.out)
     names = [plan.name(first) for first in plan.units()]
     images = torch.cat([safetensors.torch.load(storage.read(name))["images"] for name in names])
-    columns = len(plan.labels) if len(plan.labels) > 1 else None
-    storage.write("grid.png", grid(images, loaded.model.spec, columns, in_words(plan, loaded)))
+    storage.write("grid.png", _grid(plan, images, loaded))
     return join(storage.url, "grid.png")
 
 
-def _labels(plan: SamplingPlan, positions: Tensor) -> Tensor:
-    return torch.tensor(plan.labels)[positions % len(plan.labels)]
+def _grid(plan: SamplingPlan, images: Tensor, loaded: Loaded) -> bytes:
+    """A PNG: with prompts a row of images for each, with labels a column for each."""
+    caption = in_words(plan, loaded)
+    if plan.prompts:
+        return prompt_rows(images, loaded.model.spec, list(map(in_one_line, plan.prompts)), caption)
+    return grid(images, loaded.model.spec, len(plan.labels) if len(plan.labels) > 1 else None, caption)
 
 
-def _write(plan: SamplingPlan, first: int, images: Tensor, labels: list[int | None]) -> None:
+def _write(plan: SamplingPlan, first: int, images: Tensor) -> None:
     storage, name = Storage(plan.out), plan.name(first)
     if plan.format == "grid":
         storage.write(name, safetensors.torch.save({"images": images.contiguous()}))
     elif plan.format == "images":
         levels = opened(plan.run, plan.weights).model.spec.levels
         for i, image in enumerate(pictured(images, levels)):
-            storage.write(f"{first + i:08d}.png", encode_png(image.permute(1, 2, 0).numpy()))
+            png = encode_png(image.permute(1, 2, 0).numpy())
+            prompt = plan.prompt(first + i)
+            storage.write(f"{first + i:08d}.png", with_prompt(png, in_one_line(prompt)) if prompt else png)
     else:
-        pairs = enumerate(zip(images.permute(0, 2, 3, 1).numpy(), labels, strict=True))
-        examples = ((f"{first + i:08d}", Example(image, label)) for i, (image, label) in pairs)
+        pairs = enumerate(images.permute(0, 2, 3, 1).numpy(), first)
+        examples = ((f"{i:08d}", _example(plan, i, image)) for i, image in pairs)
         with tempfile.TemporaryDirectory() as folder:
             write_tar(Path(folder) / "shard.tar", examples)
             storage.write(name, Path(folder) / "shard.tar")
+
+
+def _example(plan: SamplingPlan, i: int, image: NDArray[np.uint8]) -> Example:
+    """Image i with its class and its prompt: in .txt, and several kinds of captions in .json by name too."""
+    label = plan.labels[i % len(plan.labels)] if plan.labels else None
+    captions = plan.prompt(i)
+    if not captions:
+        return Example(image, label)
+    fields = json.dumps(captions, ensure_ascii=False).encode() if len(captions) > 1 else None
+    return Example(image, label, next(iter(captions.values())).encode(), fields)

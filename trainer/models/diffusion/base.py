@@ -75,21 +75,33 @@ class DiffusionBase(Model):
 
     def sampling_with(self, options: Mapping[str, Any], conditioned: bool) -> Config:
         if options.get("guidance") not in (None, 1.0) and not conditioned:
-            raise ValueError("guidance: needs a condition to guide to, such as a label")
+            raise ValueError("guidance: needs a condition to guide to, such as a label or a prompt")
         return super().sampling_with(options, conditioned)
 
-    def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **options: Any) -> Tensor:
-        """New images, uint8 [B, C, H, W]; `options` are fields of `sampling`."""
+    def sample(
+        self,
+        noise: Noise,
+        condition: Condition = None,
+        temperature: float = 1.0,
+        negative: Condition = None,
+        **options: Any,
+    ) -> Tensor:
+        """New images, uint8 [B, C, H, W]; `options` are fields of `sampling`. Guidance leads away from `negative`."""
         chosen = self._chosen(options)
-        *_, last = self.diffuser.trajectory(noise, condition, temperature, chosen)
+        *_, last = self.diffuser.trajectory(noise, condition, temperature, chosen, negative)
         return self.drawn(last.z / alpha(last.gamma), noise, chosen)
 
     def trajectory(
-        self, noise: Noise, condition: Condition = None, temperature: float = 1.0, **options: Any
+        self,
+        noise: Noise,
+        condition: Condition = None,
+        temperature: float = 1.0,
+        negative: Condition = None,
+        **options: Any,
     ) -> Iterator[Tensor]:
         """The estimates of x at every step and the sample, uint8 [B, C, H, W] each, one more than there are steps."""
         chosen = self._chosen(options)
-        for step in self.diffuser.trajectory(noise, condition, temperature, chosen):
+        for step in self.diffuser.trajectory(noise, condition, temperature, chosen, negative):
             yield self.shown(step.x)
         yield self.drawn(step.z / alpha(step.gamma), noise, chosen)
 
