@@ -124,11 +124,12 @@ def as_text(report: dict[str, Any], weights: str) -> str:
     distance = "FID" if report["features"] == INCEPTION else "Frechet distance"
     sampling = ", ".join(f"{name} {value}" for name, value in report["sampling"].items())
     conditions = " ".join([in_words(report["conditions"]), ",".join(map(str, report["labels"]))]).strip()
+    warmth = f", temperature {report['temperature']:g}" if report["temperature"] != 1 else ""
     lines = [
         f"{distance} {figures['quality/frechet']:.4f}, precision {figures['quality/precision']:.4f}, recall "
         f"{figures['quality/recall']:.4f} ({report['neighbours']} neighbours), {report['numbers']} features of "
         f"{report['features']}",
-        f"{report['samples']:,} samples, {weights}, {report['precision']}, seed {report['seed']}, {conditions}"
+        f"{report['samples']:,} samples, {weights}, {report['precision']}, seed {report['seed']}{warmth}, {conditions}"
         f"{', ' + sampling if sampling else ''}, and {report['images']:,} images of {report['split']}",
     ]
     if min(report["samples"], report["images"]) <= report["numbers"]:

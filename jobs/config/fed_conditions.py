@@ -14,14 +14,12 @@ def check_fed(model: ModelConfigBase, data: DataConfig, index: Index) -> None:
     """Raises ConfigError in one line for a condition of the model that the training images do not have, or have of
     another kind: it would stay unknown for ever, and the model unconditional.
     """
-    if not model.CONDITIONS:
-        return
     fed: dict[str, str] = {name: condition.kind for name, condition in data.conditions.items()}
     if not fed and index.classes:
         fed = {"label": "class"}
     wanted: Any = model
     for part in model.CONDITIONS.split("."):
-        wanted = getattr(wanted, part)
+        wanted = getattr(wanted, part, {})
     for name, condition in wanted.items():
         key = f"model.{model.CONDITIONS}.{name}"
         if name not in fed:

@@ -55,8 +55,8 @@ class ModelConfigBase(Config):
 
     SamplingOptions: ClassVar[type[Config]] = Config
     """Type of the options of the model's `sample` besides condition and temperature; Config: it has none."""
-    CONDITIONS: ClassVar[str] = ""
-    """Dotted key of the section that names the model's conditions; empty: it takes none."""
+    CONDITIONS: ClassVar[str] = "conditions"
+    """Dotted key of the section that names the model's conditions, if it takes some."""
     URLS: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a URL, or a path relative to where the command runs."""
 
