@@ -142,9 +142,8 @@ def _changeable(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _changeable_of(saved: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a saved fingerprint that may change; older versions kept some of them with the fixed ones."""
-    changeable: dict[str, Any] = saved.get("changeable", saved["config"])
-    return dict(changeable)
+    """The settings of a saved fingerprint, among them those that may change, which were fixed in some older version."""
+    return {**saved["config"], **saved.get("changeable", {})}
 
 
 def _fill_lists(values: Any, current: Any) -> None:

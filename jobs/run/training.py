@@ -115,6 +115,12 @@ class TrainingRun:
         if not resumes and config.init_from:
             warm_start(model, config.init_from, config.init_weights)
             say_on_rank_zero(f"initial weights ({in_words(config.init_weights)}) from {config.init_from}")
+            if not config.optim.warmup:
+                say_on_rank_zero(
+                    "warning: optim.warmup is 0, so the first steps from these weights take the full learning rate of "
+                    f"{config.optim.lr:g}, with an optimizer that has seen no gradient; optim.warmup=N raises it over "
+                    "N images"
+                )
         fixed = fingerprint(self.resolved)
         state = TrainState.create(model, config.trainer, config.optim, self.accelerator, config.seed, fixed)
         state.noise_salt, state.lr_factor = checkpointer.noise_salt, checkpointer.lr_factor

@@ -54,6 +54,7 @@ FREE = {
     "data.bad_share": 0.5,
     "optim.lr": 5.0,
     "optim.posthoc": 5,
+    "optim.clip": 5.0,
     "trainer.images": 5,
     "trainer.micro_batch": 5,
     "trainer.precision": "bf16",
@@ -90,7 +91,6 @@ FIXED = {
     "optim.betas": (0.5, 0.5),
     "optim.eps": 0.5,
     "optim.weight_decay": 0.5,
-    "optim.clip": 5.0,
     "optim.ema": 5,
     "trainer.batch": 64,
 }

@@ -40,9 +40,14 @@ class Guard:
         self.config = config
         self.state = torch.zeros(5, dtype=torch.float32, device=device)
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> Tensor:
-        """Clip the gradients to the norm `clip`, step unless the norm is bad; returns the norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
+    def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float | None) -> Tensor:
+        """Clip the gradients to the norm `clip` (None: do not), step unless the norm is bad; returns the norm before
+        clipping.
+        """
+        if clip is None:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        else:
+            norm = nn.utils.clip_grad_norm_(parameters, clip)
         norm = gathered_tensor(norm)
         level, taken, row, total, worst = self.state.unbind()
         log_norm = torch.log(norm.float().clamp(min=1e-30))

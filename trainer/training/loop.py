@@ -80,6 +80,8 @@ def fit(
                 row: Row = {"images": state.images}
                 row |= state.metrics.row(state.model) | clock.row(state.images, batches.waited)
                 row |= {"train/lr": state.learning_rate, "train/skipped": state.guard.check()}
+                if remark := state.clipping.remark(last, row["train/gradient_norm"]):
+                    say_on_rank_zero(remark)
                 events.row(row | data.figures(state.images))
                 instruments.display.update(state.images, row)
             if snapshot_due and state.posthoc:

@@ -30,8 +30,9 @@ class OptimConfig(Config):
     """AdamW's epsilon, added to the denominator."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay (Loshchilov and Hutter 2019), of matrices and convolution kernels only."""
-    clip: PositiveFloat = 1000.0
-    """Maximum gradient norm; the gradient is that of the mean objective, in nats per image."""
+    clip: Annotated[PositiveFloat | None, MayChange] = None
+    """Maximum gradient norm; the gradient is that of the mean objective, in nats per image, so that its norm grows with
+    the number of pixels. null: no clipping (`trainer.guard` skips steps of exploding gradients)."""
     ema: PositiveInt = 20_000
     """Half-life of the exponential moving average of the weights, in images."""
     posthoc: Annotated[NonNegativeInt, MayChange] = 0

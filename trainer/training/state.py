@@ -17,6 +17,7 @@ from trainer.distributed.sharding import Parallel, gathered_tensor
 from trainer.models.base import Model
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.flops import utilisation
+from trainer.training.clipping import Clipping
 from trainer.training.ema import Ema
 from trainer.training.guard import Guard
 from trainer.training.metrics import Metrics
@@ -41,6 +42,7 @@ class TrainState:
     posthoc: PosthocEma | None
     guard: Guard
     metrics: Metrics
+    clipping: Clipping
     optim: OptimConfig
     budget: int
     """Images after which training ends: the learning rate's horizon."""
@@ -84,6 +86,7 @@ class TrainState:
             posthoc=PosthocEma(model) if optim.posthoc else None,
             guard=Guard(config.guard, accelerator.device),
             metrics=Metrics(accelerator.device),
+            clipping=Clipping(optim.clip, accelerator.device),
             optim=optim,
             budget=config.images,
             seed=seed,
@@ -115,7 +118,9 @@ class TrainState:
 
     def end_step(self, batch: int) -> None:
         """Step with the gradients of `batch` images, unless the guard skips them, and update the averages."""
-        self.metrics.add_norm(self.guard.step(self.optimizer, self.parameters, self.optim.clip))
+        norm = self.guard.step(self.optimizer, self.parameters, self.optim.clip)
+        self.metrics.add_norm(norm)
+        self.clipping.add(norm)
         self.images += batch
         self.seen += batch
         self.ema.update(self.images, batch)
