@@ -284,6 +284,10 @@ def test_a_report_has_a_run_of_its_own_and_leaves_a_live_run_alone(tmp_path, wan
     assert training.exit_code == 0
     assert [row["images"] for row in wandb_server.rows(training.name)] == [10, 20]
 
+    first = wandb_server.rows(training.name)[0]  # its figures and pictures say what they are of
+    assert (first["train/nats"], first["train/conditions"], "time" in first) == (3.0, "conditional on label", False)
+    assert first["samples"]["caption"] == "samples, unconditional"
+
     report = wandb_server.runs[f"{training.name}-validation-elbo-1-ema"]
     assert (report.group, report.job_type, training.group) == ("mnist", "evaluation", "mnist")
     assert json.loads(report.summary)["evaluation/bpd"] == 3.5
@@ -291,12 +295,18 @@ def test_a_report_has_a_run_of_its_own_and_leaves_a_live_run_alone(tmp_path, wan
 
 
 LIVE = """
+import io
 import sys
+from PIL import Image
 from cluster.storage.storage import Storage
+from trainer.tracking.captions import as_metadata
 from trainer.tracking.trackers import WandbTracker
 from trainer.tracking.wandb_run import TrackingConfig
 tracker = WandbTracker(Storage(sys.argv[1]), TrackingConfig(mode="online"), {}, lambda line: None)
-tracker.on_row({"images": 10}, {})
+buffer = io.BytesIO()
+Image.new("L", (2, 2)).save(buffer, "PNG", pnginfo=as_metadata("samples, unconditional"))
+row = {"images": 10, "train/nats": 3.0, "train/conditions": "conditional on label", "time": "2026-01-01T00:00:00+00:00"}
+tracker.on_row(row, {"samples": buffer.getvalue()})
 print("logged", flush=True)
 sys.stdin.readline()
 tracker.on_row({"images": 20}, {})
