@@ -62,6 +62,25 @@ def captions_of(model: Model, prompt: Prompt | None, argument: str = "prompt") -
     return rows
 
 
+def parse_prompts(model: Model, texts: Sequence[str], argument: str = "prompt") -> list[Captions]:
+    """The prompts one by one, from texts: the caption or, for a model with several kinds of captions, NAME=caption.
+
+    Raises ValueError like `captions_of`.
+    """
+    if not texts:
+        return []
+    names = text_names(model)
+    if len(names) < 2:
+        return captions_of(model, texts, argument)
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, caption = text.partition("=")
+        if not equals or name not in names:
+            raise ValueError(f"{argument}: {text!r}: write {' or '.join(f'{name}=...' for name in names)}")
+        found.setdefault(name, []).append(caption)
+    return captions_of(model, found, argument)
+
+
 def encode(model: Model, captions: Sequence[Captions], argument: str = "prompt") -> EncodedPrompts:
     """Prompts as the tokens that the model was trained with.
 
@@ -94,7 +113,7 @@ def _text(text: str, argument: str) -> str:
     """A caption as data has it: with single spaces."""
     caption = " ".join(text.split())
     if not caption:
-        raise ValueError(f"{argument}: is empty; leave it out for samples without a caption")
+        raise ValueError(f"{argument}: an empty caption; leave it out for samples without one")
     return caption
 
 

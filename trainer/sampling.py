@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from trainer.prompts import Captions, Prompt, captions_of, encode
 Label = int | str
 
 
-@torch.no_grad()
 def sample(
     model: Model,
     count: int,
@@ -48,7 +48,21 @@ def sample(
     given = {name: getattr(chosen, name) for name in options}
     conditions, cut = encode_conditions(model, numbers, prompts, away_from)
     for line in cut:
-        warnings.warn(line, stacklevel=3)
+        warnings.warn(line, stacklevel=2)
+    return make_samples(model, count, conditions, seed, temperature, batch, given)
+
+
+@torch.no_grad()
+def make_samples(
+    model: Model,
+    count: int,
+    conditions: SampleConditions,
+    seed: int = 0,
+    temperature: float = 1.0,
+    batch: int = 64,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Tensor:
+    """`sample` with arguments that are checked and encoded already."""
     device = next(model.parameters()).device
     images = [torch.empty(0, *model.spec.shape, dtype=torch.uint8, device=device)]
     training = model.training
@@ -58,7 +72,7 @@ def sample(
             for first in range(0, count, batch):
                 positions = torch.arange(first, min(first + batch, count), device=device)
                 noise = Noise(seed, "sample", positions)
-                images.append(model.sample(noise, temperature=temperature, **conditions.at(positions), **given))
+                images.append(model.sample(noise, temperature=temperature, **conditions.at(positions), **options))
     finally:
         model.train(training)
     return torch.cat(images)
@@ -96,7 +110,10 @@ def options_for(model: Model, options: Mapping[str, Any], conditioned: bool, neg
     chosen = model.sampling_with(options, conditioned)
     if negative and not conditioned:
         raise ValueError("negative: needs a prompt, or a label, to guide to")
-    if negative and getattr(chosen, "guidance", 1.0) == 1:
+    guidance = getattr(chosen, "guidance", None)
+    if negative and guidance is None:
+        raise ValueError(f"negative: a {type(model).__name__} has no guidance")
+    if negative and guidance == 1:
         raise ValueError("negative: has no effect at guidance 1; choose another guidance, such as 3")
     return chosen
 

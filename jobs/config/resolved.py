@@ -26,6 +26,7 @@ from trainer.checkpoints.export import DESCRIPTION, load, recorded_config
 from trainer.distributed.device import ResolvedPrecision, resolve_precision
 from trainer.images import ImageSpec
 from trainer.models import Model
+from trainer.prompts import parse_prompts
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class ResolvedRun:
         model.class_names = self.index.meta.class_names
         if self.held_out is not None:
             check_labels(model, self.held_out)
+        try:
+            parse_prompts(model, self.config.trainer.prompts, "trainer.prompts")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         return model
 
     @property

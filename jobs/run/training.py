@@ -31,6 +31,7 @@ from trainer.distributed.ranks import on_rank_zero, rank, world_size
 from trainer.distributed.requests import Requests
 from trainer.errors import DivergedError
 from trainer.models.base import Model
+from trainer.prompts import encode, parse_prompts
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.listener import Listener
 from trainer.tracking.trackers import PictureFolder
@@ -105,6 +106,8 @@ class TrainingRun:
         on_rank_zero(lambda: write_tokenizers(config.data, self.resolved.index, self.run), checkpointer.group)
         model = self.resolved.build_model(new=not resumes)
         model.tokenizers = self.data.tokenizers = known_tokenizers(config.data, self.run)
+        for line in encode(model, parse_prompts(model, config.trainer.prompts), "trainer.prompts").cut:
+            say_on_rank_zero(f"warning: {line}")
         self.description = describe(config.model, model) | {
             "images_in_set": self.resolved.index.images,
             "transform": config.data.transform and config.data.transform.model_dump(mode="json"),

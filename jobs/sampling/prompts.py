@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cluster.storage.storage import Storage, absolute
 from jobs.errors import ConfigError
 from trainer.models import Model
-from trainer.prompts import Captions, captions_of, text_names
+from trainer.prompts import Captions, parse_prompts, text_names
 
 MOST_BYTES = 16 << 20  # of a prompt file
 
@@ -69,21 +69,7 @@ def read_prompts(url: str) -> list[str]:
 
 def _captions(argument: str, texts: Sequence[str], run: str, model: Model) -> list[Captions]:
     """Prompts as they are written on a command line, one by one. Raises ConfigError."""
-    if not texts:
-        return []
-    names = text_names(model)
     try:
-        return captions_of(model, texts if len(names) < 2 else _by_name(argument, texts, names), argument)
+        return parse_prompts(model, texts, argument)
     except ValueError as error:
         raise ConfigError(f"--{str(error).replace(': the model is', f': {run} is', 1)}") from error
-
-
-def _by_name(argument: str, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """NAME=TEXT by name. Raises ValueError for a text without one of the names."""
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        name, equals, caption = text.partition("=")
-        if not equals or name not in names:
-            raise ValueError(f"{argument}: {text!r}: write {' or '.join(f'{name}=...' for name in names)}")
-        found.setdefault(name, []).append(caption)
-    return found

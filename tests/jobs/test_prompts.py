@@ -20,6 +20,7 @@ from datasets.conditions.captions import encoder
 from datasets.shards.index import Index
 from jobs import index, sample
 from jobs.config.loading import load_config
+from jobs.config.resolved import resolve
 from jobs.errors import ConfigError
 from jobs.run.training import train_rank
 from tests.datasets.conditions.captioned_sets import members_of, write_captioned
@@ -32,6 +33,7 @@ from trainer.tracking.captions import caption_of
 TEXT = {"kind": "text", "max_tokens": 8, "vocabulary": 300}
 ENCODER = {"kind": "transformer", "width": 8, "depth": 1, "heads": 2}
 A, B, C = "folder heart 8", "lock arrow", "a thin outline"
+LONG = "one two three four five six seven"
 
 
 def train(folder: Path, conditions: dict, **settings) -> str:
@@ -59,7 +61,7 @@ def train(folder: Path, conditions: dict, **settings) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> str:
-    return train(tmp_path_factory.mktemp("text"), {"caption": TEXT})
+    return train(tmp_path_factory.mktemp("text"), {"caption": TEXT}, prompts=[A, LONG])
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def pictures(folder: Path) -> list[np.ndarray]:
 def test_prompts_are_read_as_captions_are(run):
     model = load(run)
     words = model.tokenizers["caption"]
-    given = [{"caption": text} for text in (A, "LOCK  arrow", "one two three four five six seven")]
+    given = [{"caption": text} for text in (A, "LOCK  arrow", LONG)]
     found = encode(model, given)
     for row, ids, length in zip(given, *found.tokens["caption"], strict=True):
         expected = encoder(words, 8).encode(row["caption"]).ids
@@ -172,6 +174,32 @@ def test_a_negative_prompt_changes_guided_samples(run, tmp_path):
     assert all(np.array_equal(one[0].numpy(), other) for one, other in zip(away, pictures(tmp_path / "a"), strict=True))
 
 
+def test_prompts_of_the_configuration_are_drawn_at_every_evaluation(run, tmp_path):
+    drawn = sorted((Path(run) / "pictures").glob("*.png"))
+    assert [path.name for path in drawn] == ["prompts-000000000160.png", "prompts-000000000320.png"]
+    caption = caption_of(drawn[-1].read_bytes())  # which W&B shows
+    assert caption == f"samples, conditional on caption, averaged weights; row by row:\n{A}\n{LONG}"
+    sample.main([run, "--prompt", A, "--prompt", LONG, "--out", f"{tmp_path}/out"])
+    assert np.array_equal(np.asarray(Image.open(drawn[-1])), np.asarray(Image.open(tmp_path / "out/grid.png")))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [(["lock", " "], "trainer.prompts: an empty caption; leave it out for samples without one")],
+)
+def test_prompts_of_the_configuration_are_checked_at_the_start(prompts, message, run):
+    config = load_config(f"{run}/config.yaml")
+    trainer_config = config.trainer.model_copy(update={"prompts": tuple(prompts)})
+    with pytest.raises(ConfigError, match=message):
+        resolve(config.model_copy(update={"trainer": trainer_config})).build_model(new=True)
+
+
+def test_a_run_without_captions_takes_no_prompts(config_file):
+    path = config_file(trainer={"prompts": ["lock"]})
+    with pytest.raises(ConfigError, match=r"^trainer\.prompts: the model is not conditioned on captions$"):
+        train_rank(load_config(path))
+
+
 def test_trajectories_and_interpolations_take_prompts(run, tmp_path):
     arguments = [run, "--prompt", A, "--negative", B, "--guidance", "3", "--count", "1", "--out", f"{tmp_path}/out"]
     sample.main([*arguments, "--trajectory", "strip"])
@@ -201,7 +229,7 @@ def test_of_several_captions_each_is_named(two_captions, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", " "], "--prompt: is empty; leave it out for samples without a caption"),
+        (["--prompt", " "], "--prompt: an empty caption; leave it out for samples without one"),
         (["--prompt-file", "nothing.txt"], "has no prompt, which is a line that is not blank"),
         (["--prompt-file", "latin.txt"], "latin.txt: is not UTF-8 text (byte 1)"),
         (["--prompt-file", "missing.txt"], "missing.txt"),

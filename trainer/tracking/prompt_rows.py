@@ -8,16 +8,36 @@ from collections.abc import Callable, Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from trainer.conditions import all_given, none_given
 from trainer.images import ImageSpec
+from trainer.models.base import Model, known_conditions
+from trainer.prompts import encode, in_one_line, parse_prompts
+from trainer.sampling import SampleConditions, make_samples
 from trainer.tracking.captions import as_metadata
 from trainer.tracking.pictures import grid
 
+IMAGES = 8  # of each prompt at an evaluation
 COLUMNS = 16  # images of a prompt beside each other; more go to the next line
 GAP = 2  # pixels between images, as in the grid
 WIDTH, MARGIN = 220, 6  # pixels of the column of prompts
 SIZE, LINE = 13, 15  # pixels of its font, and of a line
 ELLIPSIS = "..."
 GREY = "#606060"  # of the lines between rows, as in the grid
+
+
+def draw_prompts(model: Model, prompts: Sequence[str], seed: int) -> dict[str, bytes]:
+    """The picture `prompts` of a model with averaged weights, as a PNG file: images of each of `trainer.prompts`, the
+    first ones of `jobs.sample --prompt` in the same order; nothing without prompts. Computed in full float32.
+    """
+    captions = parse_prompts(model, prompts)
+    if not captions:
+        return {}
+    options = model.picture_options
+    conditions = SampleConditions(prompts=encode(model, captions).tokens)
+    images = make_samples(model, IMAGES * len(captions), conditions, seed, options=options)
+    uses = none_given(known_conditions(model)) | all_given({name for row in captions for name in row})
+    caption = f"{model.samples_in_words(options, uses)}, averaged weights"
+    return {"prompts": prompt_rows(images, model.spec, list(map(in_one_line, captions)), caption)}
 
 
 def prompt_rows(images: Tensor, spec: ImageSpec, prompts: Sequence[str], caption: str = "") -> bytes:

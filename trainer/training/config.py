@@ -54,6 +54,9 @@ class TrainerConfig(Config):
     """Images between checkpoints."""
     pictures: Annotated[NonNegativeInt, MayChange] = 64
     """Samples in the picture of an evaluation, which also has half as many reconstructions."""
+    prompts: Annotated[tuple[str, ...], MayChange] = ()
+    """Captions of which an evaluation draws a row of 8 images each, with the guidance of `model.sampling`. NAME=caption
+    for models with several kinds of captions."""
     checkpoints: Annotated[CheckpointConfig, MayChange] = CheckpointConfig()
     """Which checkpoints are kept."""
     guard: Annotated[GuardConfig, MayChange] = GuardConfig()

@@ -20,11 +20,12 @@ from trainer.distributed.ranks import world_size
 from trainer.distributed.requests import Agreement, Requests
 from trainer.distributed.sharding import gathered
 from trainer.distributed.watchdog import Watchdog
-from trainer.models.base import condition
+from trainer.models.base import Model, condition
 from trainer.noise import Noise
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.pictures import draw
 from trainer.tracking.plots import bars
+from trainer.tracking.prompt_rows import draw_prompts
 from trainer.training.config import TrainerConfig
 from trainer.training.data import Batch, Data, keep_first, split
 from trainer.training.evaluation import Evaluation, evaluate
@@ -185,7 +186,7 @@ def evaluate_and_draw(
                 evaluation = agreement.together(lambda: evaluate(model, batches, seed))
         with gathered(model):
             shown = examples[0] if examples else None
-            pictures = agreement.lead(lambda: draw(model, shown, config.pictures, seed)) or {}
+            pictures = agreement.lead(lambda: draw_pictures(model, shown, config, seed)) or {}
     if agreement.stop:
         return None
     state.evaluation_owed = False
@@ -203,6 +204,11 @@ def evaluate_and_draw(
     if evaluation is not None or pictures:
         events.row(row | {"evaluation/seconds": time.monotonic() - began}, pictures)
     return evaluation
+
+
+def draw_pictures(model: Model, examples: Batch | None, config: TrainerConfig, seed: int) -> dict[str, bytes]:
+    """The pictures of an evaluation as PNG files by name."""
+    return draw(model, examples, config.pictures, seed) | draw_prompts(model, config.prompts, seed)
 
 
 def _standing(state: TrainState) -> str:
