@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config get global.find-links 2>
 
 .DEFAULT_GOAL := help
 .PHONY: help install data icons train-local train-ray compare submit cluster-local cluster-local-down
-.PHONY: test lint types format reference bench bench-peers bench-start bench-data bench-checkpoints gpu-check gpu-wheels chaos lock clean
+.PHONY: test lint types format reference docs bench bench-peers bench-start bench-data bench-checkpoints gpu-check gpu-wheels chaos lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -17,9 +17,11 @@ help:  ## list the targets
 # Compile bytecode now: with PYTHONDONTWRITEBYTECODE (containers) every start would compile all of torch again.
 install: .venv/installed  ## install the runtime dependencies into .venv (other targets do it when needed)
 
-.venv/installed: requirements.lock
+$(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; set PYTHON=python3.11'; exit 1; }
-	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
+	@$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/installed: requirements.lock | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	@touch $@
 
@@ -81,6 +83,14 @@ reference: .venv/installed  ## regenerate jobs/configs/schema.json and docs/conf
 	$(BIN)/python -m jobs.config --schema > jobs/configs/schema.json.new && mv jobs/configs/schema.json.new jobs/configs/schema.json
 	$(BIN)/python -m jobs.config --reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 
+docs: .venv-docs/installed  ## build the documentation into site/, with every link checked
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict  # not --quiet, which leaves warnings out of --strict
+
+.venv-docs/installed: requirements-docs.lock | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-docs
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-docs/bin/python -r requirements-docs.lock
+	@touch $@
+
 bench: .venv/installed-dev  ## measure the loop against bare PyTorch, and the diffusion step against other libraries
 	$(BIN)/python -m tests.benchmarks.loop $(ARGS)
 	$(BIN)/python -m tests.benchmarks.diffusion
@@ -111,9 +121,10 @@ chaos: .venv/installed-dev  ## inject faults into runs, hosts and stores and pri
 lock: .venv/installed  ## resolve the versions of all dependencies again
 	$(BIN)/uv pip compile $(LOCK_OPTIONS) pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCK_OPTIONS) --group test --group lint -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK_OPTIONS) --group docs -o requirements-docs.lock
 	sed -i -E 's/\+cpu$$//; /^(nvidia|cuda)-|^triton==/d' requirements.lock requirements-dev.lock  # torch pins these itself, where it needs them
 
 LOCK_OPTIONS := --quiet --no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-clean:  ## remove .venv, data/digits, data/icons and the caches; runs stay
-	rm -rf .venv data/digits data/icons .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean:  ## remove .venv, .venv-docs, site, data/digits, data/icons and the caches; runs stay
+	rm -rf .venv .venv-docs site data/digits data/icons .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import yaml
 
+import trainer
+from jobs.config.loading import load_config
+from jobs.train_local import main as train_local
 from tests.testbed.processes import REPOSITORY
 
 POINTERS = re.findall(
-    r"`([\w/]+\.py)`((?: `[\w.]+`(?:, (?=`))?| and `[\w.]+`)+)", (REPOSITORY / "trainer/EQUATIONS.md").read_text()
+    r"`([\w/]+\.py)`((?: `[\w.]+`(?:, (?=`))?| and `[\w.]+`)+)", (REPOSITORY / "docs/equations.md").read_text()
 )
 
 
@@ -28,6 +35,8 @@ def test_the_page_of_equations_points_at_code():
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
     *(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("docs/*.md")),
 ]
 
@@ -44,7 +53,7 @@ def test_links_lead_somewhere(document):
 def test_files_and_names_in_the_documents_exist(document):
     """Paths in backticks."""
     for line in (REPOSITORY / document).read_text().splitlines():
-        for path in re.findall(r"`((?:jobs|trainer|datasets|cluster|tests)/[\w/]+(?:\.py|/))`", line):
+        for path in re.findall(r"`((?:jobs|trainer|datasets|cluster|tests)/[\w/-]+(?:\.\w+|/))`", line):
             assert (REPOSITORY / path).exists(), f"{document}: {path}"
 
 
@@ -58,3 +67,119 @@ def test_the_targets_of_the_readme_are_in_the_makefile():
     assert named
     missing = [target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
     assert not missing
+
+
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+
+
+def pages_of(nav: list) -> Iterator[str]:
+    """The pages of a table of contents, depth first."""
+    for entry in nav:
+        for content in entry.values():
+            if isinstance(content, str):
+                yield content
+            else:
+                yield from pages_of(content)
+
+
+def test_the_table_of_contents_has_every_page_once():
+    site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())
+    assert sorted(pages_of(site["nav"])) == [path.name for path in PAGES]
+
+
+def test_the_site_loads_nothing_from_elsewhere():
+    site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())
+    assert site["theme"]["font"] is False
+    assert "://" not in (REPOSITORY / "mkdocs.yml").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_lists_and_tables_begin_after_a_blank_line(page):
+    """Python-Markdown, which makes the site, joins them to the paragraph otherwise."""
+    fenced = False
+    for before, line in pairwise(page.read_text().splitlines()):
+        fenced ^= before.startswith("```")
+        begins = re.match(r"([*-]|1\.) ", line) or line.startswith("| ")
+        continues = not before or before.startswith(("|", "* ", "- ", "  ", "1. "))
+        assert fenced or not begins or continues, line
+
+
+CONFIGURATIONS = [
+    pytest.param(text, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("text", CONFIGURATIONS)
+def test_every_configuration_in_the_pages_is_complete_and_valid(tmp_path, text):
+    (tmp_path / "jobs").symlink_to(REPOSITORY / "jobs")  # `base: jobs/configs/...`, of a file in the repository's root
+    (tmp_path / "run.yaml").write_text(text)
+    assert load_config(str(tmp_path / "run.yaml"), []).run
+
+
+def test_the_pages_have_configurations():
+    assert len(CONFIGURATIONS) >= 10
+
+
+KEYS = {
+    key
+    for line in (REPOSITORY / "docs/configuration.md").read_text().splitlines()
+    for key in re.findall(r"^\| `(\w+)` \|", line)
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_keys_in_the_pages_exist(page):
+    """`optim.lr`, `trainer.images=400_000`: where the first part is a section of a run, the last one is a key."""
+    for section, path in re.findall(r"`(data|optim|trainer|tracking|ray)\.([a-z_.]+)", page.read_text()):
+        name = path.strip(".").rpartition(".")[2]
+        recorded = (section, path) == ("data", "order_version")  # in fingerprints only
+        assert recorded or name in KEYS or (section == "trainer" and hasattr(trainer, name)), f"{section}.{path}"
+
+
+ROWS = re.findall(
+    r"^\| ((?:digits|mnist|fashion|cifar10|imagenet64)-[a-z-]+)(.*)$",
+    (REPOSITORY / "docs/families.md").read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("configuration", "row"), ROWS)
+def test_figures_are_those_of_the_configurations_comments(configuration, row):
+    lines = (REPOSITORY / f"jobs/configs/{configuration}.yaml").read_text().splitlines()
+    comment = " ".join(line.lstrip("# ") for line in lines if line.startswith("#")).replace("_", ",")
+    figures = re.findall(r"(?<![\w.])[0-9][0-9,.-]*[0-9]|(?<![\w.,-])[0-9](?![\w.])", row)
+    assert figures
+    assert not [figure for figure in figures if not re.search(rf"(?<![0-9.]){re.escape(figure)}(?![0-9])", comment)]
+
+
+def test_there_are_figures():
+    assert len(ROWS) >= 15
+
+
+def test_the_code_of_the_python_page_runs(tmp_path, monkeypatch):
+    from datasets.packing.pack import pack
+    from datasets.packing.sources.digits import Digits
+
+    monkeypatch.chdir(tmp_path)
+    pack(Digits(), "data/digits")
+    train_local(
+        [
+            str(REPOSITORY / "jobs/configs/digits-vae.yaml"),
+            "trainer.images=512",
+            "trainer.evaluate_every=256",
+            "trainer.pictures=0",
+            "tracking.mode=off",
+        ]
+    )
+    found: dict = {}
+    page = Path(REPOSITORY / "docs/python.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, found)
+    assert found["images"].shape == (16, 1, 8, 8)
+    assert Path("digit.png").is_file()
+    assert found["nats"].shape == (16,)
+    assert found["log_weights"].shape == (16, 20)
+    assert [images for images, _ in found["curve"]] == [256, 512]
+    assert found["index"].classes == 10

@@ -88,8 +88,8 @@ def test_the_page_runs_from_top_to_bottom(here: Path, run: Callable[[str, str], 
     assert {entry["shard"] for entry in quarantined} == {str(here / "data/damaged/000001.tar")}
 
 
-def test_the_remaining_fragment_is_a_data_section() -> None:
-    (fragment,) = CONFIGURATIONS[4:]
-    config = DataConfig.model_validate(yaml.safe_load(fragment)["data"])
+def test_the_configuration_of_a_bucket_has_a_disk_cache() -> None:
+    (configuration,) = CONFIGURATIONS[4:]
+    config = DataConfig.model_validate(yaml.safe_load(configuration)["data"])
     assert config.disk_cache is not None
     assert config.disk_cache.size == 100 << 30
