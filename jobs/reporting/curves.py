@@ -124,11 +124,24 @@ def _drawable(curve: Curve) -> bool:
 def _bounds(runs: Sequence[RunHistory]) -> list[Chart]:
     key, unit = unit_of_bound(runs)
     if len(runs) == 1:
-        return [_pair(runs[0], "Negative bound", unit, key)]
+        pair = _pair(runs[0], "Negative bound", unit, key)
+        return [pair._replace(note=_conditions(runs, "validation") or _conditions(runs, "train"))]
     by_time = [Curve(run.name, i, _by_time(run, key), dots=True) for i, run in enumerate(runs)]
     validation = _by_run(runs, f"validation/{key}", _Figure("Negative bound, validation", unit, from_zero=False))
     training = _by_run(runs, f"train/{key}", _Figure("Negative bound, training", unit, from_zero=False))
-    return [validation, training, Chart("Negative bound, validation, by running time", unit, by_time, by_time=True)]
+    timed = Chart("Negative bound, validation, by running time", unit, by_time, by_time=True)
+    splits = ((validation, "validation"), (training, "train"), (timed, "validation"))
+    return [chart._replace(note=_conditions(runs, split)) for chart, split in splits]
+
+
+def _conditions(runs: Sequence[RunHistory], split: str) -> str:
+    """What the bounds of a split are conditional on, by run where that differs; empty if no run says so."""
+    last = {run.name: [str(row[key]) for row in run.rows if (key := f"{split}/conditions") in row][-1:] for run in runs}
+    said = {name: found[0] for name, found in last.items() if found}
+    if len(set(said.values())) < 2:
+        return f"{next(iter(said.values()))}." if said else ""
+    listed = "; ".join(f"{name}: {conditions}" for name, conditions in said.items())
+    return f"{listed}. Bounds that are conditional on different things do not rank."
 
 
 def _by_time(run: RunHistory, key: str) -> list[Point]:

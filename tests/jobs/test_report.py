@@ -285,6 +285,20 @@ def test_restarts_and_rollbacks_are_marked_and_explained(tmp_path: Path) -> None
     assert "1 of them after a rollback" in page.text
 
 
+def test_bounds_say_what_they_are_conditional_on(tmp_path: Path) -> None:
+    for name, conditions in (("a", "unconditional"), ("b", "conditional on label")):
+        row = {"images": 100, "validation/bpd": 2.0, "validation/nats": 90.0, "validation/conditions": conditions}
+        make_run(tmp_path / name, [row])
+    both = page_of(tmp_path / "a", tmp_path / "b", out=tmp_path / "both.html").text
+    assert (
+        "a: unconditional; b: conditional on label. Bounds that are conditional on different things do not rank."
+        in both
+    )
+    assert "bpd, averaged weights, conditional on label" in both
+    alone = page_of(tmp_path / "b", out=tmp_path / "alone.html").texts["p"]
+    assert "conditional on label." in alone
+
+
 def test_the_best_evaluation_and_what_followed_it_are_told(tmp_path: Path) -> None:
     bounds = [2.2, 2.0, 2.1, 2.3]
     rows = [
