@@ -5,8 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from trainer.images import ImageSpec
+from trainer.models.conditioned import dropped
 from trainer.models.diffusion import DiffusionConfig
-from trainer.models.diffusion.conditioning import dropped
 from trainer.noise import Noise
 
 SPEC = ImageSpec(1, 4, 4, 3, classes=3)

@@ -126,7 +126,7 @@ def test_posterior_does_not_see_the_levels_below():
     features = model.encode(images, noise)
     other = noise.with_draw(1, 2)
     eps = lambda level: (noise if level == 3 else other).normal(f"z{level}", model.shapes[level - 1])  # noqa: E731
-    _, draws = model.walk(eps, noise, features)
+    _, draws = model.walk(eps, noise, features=features)
     rates = model(images, condition, noise, START).rates
     torch.testing.assert_close(draws[0].q.kl(draws[0].p), rates["z3"])
     torch.testing.assert_close(draws[1].q.kl(draws[1].p), rates["z2"])  # q(z_2 | z_3, x): the draw of z_3 is the same

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.conditions import ConditionUses
 from trainer.config import Config
 from trainer.likelihoods.base import Likelihood
-from trainer.models.base import Model
+from trainer.models.conditioned import ConditionedModel
 from trainer.noise import Noise
 
 Decode = Literal["sample", "mean"]
@@ -24,7 +24,7 @@ class DecodeOptions(Config):
     no sample of the model. Pictures drawn in training, interpolations and trajectories show means."""
 
 
-class DecodingModel(Model):
+class DecodingModel(ConditionedModel):
     """A model that ends in a likelihood of the image given the latents."""
 
     @property

@@ -17,6 +17,7 @@ from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
 from trainer.models.autoencoder import Autoencoder
+from trainer.models.conditioned import GivenPrior, beside
 from trainer.models.decoding import Decode, DecodeOptions, decoded
 from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.rates import WeightedRates
@@ -58,39 +59,46 @@ class HvaeConfig(WeightedRates):
 
 
 class Hvae(Autoencoder, Hierarchy):
-    """q(z_1 | x) prod_t q(z_t | z_t-1) and p(z_T) prod_t p(z_t-1 | z_t) p(x | z_1), with p(z_T) = N(0, I)."""
+    """q(z_1 | x) prod_t q(z_t | z_t-1) and p(z_T) prod_t p(z_t-1 | z_t) p(x | z_1), with p(z_T) = N(0, I).
+
+    With conditions c every factor is given c, p(z_T | c) too.
+    """
 
     def __init__(self, config: HvaeConfig, spec: ImageSpec):
-        super().__init__(spec, config.latents[0], config.encoder, config.decoder, config.likelihood)
+        super().__init__(config, spec, config.latents[0], config.encoder, config.decoder, config.likelihood)
         self.config, self.latents, self.levels = config, config.latents, len(config.latents)
         pairs = list(itertools.pairwise(self.latents))
+        more = self.given.width
+        self.top = GivenPrior(more, self.latents[-1])
         self.widest = self._widest(1)  # of q(z_1 | x)
-        self.up = nn.ModuleList(Transition(low, high, config) for low, high in pairs)  # [t - 2] is q(z_t | z_t-1)
-        self.down = nn.ModuleList(Transition(high, low, config) for low, high in pairs)  # [t - 2] is p(z_t-1 | z_t)
+        # [t - 2] is q(z_t | z_t-1) and p(z_t-1 | z_t)
+        self.up = nn.ModuleList(Transition(low + more, high, config) for low, high in pairs)
+        self.down = nn.ModuleList(Transition(high + more, low, config) for low, high in pairs)
 
-    def ascend(self, first: Normal, noise: Noise) -> tuple[list[Normal], list[Tensor]]:
+    def ascend(self, first: Normal, noise: Noise, given: Tensor | None = None) -> tuple[list[Normal], list[Tensor]]:
         """From q(z_1 | x): the factors of q and a draw of z_1 .. z_T from them (equation 22)."""
         q, z = [first], [first.sample(self._eps(noise, 1))]
         for level, up in enumerate(self.up, start=2):
-            proposed = up(z[-1])
+            proposed = up(beside(z[-1], given))
             q.append(Normal(proposed.mean, at_most(proposed.log_scale, self._widest(level))))
             z.append(q[-1].sample(self._eps(noise, level)))
         return q, z
 
-    def priors(self, z: list[Tensor]) -> list[Normal]:
+    def priors(self, z: list[Tensor], given: Tensor | None = None) -> list[Normal]:
         """p(z_1 | z_2) .. p(z_T-1 | z_T), p(z_T) (equation 23)."""
-        p = [self.prior(level, above) for level, above in enumerate(z[1:], start=1)]
-        return [*p, Normal.standard(z[-1])]
+        p = [self.prior(level, above, given) for level, above in enumerate(z[1:], start=1)]
+        return [*p, self.top(given, z[-1])]
 
-    def prior(self, level: int, above: Tensor) -> Normal:
+    def prior(self, level: int, above: Tensor, given: Tensor | None = None) -> Normal:
         """p(z_t | z_t+1) for t = `level` < T."""
-        p = self.down[level - 1](above)
+        p = self.down[level - 1](beside(above, given))
         return Normal(p.mean, at_least(p.log_scale, NARROWEST))
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
-        q, z = self.ascend(self.encode(images, noise), noise)
-        p = self.priors(z)
-        distortion = -self.likelihood.log_prob(self.decode(z[0]), images)  # [B]
+        given = self.given(condition, noise)
+        q, z = self.ascend(self.encode(images, noise, given), noise, given)
+        p = self.priors(z, given)
+        distortion = -self.likelihood.log_prob(self.decode(z[0], given), images)  # [B]
         # p(z_t | z_t+1) depends on z_t's own child, so its term has no closed form: log-ratios of the draws [B]
         rates = {f"z{t}": q[t - 1].log_prob(z[t - 1]) - p[t - 1].log_prob(z[t - 1]) for t in range(1, len(z))}
         rates[f"z{len(z)}"] = q[-1].kl(p[-1])  # [B] closed
@@ -104,25 +112,28 @@ class Hvae(Autoencoder, Hierarchy):
         shared_levels: int = 0,
         decode: Decode = "sample",
     ) -> Tensor:
-        z = temperature * self._eps(held(noise, shared_levels > 0), self.levels)
+        given, eps = self.given(condition, noise), temperature * self._eps(held(noise, shared_levels > 0), self.levels)
+        z = self.top(given, eps).sample(eps)
         for level in range(self.levels - 1, 0, -1):
             shared = self.levels - level < shared_levels
-            z = self.prior(level, z).sample(temperature * self._eps(held(noise, shared), level))
-        return decoded(self.likelihood, self.decode(z), noise, decode)
+            z = self.prior(level, z, given).sample(temperature * self._eps(held(noise, shared), level))
+        return decoded(self.likelihood, self.decode(z, given), noise, decode)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise, levels: int | None = None) -> Tensor:
         lowest = 0 if levels is None else self.levels - levels
-        z = self.ascend(self.encode(images, noise), noise)[1][lowest]
-        for down in self.down[:lowest][::-1]:
-            z = down(z).mean
-        return self.likelihood.mean(self.decode(z))
+        given = self.given(condition, noise)
+        z = self.ascend(self.encode(images, noise, given), noise, given)[1][lowest]
+        for level in range(lowest, 0, -1):
+            z = self.prior(level, z, given).mean
+        return self.likelihood.mean(self.decode(z, given))
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
-        first, weights = self.encode(images, noise), []
+        given = self.given(condition, noise)
+        first, weights = self.encode(images, noise, given), []
         for draw in range(k):
-            q, z = self.ascend(first, noise.with_draw(draw, k))
-            weight = self.likelihood.log_prob(self.decode(z[0]), images)
-            for q_t, p_t, z_t in zip(q, self.priors(z), z, strict=True):
+            q, z = self.ascend(first, noise.with_draw(draw, k), given)
+            weight = self.likelihood.log_prob(self.decode(z[0], given), images)
+            for q_t, p_t, z_t in zip(q, self.priors(z, given), z, strict=True):
                 weight = weight + p_t.log_prob(z_t) - q_t.log_prob(z_t)
             weights.append(weight)
         return torch.stack(weights, dim=1)

@@ -58,6 +58,10 @@ class LatentConfig(DiffuserConfig):
         vae = load(self.vae)
         if not isinstance(vae, Vae):
             raise ValueError(f"vae: {self.vae} is a {type(vae).__name__}; a latent diffusion is made over a vae")
+        if vae.conditions:
+            raise ValueError(
+                f"vae: {self.vae} is conditioned on {', '.join(vae.conditions)}; a first stage must not be"
+            )
         if vae.spec[:4] != spec[:4]:
             raise ValueError(f"vae: {self.vae} is for images of {tuple(vae.spec[:4])}, these are {tuple(spec[:4])}")
         return Latent(self, spec, vae)

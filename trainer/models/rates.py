@@ -12,10 +12,10 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from trainer.models.base import ModelConfigBase
+from trainer.models.conditioned import ConditionedConfig
 
 
-class WeightedRates(ModelConfigBase):
+class WeightedRates(ConditionedConfig):
     """The part of a model's configuration that weighs its rates in the objective."""
 
     kl_warmup: NonNegativeInt = 0

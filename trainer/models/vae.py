@@ -15,11 +15,11 @@ from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
 from trainer.models.autoencoder import Autoencoder
+from trainer.models.conditioned import GivenPrior
 from trainer.models.decoding import Decode, DecodeOptions, decoded
 from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
 from trainer.noise import Noise
-from trainer.normal import Normal
 
 
 class VaeConfig(WeightedRates):
@@ -42,34 +42,39 @@ class VaeConfig(WeightedRates):
 
 
 class Vae(Autoencoder):
-    """q(z | x) = N(m(x), s(x)^2 I), p(z) = N(0, I), p(x | z) any likelihood."""
+    """q(z | x) = N(m(x), s(x)^2 I), p(z) = N(0, I), p(x | z) any likelihood; with conditions c all three given c."""
 
     def __init__(self, config: VaeConfig, spec: ImageSpec):
-        super().__init__(spec, config.latent, config.encoder, config.decoder, config.likelihood)
+        super().__init__(config, spec, config.latent, config.encoder, config.decoder, config.likelihood)
         self.config, self.latent = config, config.latent
+        self.prior = GivenPrior(self.given.width, config.latent)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
-        q = self.encode(images, noise)
+        given = self.given(condition, noise)
+        q = self.encode(images, noise, given)
         z = q.sample(noise.normal("z1", (self.latent,)))  # (21)
-        distortion = -self.likelihood.log_prob(self.decode(z), images)  # [B]
-        rates = {"z1": q.kl(Normal.standard(q.mean))}  # [B]  (18)
+        distortion = -self.likelihood.log_prob(self.decode(z, given), images)  # [B]
+        rates = {"z1": q.kl(self.prior(given, z))}  # [B]  (18)
         return Elbo(distortion, rates, self.config.objective(distortion, rates, progress))
 
     def sample(
         self, noise: Noise, condition: Condition = None, temperature: float = 1.0, decode: Decode = "sample"
     ) -> Tensor:
-        output = self.decode(temperature * noise.normal("z1", (self.latent,)))
+        given, eps = self.given(condition, noise), temperature * noise.normal("z1", (self.latent,))
+        output = self.decode(self.prior(given, eps).sample(eps), given)
         return decoded(self.likelihood, output, noise, decode)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
-        q = self.encode(images, noise)
-        return self.likelihood.mean(self.decode(q.sample(noise.normal("z1", (self.latent,)))))
+        given = self.given(condition, noise)
+        z = self.encode(images, noise, given).sample(noise.normal("z1", (self.latent,)))
+        return self.likelihood.mean(self.decode(z, given))
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
-        q = self.encode(images, noise)
-        p = Normal.standard(q.mean)
+        given = self.given(condition, noise)
+        q = self.encode(images, noise, given)
+        p = self.prior(given, q.mean)
         weights = []
         for draw in range(k):
             z = q.sample(noise.with_draw(draw, k).normal("z1", (self.latent,)))
-            weights.append(self.likelihood.log_prob(self.decode(z), images) + p.log_prob(z) - q.log_prob(z))
+            weights.append(self.likelihood.log_prob(self.decode(z, given), images) + p.log_prob(z) - q.log_prob(z))
         return torch.stack(weights, dim=1)

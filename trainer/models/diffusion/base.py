@@ -15,6 +15,7 @@ from trainer.conditions import in_words, none_given
 from trainer.config import Config
 from trainer.gaussian_process import alpha
 from trainer.models.base import Bound, Model, NoiseLevels, Picture, known_conditions
+from trainer.models.conditioned import shares
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
 from trainer.samplers import SamplingConfig
@@ -45,10 +46,7 @@ class DiffusionBase(Model):
 
     @property
     def hidden_in_training(self) -> Mapping[str, float]:
-        dropout = self.diffuser.condition_dropout
-        if isinstance(dropout, dict):
-            return dict.fromkeys(self.conditions, 0.0) | dropout
-        return dict.fromkeys(self.conditions, dropout)
+        return shares(self.diffuser.condition_dropout, self.conditions)
 
     @property
     def bounds(self) -> Mapping[str, Bound]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trainer.condition_values import Condition, hidden
+from trainer.condition_values import Condition
 from trainer.images import ImageSpec
 from trainer.networks.conditioning import ConditionConfig, ConditionEmbedding
 from trainer.networks.embedded import Text
@@ -37,19 +37,3 @@ class Conditioning(nn.Module):
         level = in_float32(self.level, torch.cat([angles.sin(), angles.cos()], 1))
         vector, text = self.conditions(condition, noise)
         return level if vector is None else level + vector, text
-
-
-def dropped(condition: Condition, noise: Noise, dropout: float | Mapping[str, float]) -> Condition:
-    """`condition` with values replaced by unknown at random (Ho and Salimans 2022, arXiv 2207.12598).
-
-    `dropout`: the probability that all conditions of an image are hidden together, or one for each condition by name.
-    """
-    if condition is None:
-        return None
-    if isinstance(dropout, float | int):
-        where = noise.uniform("condition") < dropout
-        return {name: hidden(value, where) for name, value in condition.items()}
-    return {
-        name: hidden(value, noise.uniform(f"condition/{name}") < dropout.get(name, 0.0))
-        for name, value in condition.items()
-    }

@@ -6,10 +6,10 @@ Kingma et al. 2021 (VDM, arXiv 2107.00630): the hierarchy of the source text, eq
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from trainer.condition_values import Condition
@@ -18,7 +18,7 @@ from trainer.distributed.interruption import interruption_point
 from trainer.gaussian_process import alpha, diffuse, posterior, prior_rate, sigma
 from trainer.images import ImageSpec
 from trainer.models.base import ModelConfigBase
-from trainer.models.diffusion.conditioning import dropped
+from trainer.models.conditioned import Dropout, dropped
 from trainer.models.diffusion.denoiser import DenoiserConfig
 from trainer.models.diffusion.weightings import BoundConfig, WeightingConfig
 from trainer.noise import Noise
@@ -27,8 +27,6 @@ from trainer.samplers import SAMPLERS, SamplerStep, SamplingConfig, noise_levels
 from trainer.samplers.base import Denoise, Denoised
 from trainer.samplers.guidance import guided
 from trainer.schedules import LinearConfig, NoiseScheduleConfig
-
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 CHAIN = 128  # steps of the importance-weighted bound of a model in continuous time
 
@@ -45,7 +43,7 @@ class DiffuserConfig(ModelConfigBase):
     """T, the number of latents of a discrete-time model. null: continuous time, the limit of infinitely many."""
     weighting: WeightingConfig = BoundConfig()
     """Weighting of the training loss over noise levels. The reported bound is not weighted."""
-    condition_dropout: Probability | dict[str, Probability] = 0.0
+    condition_dropout: Dropout = 0.0
     """Probability that a training image's conditions are hidden, for guidance and unconditional samples: of all
     together, or of each by name."""
     sampling: SamplingConfig = SamplingConfig()
@@ -81,7 +79,7 @@ class Diffuser(nn.Module):
         self.denoiser = config.denoiser.build(shape, images, latent)
 
     def forward(self, x: Tensor, condition: Condition, noise: Noise) -> Rates:
-        if noise.purpose == "train" and self.condition_dropout:
+        if noise.purpose == "train":
             condition = dropped(condition, noise, self.condition_dropout)
         gamma, slope = self.level(noise.stratified("t"))
         error = self.squared_error(x, condition, noise, gamma)

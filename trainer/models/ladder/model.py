@@ -22,6 +22,7 @@ from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
+from trainer.models.conditioned import GivenVector
 from trainer.models.decoding import Decode, DecodeOptions, decoded
 from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.ladder.config import StageConfig
@@ -83,7 +84,7 @@ class Ladder(Hierarchy):
 
     def __init__(self, config: LadderConfig, spec: ImageSpec):
         super().__init__()
-        self.spec, self.config = spec, config
+        self.spec, self.config, self.given = spec, config, GivenVector(config, spec)
         self.likelihood = config.likelihood.build(spec)
         self.is_density = self.likelihood.is_density
         placed = _placed(config, spec)
@@ -92,14 +93,14 @@ class Ladder(Hierarchy):
         depth = max(1, sum(stage.cells_up for stage, _ in placed))
         self.stem, self.up, before = cells.stem(spec, first), nn.ModuleList(), first
         for stage, side in placed:
-            self.up.append(StageUp(cells, stage, before, side, depth))
+            self.up.append(StageUp(cells, stage, before, side, depth, self.given.width))
             before = stage.width
 
         depth = max(1, sum(max(1, stage.groups) * stage.cells_down for stage, _ in placed))
         self.top = nn.Parameter(0.02 * torch.randn(last, *(placed[-1][1] if cells.maps else ())))
         self.down, above, standard = nn.ModuleList(), last, config.top_prior == "standard"
         for stage, side in reversed(placed):
-            self.down.append(StageDown(cells, stage, above, side, depth, standard))
+            self.down.append(StageDown(cells, stage, above, side, depth, standard, self.given.width))
             above, standard = stage.width, False
         self.output = cells.output(spec, first, self.likelihood.outputs)
 
@@ -112,7 +113,8 @@ class Ladder(Hierarchy):
         self.levels = len(self.shapes)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
-        output, draws = self.walk(self._eps(noise), noise, self.encode(images, noise))
+        given = self.given(condition, noise)
+        output, draws = self.walk(self._eps(noise), noise, given, self.encode(images, noise, given))
         distortion = -self.likelihood.log_prob(output, images)  # [B]
         rates = {}  # [B] each: KL(q(z_t | z_>t, x) || p(z_t | z_>t)), closed given the draw above
         for level, (_, p, q) in enumerate(reversed(draws), start=1):
@@ -120,28 +122,33 @@ class Ladder(Hierarchy):
             rates[f"z{level}"] = q.kl(p)
         return Elbo(distortion, rates, self._objective(distortion, rates, progress))
 
-    def encode(self, images: Tensor, noise: Noise) -> Features:
+    def encode(self, images: Tensor, noise: Noise, given: Tensor | None = None) -> Features:
         """The pass up: the features of every stage, from the top down."""
         h = self.stem(self.spec.scaled(images, noise.dtype))
         features: Features = []
         for stage in self.up:
-            h = stage(h, self._run)
+            h = stage(h, self._run, given)
             features.insert(0, h)
         return features
 
     def walk(
-        self, eps: Callable[[int], Tensor], noise: Noise, features: Features | None = None, informed: int | None = None
+        self,
+        eps: Callable[[int], Tensor],
+        noise: Noise,
+        given: Tensor | None = None,
+        features: Features | None = None,
+        informed: int | None = None,
     ) -> tuple[Tensor, list[Draw]]:
         """The walk down: the parameters of p(x | z) and the draws of z_T .. z_1.
 
         Levels come from the prior; with `features` of images the upper `informed` (all if None) from the posterior.
-        eps(level) ~ N(0, I) of the level's shape.
+        eps(level) ~ N(0, I) of the level's shape. `given`: the vector of the conditions.
         """
         h = self.top.expand(len(noise.positions), *self.top.shape)
         draws: list[Draw] = []
         stages = cast(list[StageDown], self.down)
         for stage, seen in zip(stages, features or [None] * len(self.down), strict=True):
-            h = stage.enter(h)
+            h = stage.enter(h, given)
             for group in stage.groups:
                 visible = seen if informed is None or len(draws) < informed else None
                 h, draw = self._run(group, h, eps(self.levels - len(draws)), visible)
@@ -161,7 +168,7 @@ class Ladder(Hierarchy):
         def eps(level: int) -> Tensor:
             return temperature * self._eps(held(noise, self.levels - level < shared_levels))(level)
 
-        return decoded(self.likelihood, self.walk(eps, noise)[0], noise, decode)
+        return decoded(self.likelihood, self.walk(eps, noise, self.given(condition, noise))[0], noise, decode)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise, levels: int | None = None) -> Tensor:
         draw = self._eps(noise)
@@ -169,12 +176,14 @@ class Ladder(Hierarchy):
         def eps(level: int) -> Tensor:
             return draw(level) if levels is None or self.levels - level < levels else 0 * draw(level)
 
-        return self.likelihood.mean(self.walk(eps, noise, self.encode(images, noise), levels)[0])
+        given = self.given(condition, noise)
+        return self.likelihood.mean(self.walk(eps, noise, given, self.encode(images, noise, given), levels)[0])
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
-        features, weights = self.encode(images, noise), []
+        given = self.given(condition, noise)
+        features, weights = self.encode(images, noise, given), []
         for draw in range(k):
-            output, draws = self.walk(self._eps(noise.with_draw(draw, k)), noise, features)
+            output, draws = self.walk(self._eps(noise.with_draw(draw, k)), noise, given, features)
             weight = self.likelihood.log_prob(output, images)
             for z, p, q in draws:
                 assert q is not None
