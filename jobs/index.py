@@ -12,6 +12,7 @@ from functools import partial
 
 from tqdm import tqdm
 
+from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage, absolute, join
 from datasets.shards.bad_samples import BadSamplesError, describe_quarantine, summarise
 from datasets.shards.index import Index
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str]) -> int:
         except BadSamplesError as error:
             _print_bad(error, _MOST if options.on_bad == "stop" else _SOME)
             raise
+        except StorageError as error:
+            if options.out or not str(error).startswith(location):
+                raise
+            raise ConfigError(f"{error}; --out writes the index elsewhere") from error
         _print_index(url, location, done)
     return 0
 

@@ -230,4 +230,7 @@ def _missing(url: str, location: str) -> str:
             return f"{url}: no such folder, or it is empty; data.shards names a folder of .tar shards"
         if sets := [name for name in PACKED_SPLITS if Storage(url).exists(f"{name}/index/index.json")]:
             return f"{url}: holds {', '.join(sets)}, each a set with its own index; give one of them: {url}/{sets[0]}"
-    return f"{url}: no index of the shards at {location}; make it with: python -m jobs.index {quote(url)}"
+    return (
+        f"{url}: no index of the shards at {location}; make it with: python -m jobs.index {quote(url)} (an index "
+        "elsewhere is named by data.index, data.validation_index or --index)"
+    )

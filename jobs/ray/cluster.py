@@ -6,9 +6,12 @@ import atexit
 import contextlib
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 from jobs.cli import USER_ERRORS
 
@@ -23,6 +26,14 @@ FAST_FAILURE_DETECTION = {
 }
 # Seconds before an elastic run retries with fewer ranks when the requested ones cannot be placed.
 START_TIMEOUT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+
+
+def _environment() -> dict[str, Any]:
+    """The runtime environment of the workers of a local cluster."""
+    environment: dict[str, Any] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    if quote(sys.executable) != sys.executable:  # Ray starts workers by a shell, without quotes
+        environment["py_executable"] = quote(sys.executable)
+    return environment
 
 
 @contextlib.contextmanager
@@ -55,7 +66,7 @@ def ray_cluster(cpus: int) -> Iterator[None]:
             include_dashboard=True,  # Ray Train asks it for the state of its actors
             dashboard_host="127.0.0.1",
             _temp_dir=folder,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+            runtime_env=_environment(),
         )
         after.callback(ray.shutdown)
         try:

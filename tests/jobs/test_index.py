@@ -84,3 +84,14 @@ def test_compressed_tars_are_named(tmp_path):
         f"warning: {tmp_path}: left out 2 compressed tars (1.tar.gz): shards must be plain tars, which can be read in "
         "ranges\n"
     )
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
+    write_members(tmp_path / "0.tar", [("a.png", png())])
+    (tmp_path / "index").write_text("in the way")
+    ran = call_job("index", str(tmp_path))
+    assert ran.status == 1
+    assert ran.stderr.startswith(f"error: {tmp_path}/index")
+    assert ran.stderr.endswith("; --out writes the index elsewhere\n")
+    assert ran.stderr.count("\n") == 1
+    assert call_job("index", str(tmp_path), "--out", f"{tmp_path}/ix").status == 0

@@ -6,6 +6,8 @@ import contextlib
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -23,7 +25,7 @@ from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics, newest_tensors
 from tests.testbed.jobs import Job, run_job
-from tests.testbed.processes import wait_until
+from tests.testbed.processes import REPOSITORY, wait_until
 from tests.testbed.ranks import torchrun
 from trainer.checkpoints.lineage import Lineage
 
@@ -153,3 +155,20 @@ def test_shards_are_packed_indexed_and_verified_by_ray(cluster, tmp_path):
     verified = run_job("verify", str(shards), env=cluster, timeout=RAY_SECONDS)
     assert verified.status == 0, verified.stderr
     assert verified.stdout == "verified 1,527 images in 26 shards: all good\n"
+
+
+def test_workers_start_from_a_folder_with_a_space_and_brackets_in_its_name(tmp_path):
+    odd = tmp_path / "my prôject [1]"
+    odd.mkdir()
+    (odd / ".venv").symlink_to(Path(sys.prefix).resolve())
+    script = """if True:
+        import sys
+        from jobs.ray.cluster import ray_cluster
+        with ray_cluster(1):
+            import ray
+            print(ray.get(ray.remote(lambda: sys.executable).remote(), timeout=100))
+    """
+    python = odd / ".venv/bin/python"
+    command = [str(python), "-c", script]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=RAY_SECONDS, check=False)
+    assert ran.stdout.splitlines()[-1:] == [str(python)], ran.stderr[-1000:]
