@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 from cluster.storage.errors import MissingError
@@ -29,6 +29,7 @@ from trainer.models import KINDS
 from trainer.tracking.captions import caption_of
 
 NAMES = 50  # class names in a model card
+PROMPT = "a caption"  # in the example of a model card
 DECODING = {  # kinds of models whose samples are draws or means
     get_args(kind.model_fields["kind"].annotation)[0] for kind in KINDS if "decode" in kind.SamplingOptions.model_fields
 }
@@ -70,13 +71,13 @@ def export(run_url: str, out: str, weights: str = "ema") -> int:
     write_model(target, description | facts, tensors, known_tokenizers(config.data, source))
     model = load(target.url)  # raises if what lies there does not open
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    picture = _samples(source, images)
-    caption = ""
-    if picture:
-        target.write("samples.png", picture)
-        caption = caption_of(picture) or "samples, averaged weights"
+    captions = {}
+    for name in ("samples", "prompts"):
+        if picture := _picture(source, name, images):
+            target.write(f"{name}.png", picture)
+            captions[name] = caption_of(picture).partition("; row by row:")[0] or f"{name}, averaged weights"
     rows = [row for row in read_metrics(source) if row["images"] <= images]
-    text = card(description | facts, parameters, rows, target.url, caption, model.conditions)
+    text = card(description | facts, parameters, rows, target.url, captions, model.conditions)
     target.write(CARD, text.encode())
     return images
 
@@ -86,12 +87,12 @@ def card(
     parameters: int,
     rows: Sequence[Row],
     url: str,
-    samples: str,
+    pictures: Mapping[str, str],
     conditions: Collection[str] = (),
 ) -> str:
     """The model card in Markdown: what the model is, the figures that its own run measured, how to sample from it.
 
-    `samples`: the caption of samples.png; empty without this picture.
+    `pictures`: captions of NAME.png beside the card, by name.
     """
     model, images = description["model"], description["images"]
     size = f"{images['height']} x {images['width']} pixels, {images['channels']} channels, {images['levels']} levels"
@@ -111,7 +112,7 @@ def card(
         "",
         *_figures(rows, description["weights"]),
         "",
-        *([f"![{samples}](samples.png)", "", f"{samples[0].upper()}{samples[1:]}.", ""] if samples else []),
+        *(line for name, caption in pictures.items() for line in _picture_lines(name, caption)),
         *_usage(description, url, conditions),
         "## Configuration",
         "",
@@ -141,9 +142,8 @@ def _conditions(description: dict[str, Any], conditions: Collection[str]) -> lis
 
 def _usage(description: dict[str, Any], url: str, conditions: Collection[str]) -> list[str]:
     """How to sample, in Python and by command."""
-    images, names = description["images"], description.get("class_names", ())
-    label = next((name for name in names if names.count(name) == 1), 0) if "label" in conditions else None
-    python, option = (f", label={label!r}", f" --label {_option(label)}") if label is not None else ("", "")
+    images = description["images"]
+    python, options = _example_condition(description, conditions)
     means = description["model"]["kind"] in DECODING
     shape = f"[16, {images['channels']}, {images['height']}, {images['width']}]"
     return [
@@ -158,10 +158,25 @@ def _usage(description: dict[str, Any], url: str, conditions: Collection[str]) -
         "```",
         "",
         "```",
-        f"python -m jobs.sample {shlex.quote(url)} --count 16{option} --out samples",
+        f"python -m jobs.sample {shlex.quote(url)} --count 16{options} --out samples",
         "```",
         "",
     ]
+
+
+def _example_condition(description: dict[str, Any], conditions: Collection[str]) -> tuple[str, str]:
+    """A label and a prompt as arguments in Python and of the command; empty for a model that takes none."""
+    names, python, options = description.get("class_names", ()), "", ""
+    if "label" in conditions and description["images"]["classes"]:
+        label = next((name for name in names if names.count(name) == 1), 0)
+        python, options = f", label={label!r}", f" --label {_option(label)}"
+    texts = [name for name, *_ in description["images"].get("texts", ()) if name in conditions]
+    if len(texts) == 1:
+        python, options = f"{python}, prompt={PROMPT!r}", f"{options} --prompt {shlex.quote(PROMPT)}"
+    elif texts:
+        python += f", prompt={dict.fromkeys(texts, PROMPT)}"
+        options += "".join(f" --prompt {shlex.quote(f'{name}={PROMPT}')}" for name in texts)
+    return python, options
 
 
 def _option(label: int | str) -> str:
@@ -204,10 +219,15 @@ def _figures(rows: Sequence[Row], weights: str) -> list[str]:
     return lines
 
 
-def _samples(run_folder: Storage, images: int) -> bytes | None:
-    """The picture of samples that was made after so many images."""
+def _picture_lines(name: str, caption: str) -> list[str]:
+    """A picture beside the card, and below it its caption."""
+    return [f"![{caption}]({name}.png)", "", f"{caption[0].upper()}{caption[1:]}.", ""]
+
+
+def _picture(run_folder: Storage, name: str, images: int) -> bytes | None:
+    """The picture called `name` that was made after so many images."""
     try:
-        return run_folder.read(f"pictures/samples-{images:012d}.png")
+        return run_folder.read(f"pictures/{name}-{images:012d}.png")
     except MissingError:
         return None
 

@@ -152,14 +152,14 @@ def test_names_of_classes_cannot_break_the_card() -> None:
         "batch": 5,
         "seed": 0,
     }
-    text = card(description, 100, [], "out", samples="", conditions=("label",))
+    text = card(description, 100, [], "out", pictures={}, conditions=("label",))
     assert "`ab # c`, `<script>`, `quote\"'s`" in text
     assert "and 70 more, all in `config.json`." in text
     assert "\n# c" not in text
     assert "label=0" in text  # no name is unique
     assert "of a set of" not in text
     code = re.search(
-        r"```python\n(.*?)```", card(description | {"class_names": names}, 1, [], "o'u", "", ("label",)), re.S
+        r"```python\n(.*?)```", card(description | {"class_names": names}, 1, [], "o'u", {}, ("label",)), re.S
     )
     assert code
     assert compile(code[1], "card", "exec").co_names
@@ -200,7 +200,7 @@ def test_a_density_is_not_given_in_bits_per_dimension() -> None:
         "batch": 5,
         "seed": 0,
     }
-    text = card(description, 100, rows, "out", samples="")
+    text = card(description, 100, rows, "out", {})
     assert "| negative bound of a density, nats an image | -3.250 ± 0.500 |" in text
     assert "bits per dimension" not in text
     assert "validation figures are those of the averaged ones" in text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -22,6 +24,7 @@ from jobs import index, sample
 from jobs.config.loading import load_config
 from jobs.config.resolved import resolve
 from jobs.errors import ConfigError
+from jobs.export import export
 from jobs.run.training import train_rank
 from tests.datasets.conditions.captioned_sets import members_of, write_captioned
 from tests.jobs.test_sample import DIFFUSION, a_run, files
@@ -198,6 +201,26 @@ def test_a_run_without_captions_takes_no_prompts(config_file):
     path = config_file(trainer={"prompts": ["lock"]})
     with pytest.raises(ConfigError, match=r"^trainer\.prompts: the model is not conditioned on captions$"):
         train_rank(load_config(path))
+
+
+@pytest.mark.parametrize("name", ["run", "two_captions"])
+def test_the_model_card_shows_how_to_sample_by_a_prompt(name, request, tmp_path):
+    """Its command and its Python are run, and make the same images."""
+    out = tmp_path / "exported"
+    export(request.getfixturevalue(name), str(out))
+    text = (out / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code[1], names)
+    assert "prompt=" in code[1]
+    command = re.search(r"```\npython -m jobs.sample (.*?)\n```", text)
+    arguments = shlex.split(command[1])
+    arguments[arguments.index("samples")] = str(tmp_path / "samples")
+    sample.main([*arguments, "--format", "images"])
+    made = pictures(tmp_path / "samples")
+    assert all(np.array_equal(one[0].numpy(), other) for one, other in zip(names["images"], made, strict=True))
+    assert ("![samples, conditional on caption, averaged weights](prompts.png)" in text) == (name == "run")
+    assert (out / "prompts.png").exists() == (name == "run")
 
 
 def test_trajectories_and_interpolations_take_prompts(run, tmp_path):
