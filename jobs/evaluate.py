@@ -1,6 +1,7 @@
 """Evaluate the bound of a run's or an export's model over a whole set, every image once, in one process or many.
 
 python -m jobs.evaluate RUN_URL [--split validation|train|URL] [--samples K] [--bound NAME] [--weights W]
+python -m jobs.evaluate RUN_URL --against OTHER | --against-condition none | --by-noise-level | --retrieval K
 torchrun --nproc-per-node 8 -m jobs.evaluate RUN_URL ...
 python -m jobs.evaluate RUN_URL --workers 8 ...            with Ray: on a cluster, or a local one
 """
@@ -8,122 +9,88 @@ python -m jobs.evaluate RUN_URL --workers 8 ...            with Ray: on a cluste
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-import torch
-
 from cluster.storage.storage import absolute
-from datasets.loading.build import evaluation_batches
-from datasets.shards.index import Index
 from jobs.cli import command_parser, run
-from jobs.config.other_images import check_format, check_labels
 from jobs.errors import ConfigError
+from jobs.evaluating.against import OPTIONS as AGAINST
+from jobs.evaluating.against import evaluate_against
+from jobs.evaluating.by_noise_level import BINS, evaluate_by_noise_level
+from jobs.evaluating.opened import Opened, opened
+from jobs.evaluating.retrieval import evaluate_retrieval
 from jobs.ray.launch import on_ray
-from jobs.run.ledger import left_out
-from jobs.run.reports import OWN_SPLITS, Subject, file_name, keep, split_name, subject_of, weights_text
+from jobs.run.reports import keep, weights_text
 from jobs.run.worst import name_of, outlier, worst_images
-from trainer.checkpoints.export import Loaded, open_model
+from trainer.checkpoints.export import Loaded
 from trainer.checkpoints.weights import HELP as WEIGHTS
-from trainer.conditions import ConditionUses, given_names, parse_uses
-from trainer.distributed.device import ReportPrecision, make_accelerator
-from trainer.distributed.ranks import on_rank_zero, rank, world_size
-from trainer.models.base import Model, known_conditions
+from trainer.distributed.device import ReportPrecision
+from trainer.distributed.ranks import on_rank_zero
 from trainer.tracking.display import say_on_rank_zero
-from trainer.training.evaluation import Evaluation, batch_size, evaluate
+from trainer.training.evaluation import Evaluation, evaluate
 
 
 def main(arguments: Sequence[str]) -> int | None:
     """Evaluate, print the figures and write them to <run>/evaluations/."""
     options = _parser().parse_args(arguments)
-    for name in ("samples", "steps", "batch"):
+    for name in ("samples", "steps", "batch", "images"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: at least 1")
     settings = vars(options) | {"run": absolute(options.run), "index": options.index and absolute(options.index)}
+    if settings["against"] is not None:
+        settings["against"] = absolute(settings["against"])
+    task = _task(settings)
     workers = settings.pop("workers")
     if workers:
-        on_ray(evaluate_rank, settings, workers)
+        on_ray(task, settings, workers)
     else:
-        evaluate_rank(settings)
+        task(settings)
     return 0
+
+
+def _task(settings: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """What the options ask for. Raises ConfigError if it is more than one thing."""
+    asked: dict[str, Callable[[dict[str, Any]], None]] = {}
+    if given := [name for name in AGAINST if settings[name] is not None]:
+        asked[f"--{given[0].replace('_', '-')}"] = evaluate_against
+    if settings["by_noise_level"] is not None:
+        asked["--by-noise-level"] = evaluate_by_noise_level
+    if settings["retrieval"] is not None:
+        asked["--retrieval"] = evaluate_retrieval
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(asked)}: one at a time")
+    return next(iter(asked.values()), evaluate_rank)
 
 
 def evaluate_rank(settings: dict[str, Any]) -> None:
     """This rank's share of the evaluation; `settings` are the options of `main`."""
-    subject, split = subject_of(settings["run"]), settings["split"]
-    config = subject.config
-    accelerator = make_accelerator("fp32")
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    index = subject.index(split, settings["index"])
-    loaded = open_model(subject.folder.url, settings["weights"])
-    model = loaded.model.to(accelerator.device)
-    check_format(model.spec, config.data, index)
-    if given_names(parse_uses(settings["condition"], known_conditions(model))):
-        check_labels(model, index)
-    warnings = subject.warnings(index) if split != "train" else []
-    if settings["steps"]:
-        model.set_steps(settings["steps"])
-    size = settings["batch"] or batch_size(config.trainer.micro_batch, config.trainer.batch, world_size())
-    with evaluation_batches(
-        config.data,
-        index,
-        batch=size,
-        ranks=world_size(),
-        rank=rank(),
-        device=accelerator.device,
-        tokenizers=model.tokenizers,
-    ) as batches:
+    own = opened(settings)
+    partners = own.partners(own.uses)
+    with own.batches() as batches:
         result = evaluate(
-            model,
+            own.model,
             batches,
             settings["seed"],
             settings["samples"],
             settings["bound"],
             settings["precision"],
             settings["condition"],
+            partners,
         )
-    warnings += left_out(config.data, index, result.images) + _never_hidden(model, result.conditions)
-    title = model.bounds[settings["bound"]].title.format(draws=settings["samples"])
-    on_rank_zero(lambda: _report(settings, subject, index, title, result, loaded, warnings))
+    lines = [f"warning: {line}" for line in own.warnings(result.conditions, result.images)]
+    lines += own.same_conditions(partners)
+    on_rank_zero(lambda: _report(own, result, lines))
 
 
-def _report(
-    settings: dict[str, Any],
-    subject: Subject,
-    index: Index,
-    title: str,
-    result: Evaluation,
-    loaded: Loaded,
-    warnings: list[str],
-) -> None:
+def _report(own: Opened, result: Evaluation, lines: list[str]) -> None:
     """Write the report, then print it: the reader of a pipe may leave before the end."""
-    split = settings["split"] if settings["split"] in OWN_SPLITS else absolute(settings["split"])
-    report = {"split": split, "set": index.fingerprint}
-    report |= {name: settings[name] for name in ("bound", "samples", "steps", "seed", "precision")}
-    report |= {"estimate": title, "weights": loaded.weights, "images_seen": loaded.images}
-    report |= {"conditions": result.conditions, "binarisation": index.meta.binarised or None}
-    report |= {"levels": index.levels, "images": result.images}
-    report |= {"figures": result.row("evaluation"), "worst": worst_images(index, result)}
-    name = file_name(
-        split_name(settings["split"], index),
-        *(settings["bound"], settings["samples"], settings["steps"] and f"{settings['steps']}steps"),
-        *(f"{name}-{use}" for name, use in result.conditions.items() if use != "given"),
-        *(loaded.weights, loaded.images, settings["seed"] and f"seed{settings['seed']}"),
-        settings["precision"] != "fp32" and settings["precision"],
-    )
-    written = keep(subject, name, report)
-    lines = [f"warning: {warning}" for warning in warnings]
-    for line in [*lines, as_text(title, report, result, loaded), *written]:
+    report = own.facts(result.images)
+    report |= {"figures": result.row("evaluation"), "worst": worst_images(own.index, result)}
+    written = keep(own.subject, own.name(), report)
+    for line in [*lines, as_text(report["estimate"], report, result, own.loaded), *written]:
         say_on_rank_zero(line)
-
-
-def _never_hidden(model: Model, uses: ConditionUses) -> list[str]:
-    """A warning if a condition was left out that the model was never trained without."""
-    hides = model.hidden_in_training
-    names = [name for name, use in uses.items() if use == "none" and not hides[name]]
-    return [f"training never hid {' and '.join(names)}: the model has not learned to do without"] if names else []
 
 
 def as_text(title: str, report: dict[str, Any], result: Evaluation, loaded: Loaded) -> str:
@@ -143,6 +110,37 @@ def as_text(title: str, report: dict[str, Any], result: Evaluation, loaded: Load
     return "\n".join(lines)
 
 
+def _add_comparisons(parser: argparse.ArgumentParser) -> None:
+    """The options of what is compared, image by image and by the same noise."""
+    parser.add_argument("--images", type=int, metavar="N", help="evaluate N images only, spread evenly over the set")
+    parser.add_argument("--against", metavar="OTHER", help="the difference to another run or export, image by image")
+    parser.add_argument("--against-weights", metavar="W", help="the difference to other weights, as --weights")
+    parser.add_argument(
+        "--against-caption",
+        metavar="NAME=MEMBER",
+        help="the difference to other captions: caption=json.recaption",
+    )
+    parser.add_argument(
+        "--against-condition",
+        metavar="none|shuffled|NAME=...",
+        help="the difference to the same model without its conditions, or with those of other images",
+    )
+    parser.add_argument(
+        "--by-noise-level",
+        nargs="?",
+        const=str(BINS),
+        metavar="N|mlperf",
+        help=f"a diffusion's part of the bound in N bins of noise levels (default {BINS}), with, without and with "
+        "shuffled conditions; mlperf: the loss at eight fixed levels, as MLPerf's FLUX.1 benchmark has it",
+    )
+    parser.add_argument(
+        "--retrieval",
+        type=int,
+        metavar="K",
+        help="how often the bound finds an image's caption among K, and a caption's image among K",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("evaluate", __doc__)
     parser.add_argument("run", help="URL of a run folder, or of an export")
@@ -160,10 +158,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--condition",
         default="given",
-        metavar="given|none|NAME=...",
-        help="given (default): the model is given its conditions, such as the label; none: they are left out; or one "
-        "by one, label=none,caption=given",
+        metavar="given|none|shuffled|NAME=...",
+        help="given (default): the model is given its conditions, such as the label; none: they are left out; "
+        "shuffled: each image is given those of another; or one by one, label=none,caption=shuffled",
     )
+    _add_comparisons(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents' noise")
     parser.add_argument(
         "--precision",

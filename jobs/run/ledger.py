@@ -121,15 +121,16 @@ class Ledger:
         return sorted((entry for part in parts for entry in part), key=lambda entry: entry.position)
 
 
-def left_out(config: DataConfig, index: Index, counted: int) -> list[str]:
-    """A warning if an evaluation over all ranks counted fewer images than the set has.
+def left_out(config: DataConfig, index: Index, counted: int, taken: int | None = None) -> list[str]:
+    """A warning if an evaluation over all ranks counted fewer images than the set has, or than were `taken` from it.
 
     Raises DataError if the missing share exceeds `data.bad_share`.
     """
-    missing = index.images - counted
+    taken = index.images if taken is None else taken
+    missing = taken - counted
     if not missing:
         return []
-    what = f"{index.url}: {missing:,} of {index.images:,} images are bad and were left out"
-    if missing > config.bad_share * index.images:
+    what = f"{index.url}: {missing:,} of {taken:,} images are bad and were left out"
+    if missing > config.bad_share * taken:
         raise DataError(f"{what}, more than data.bad_share allows")
     return [f"{what}; python -m jobs.verify names them"]

@@ -23,7 +23,13 @@ from trainer.distributed.ranks import rank
 from trainer.tracking.trackers import send_report
 
 OWN_SPLITS = ("validation", "train")  # of a run
-MEASURED = ("figures", "worst")  # parts of a report that are results; all others say what it is of
+MEASURED = (
+    "figures",
+    "worst",
+    "best",
+    "rows",
+    "duplicates",
+)  # parts of a report that are results; all others say what it is of
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,9 @@ def weights_text(loaded: Loaded) -> str:
     return f"{in_words(loaded.weights)} weights{after}"
 
 
-def keep(subject: Subject, name: str, report: dict[str, Any]) -> list[str]:
-    """Write a report to <folder>/evaluations/, and its figures to a W&B run of their own; lines for the user.
+def keep(subject: Subject, name: str, report: dict[str, Any], plot: bytes | None = None) -> list[str]:
+    """Write a report to <folder>/evaluations/, and its figures to a W&B run of their own; lines for the user. `plot`: a
+    PNG that goes with it.
 
     Where `name` holds a report about something else, a checksum of this one's facts is added to it.
     """
@@ -103,9 +110,12 @@ def keep(subject: Subject, name: str, report: dict[str, Any]) -> list[str]:
     name = _free_name(subject.folder, name, json.loads(json.dumps(facts)))
     subject.folder.write(f"evaluations/{name}.json", json.dumps(report, indent=1).encode())
     lines = [f"written to {join(subject.folder.url, 'evaluations', name)}.json"]
+    if plot is not None:
+        subject.folder.write(f"evaluations/{name}.png", plot)
+        lines.append(f"plot: {join(subject.folder.url, 'evaluations', name)}.png")
     tracking = subject.config.tracking
     if tracking.mode != "off":
-        send_report(subject.folder, tracking, name, facts, report["figures"], lines.append)
+        send_report(subject.folder, tracking, name, facts, report["figures"], lines.append, plot)
     return lines
 
 

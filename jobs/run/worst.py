@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.storage.errors import StorageError
@@ -16,14 +17,16 @@ SHARE = 0.1  # of the sum over a set: an image that adds more than this decides 
 
 def worst_images(index: Index, evaluation: Evaluation) -> list[dict[str, Any]]:
     """Shard, key, bound and its terms in nats, the largest bound first; without names where the index is unreadable."""
-    places = [image.position for image in evaluation.worst]
+    names = named(index, [image.position for image in evaluation.worst])
+    return [name | {"nats": image.nats} | image.terms for name, image in zip(names, evaluation.worst, strict=True)]
+
+
+def named(index: Index, places: Sequence[int]) -> list[dict[str, Any]]:
+    """Shard and key of images by their places in the set; their positions where the index is unreadable."""
     names: list[SampleName] = []
     with contextlib.suppress(DataError, StorageError):
         names = sample_names(index, places)
-    return [
-        (names[i]._asdict() if names else {"position": image.position}) | {"nats": image.nats} | image.terms
-        for i, image in enumerate(evaluation.worst)
-    ]
+    return [name._asdict() for name in names] or [{"position": place} for place in places]
 
 
 def outlier(evaluation: Evaluation, worst: list[dict[str, Any]]) -> str:

@@ -123,8 +123,10 @@ def send_report(
     facts: Mapping[str, Any],
     figures: Mapping[str, float],
     say: Callable[[str], None],
+    plot: bytes | None = None,
 ) -> None:
-    """Send the figures of a report to a W&B run of its own, named `name`, in the group of the run that they are of.
+    """Send the figures of a report, and a PNG, to a W&B run of its own, named `name`, in the group of the run that they
+    are of.
 
     The run of the training stays as it is: it may be live, and a second process would end it. `facts` becomes the
     configuration of the report's run; sent again, a report replaces the summary of the one before.
@@ -141,5 +143,5 @@ def send_report(
         job_type="evaluation",
         config={"run": run.url, **facts},
     )
-    wandb.log({"images": facts.get("images_seen") or 0, **figures}, {})
+    wandb.log({"images": facts.get("images_seen") or 0, **figures}, {} if plot is None else {"plot": plot})
     wandb.finish()

@@ -107,10 +107,11 @@ def velocity_error_by_level(
 ) -> LevelReport:
     """The loss of a rectified flow at 8 equidistant times, as MLPerf Training's FLUX.1 benchmark validates by.
 
-    z = (1 - t) x + t eps and v = eps - x (Esser et al. 2024, arXiv 2403.03206), so SNR = ((1 - t) / t)^2 and the error
-    of v is that of eps over 1 - t; the mean of its square over the dimensions of x. The benchmark's README has
-    "validation loss averaged over 8 equidistant time steps" and not where these are: here the middles of eight equal
-    parts, t = (i + 1/2) / 8. Levels beyond the ends of the model's schedule are taken at the ends.
+    z = (1 - t) x + t eps and v = eps - x (Esser et al. 2024, arXiv 2403.03206), so SNR = ((1 - t) / t)^2, and the error
+    of v is that of eps over 1 - t = 1 / (1 + exp(gamma / 2)); the mean of its square over the dimensions of x. The
+    benchmark's README has "validation loss averaged over 8 equidistant time steps" and not where these are: here the
+    middles of eight equal parts, t = (i + 1/2) / 8. Levels beyond the ends of the model's schedule are taken at the
+    ends.
 
     Raises TrainingError for a model without noise levels.
     """
@@ -121,11 +122,11 @@ def velocity_error_by_level(
     def values(images: Tensor, condition: Condition, positions: Tensor) -> Tensor:
         """float64 [B, 8] mean squared errors."""
         found = []
-        for i, (t, gamma) in enumerate(zip(times, gammas, strict=True)):
+        for i, gamma in enumerate(gammas):
             noise = estimate.noise(positions).with_draw(i, FLUX_LEVELS)
             at = torch.full((len(images),), gamma, dtype=noise.dtype, device=images.device)
             error = levels.squared_error(images, condition, noise, at)
-            found.append(error.double() / ((1 - t) ** 2 * levels.dimensions))
+            found.append(error.double() * (1 + math.exp(gamma / 2)) ** 2 / levels.dimensions)
         return torch.stack(found, 1)
 
     columns = _moments(model, batches, estimate, uses, partners, values, torch.mean)

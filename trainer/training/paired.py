@@ -33,8 +33,8 @@ class PairedDifference(NamedTuple):
     best: tuple[ImageDifference, ...]  # largest differences first: own gains most
     worst: tuple[ImageDifference, ...]  # smallest first: own loses most
 
-    def row(self, dimensions: int) -> dict[str, float]:
-        """The figures by their names in a report: nats, and bits per dimension of images with `dimensions`."""
+    def row(self, dimensions: int | None) -> dict[str, float]:
+        """The figures by their names in a report: nats, and bits per dimension (None: of a density, which has none)."""
         figures = {
             "own": self.own,
             "other": self.other,
@@ -42,10 +42,11 @@ class PairedDifference(NamedTuple):
             "standard_error": self.standard_error,
             "unpaired_error": self.unpaired_error,
         }
-        bits = {name: bits_per_dimension(value, dimensions) for name, value in figures.items()}
-        return {f"paired/{name}": value for name, value in figures.items()} | {
-            f"paired/bpd/{name}": value for name, value in bits.items()
-        }
+        row = {f"paired/{name}": value for name, value in figures.items()}
+        if dimensions is not None:
+            bits = {name: bits_per_dimension(value, dimensions) for name, value in figures.items()}
+            row |= {f"paired/bpd/{name}": value for name, value in bits.items()}
+        return row
 
 
 def paired_difference(own: Tensor, other: Tensor) -> PairedDifference:
