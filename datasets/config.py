@@ -82,7 +82,8 @@ class TransformConfig(_Section):
     """Crop before resizing. centre: the largest crop of the output's aspect ratio. random: one of random scale and
     place (training only; evaluation crops the centre). none: resize the whole image, which changes its aspect ratio."""
     scale: tuple[float, float] = (0.5, 1.0)
-    """With `crop: random`: range of the crop's sides, as a fraction of the largest possible crop's."""
+    """With `crop: random`: range of the crop's sides, as a fraction of the largest possible crop's: 0 < low <= high
+    <= 1."""
     flip: bool = False
     """Random horizontal flip, p = 0.5 (training only)."""
 
@@ -92,6 +93,13 @@ class TransformConfig(_Section):
         if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
             raise ValueError(f"{size[0]} x {size[1]} is not a size between 1 and {MAX_PIXELS:,} pixels")
         return size
+
+    @field_validator("scale")
+    @classmethod
+    def _a_range(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"{scale[0]:g} to {scale[1]:g} is not a range of fractions: 0 < low <= high <= 1")
+        return scale
 
 
 class DiskCacheConfig(_Section):

@@ -219,6 +219,13 @@ def test_a_file_is_laid_over_its_base_in_depth(write):
     assert (config.trainer.images, config.trainer.batch, config.trainer.checkpoints.keep) == (10, 4, 5)
 
 
+@pytest.mark.parametrize("scale", ["[2, 1]", "[0, 0]", "[-1, 1]", "[0.5, 2]", "[.nan, 1]"])
+def test_the_scale_of_a_random_crop_is_a_range_of_fractions(write, scale):
+    message = error_of(write(TEXT), f"data.transform={{size: [4, 4], crop: random, scale: {scale}}}")
+    assert message.startswith("the command line: data.transform.scale: ")
+    assert "is not a range of fractions: 0 < low <= high <= 1" in message
+
+
 def test_keys_of_a_base_can_be_unset(write):
     data = {"shards": "a", "transform": {"size": [4, 4]}}
     base = {"seed": 4, "optim": {"lr": 0.1, "betas": [0.5, 0.6]}, "data": data}
