@@ -64,8 +64,9 @@ def scan_tar(storage: Storage, name: str, image: str = "") -> Scan:
             if not member.key:
                 skipped += 1
                 continue
-            draft = drafts.setdefault(member.key, _Draft(member.key))
-            if draft.members and last != member.key:
+            if (draft := drafts.get(member.key)) is None:
+                draft = drafts[member.key] = _Draft(member.key)
+            elif last != member.key:
                 scattered.add(member.key)
             draft.add(member, image)
             last = member.key
@@ -97,21 +98,21 @@ class _Draft:
     problem: str = ""  # of the sample as a whole
 
     def add(self, member: TarMember, image: str) -> None:
-        name = f"{self.key}.{member.extension}"
-        if member.extension in self.members:
-            self.problem = self.problem or f"{name!r} is repeated"
+        extension = member.extension
+        if extension in self.members:
+            self.problem = self.problem or f"{f'{self.key}.{extension}'!r} is repeated"
             return
-        self.members[member.extension] = member.place
+        self.members[extension] = member.place
         if member.problem:
             self.problem = self.problem or member.problem
             return
         try:
-            if member.extension in ((image,) if image else IMAGE_FORMATS):
-                self.shapes[member.extension] = image_size(member.data, member.extension.rpartition(".")[2])
-            elif member.extension == LABEL:
+            if extension in ((image,) if image else IMAGE_FORMATS):
+                self.shapes[extension] = image_size(member.data, extension.rpartition(".")[2])
+            elif extension == LABEL:
                 self.label = decode_label(member.data)
         except DataError as error:
-            self.errors[member.extension] = f"{name!r}: {error}"
+            self.errors[extension] = f"{f'{self.key}.{extension}'!r}: {error}"
 
     def finish(self, image: str, labelled: str) -> Sample | BadSample:
         """The sample, or why it cannot be used. `labelled`: key of a sample of the shard with a label, if any has."""

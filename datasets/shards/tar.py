@@ -7,7 +7,8 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 from cluster.storage.storage import Storage
@@ -97,16 +98,22 @@ def _split(name: str) -> tuple[str, str]:
 
     webdataset makes a sample "folder/" of the hidden files of a folder.
     """
-    from webdataset.tariterators import base_plus_ext
-
     if name.rpartition("/")[2].startswith("."):
         return "", ""
-    key, extension = base_plus_ext(_utf8(name))
+    key, extension = _base_plus_ext()(_utf8(name))
     return key or "", (extension or "").lower()
 
 
+@cache
+def _base_plus_ext() -> Callable[[str], tuple[str | None, str | None]]:
+    from webdataset.tariterators import base_plus_ext  # which imports PyTorch
+
+    split: Callable[[str], tuple[str | None, str | None]] = base_plus_ext
+    return split
+
+
 def _utf8(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
 
 
 def _shown(name: str) -> str:
