@@ -75,6 +75,11 @@ def _print_index(url: str, location: str, done: Indexed) -> None:
 
 
 def _warnings(url: str, location: str, done: Indexed, images: int) -> Iterator[str]:
+    if done.lost:
+        yield (
+            f"{join(location, 'index.json')}: was damaged: now {done.meta.levels} levels and "
+            f"{len(done.meta.class_names)} class names; if that is wrong, give --levels and --class-names"
+        )
     if mixed := Index.open(url, location).mixed_colours:
         yield mixed
     if done.compressed:

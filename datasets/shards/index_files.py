@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cluster.storage.errors import MissingError, StorageError
+from cluster.storage.errors import MissingError, StorageError, TooLargeError
 from cluster.storage.json_files import MOST_JSON_BYTES, parse_json
 from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
@@ -101,13 +101,23 @@ def member_file(shard: str) -> str:
 
 def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
     """index.json and the table of shards at `location`. Raises `DataError` if they are missing or damaged."""
-    storage = Storage(location)
     try:
-        meta = _meta(storage.read("index.json", MOST_JSON_BYTES), location)
-        table = read_table(storage, "shards.arrow")
+        return read_meta(location), read_shards(url, location)
     except MissingError as error:
         raise DataError(_missing(url, location)) from error
-    table = _with_added_columns(table)
+
+
+def read_meta(location: str) -> Meta:
+    """The content of index.json. Raises `MissingError`, or `DataError` if it is damaged."""
+    try:
+        return _meta(Storage(location).read("index.json", MOST_JSON_BYTES), location)
+    except TooLargeError as error:
+        raise DataError(f"{error}; run python -m jobs.index again") from error
+
+
+def read_shards(url: str, location: str) -> pa.Table:
+    """The table of shards: `SCHEMA`. Raises `MissingError`, or `DataError` if it is damaged."""
+    table = _with_added_columns(read_table(Storage(location), "shards.arrow"))
     try:
         if not table.schema.equals(SCHEMA):
             raise ValueError("not a table of shards")
@@ -115,7 +125,7 @@ def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
     except ValueError as error:
         damage = f"{location}/shards.arrow: damaged ({error})"
         raise DataError(f"{damage}; run python -m jobs.index {quote(url)}") from error
-    return meta, table
+    return table
 
 
 def _with_added_columns(table: pa.Table) -> pa.Table:

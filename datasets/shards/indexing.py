@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
@@ -11,23 +11,24 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.storage.errors import MissingError
+from cluster.storage.errors import MissingError, TooLargeError
 from cluster.storage.storage import Entry, Storage
 from datasets.errors import DataError
 from datasets.images.decode import IMAGE_FORMATS, LABEL
 from datasets.shards.bad_samples import BadSamplesError, check_quarantine
-from datasets.shards.columns import numbers
 from datasets.shards.index_files import (
     QUARANTINE_SCHEMA,
     Meta,
     Shard,
     encode_table,
     member_file,
-    read_index,
+    read_meta,
     read_quarantine,
+    read_shards,
     shards_of,
     write_index,
 )
+from datasets.shards.member_tables import checksum, damaged_tables
 from datasets.shards.scan import BadSample, Sample, scan_tar
 from datasets.shards.shard_list import ShardList
 from datasets.shards.unfinished import Unfinished
@@ -64,6 +65,7 @@ class Indexed(NamedTuple):
     quarantine: pa.Table  # see `QUARANTINE_SCHEMA`
     compressed: list[str]  # names of tars in the folder that were left out
     scattered: int  # samples whose members are not adjacent, in the shards that were read
+    lost: bool = False  # the existing index.json was damaged: what it said of levels and class names is lost
 
 
 ScanAll = Callable[[str, list[str], str, str], Iterable[ScannedShard]]
@@ -78,15 +80,16 @@ def index_shards(
 ) -> Indexed:
     """Bring the index at `location` of the folder or pattern `url` up to date.
 
-    Only shards that are new, or whose size or ETag has changed, are read; what an interrupted run has read is kept.
-    `scan_all(folder, names, location, image)` scans shards and writes their member tables (default: one after another
-    in this process). Samples that cannot be used are listed in the index. Raises `BadSamplesError` if they are too
-    many, or any with `on_bad="stop"`, and `DataError` for shards that do not fit together.
+    Only shards that are new, have another size or ETag, or whose member table is damaged, are read; what an interrupted
+    run has read is kept. `scan_all(folder, names, location, image)` scans shards and writes their member tables
+    (default: one after another in this process). Samples that cannot be used are listed in the index. Raises
+    `BadSamplesError` if they are too many, or any with `on_bad="stop"`, and `DataError` for shards that do not fit
+    together.
     """
     _check_options(options)
     wanted = ShardList.parse(url)
     entries, compressed = list_shards(wanted)
-    before, known, quarantine = _known(wanted.folder, location)
+    before, known, quarantine, lost = _known(wanted.folder, location)
     image = options.image if options.image is not None else before.image if before else ""
     if before and before.image != image:
         known, quarantine = {}, QUARANTINE_SCHEMA.empty_table()
@@ -117,7 +120,7 @@ def index_shards(
         raise
     write_index(Storage(location), meta, shards, quarantine)
     unfinished.delete()
-    return Indexed(meta, shards, len(stale), quarantine, compressed, rows.scattered)
+    return Indexed(meta, shards, len(stale), quarantine, compressed, rows.scattered, lost)
 
 
 class _Rows:
@@ -234,7 +237,7 @@ def index_shard(folder: Storage, name: str, location: Storage, image: str = "") 
         images=len(scan.samples),
         bytes=scan.bytes,
         etag=scan.etag,
-        crc32=_checksum(table),
+        crc32=checksum(table),
         channels=max((sample.channels for sample in scan.samples), default=0),
         height=height,
         width=width,
@@ -285,13 +288,33 @@ def describe(shards: Iterable[Shard], levels: int, class_names: tuple[str, ...],
     return Meta(channels, height, width, levels, max(classes, len(class_names)), class_names)
 
 
-def _known(folder: str, location: str) -> tuple[Meta | None, dict[str, Shard], pa.Table]:
-    """The existing index; nothing if there is none or it is damaged."""
+class _Known(NamedTuple):
+    """What of an existing index can be read."""
+
+    meta: Meta | None
+    shards: dict[str, Shard]
+    quarantine: pa.Table
+    lost: bool  # there is an index.json, but it is damaged
+
+
+def _known(folder: str, location: str) -> _Known:
+    """The existing index without its damaged parts: shards whose rows or tables are lost are not in it."""
+    meta, shards, lost = None, dict[str, Shard](), False
+    quarantine = QUARANTINE_SCHEMA.empty_table()
     try:
-        meta, table = read_index(folder, location)
-        return meta, shards_of(table), read_quarantine(location)
-    except (DataError, MissingError):
-        return None, {}, QUARANTINE_SCHEMA.empty_table()
+        meta = read_meta(location)
+    except MissingError:
+        return _Known(None, {}, quarantine, False)
+    except DataError:
+        lost = True
+    with contextlib.suppress(DataError, MissingError, TooLargeError):
+        shards = shards_of(read_shards(folder, location))
+    try:
+        quarantine = read_quarantine(location)
+    except DataError:
+        shards = {name: shard for name, shard in shards.items() if not shard.quarantined}
+    damaged = damaged_tables(location, shards.values())
+    return _Known(meta, {name: shard for name, shard in shards.items() if name not in damaged}, quarantine, lost)
 
 
 def _unchanged(known: Shard | None, entry: Entry) -> bool:
@@ -300,12 +323,3 @@ def _unchanged(known: Shard | None, entry: Entry) -> bool:
 
 def _is_shard(path: str) -> bool:
     return path.endswith(".tar") and not any(part.startswith(".") for part in path.split("/"))
-
-
-def _checksum(table: pa.Table) -> int:
-    crc = zlib.crc32("\n".join(table.column("key").to_pylist()).encode())
-    for name in table.column_names:
-        if name.endswith((".size", ".crc32")):
-            column = numbers(table.column(name))
-            crc = zlib.crc32(column.tobytes(), zlib.crc32(name.encode(), crc))
-    return crc

@@ -13,7 +13,9 @@ from datasets.order.order import Range
 from datasets.reading.shard_reader import ShardReader
 from datasets.shards.index import Index
 from datasets.shards.index_files import encode_table
+from datasets.shards.indexing import IndexOptions, index_shards
 from tests.datasets.small_sets import write_set
+from tests.testbed.jobs import call_job
 
 BIG = 1 << 63
 
@@ -78,7 +80,7 @@ def test_an_index_json_that_is_none_is_damaged(folder, text):
 def test_an_index_json_of_terabytes_is_not_read(folder):
     with (folder / "index" / "index.json").open("r+b") as file:
         file.truncate(1 << 42)
-    with pytest.raises(OSError, match=r"index\.json: has 4,398,046,511,104 bytes, expected at most"):
+    with pytest.raises(DataError, match=r"index\.json: has 4,398,046,511,104 bytes, expected at most"):
         Index.open(str(folder))
 
 
@@ -150,3 +152,40 @@ def test_strings_whose_offsets_leave_their_buffer_are_damage(folder):
     offsets = data.rindex((8).to_bytes(4, "little") + (16).to_bytes(4, "little"), 0, at)
     path.write_bytes(data[:offsets] + (1 << 30).to_bytes(4, "little") * 2 + data[offsets + 8 :])
     refused(folder, r"shards\.arrow: damaged")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    index = folder / "index"
+    return {str(path.relative_to(index)): path.read_bytes() for path in sorted(index.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["members/0001.tar.arrow", "shards.arrow", "quarantine.arrow", "index.json"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "zero", "missing", "one byte"])
+def test_indexing_again_repairs_what_is_damaged(folder, name, damage):
+    index_shards(str(folder), str(folder / "index"), IndexOptions(class_names=tuple("abcdefgh")))
+    before = contents(folder)
+    path = folder / "index" / name
+    data = path.read_bytes()
+    other = bytearray(data)
+    other[len(data) // 2] ^= 255
+    damaged = {"empty": b"", "cut": data[: len(data) // 2], "zero": bytes(len(data)), "one byte": bytes(other)}
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(damaged[damage])
+    done = index_shards(str(folder), str(folder / "index"))
+    if name == "index.json":
+        assert done.lost == (damage != "missing")
+        done = index_shards(str(folder), str(folder / "index"), IndexOptions(class_names=tuple("abcdefgh")))
+    elif name.startswith("members/") and damage != "one byte":
+        assert done.scanned == 1  # the other is not read again
+    after = contents(folder)
+    assert after == before
+    assert Index.open(str(folder)).images == 7
+
+
+def test_the_index_command_says_what_it_could_not_restore(folder):
+    (folder / "index" / "index.json").write_text("{")
+    ran = call_job("index", str(folder))
+    assert ran.status == 0
+    assert "index.json: was damaged: now 256 levels and 0 class names; if that is wrong, give --levels" in ran.stderr
