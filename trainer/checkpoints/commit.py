@@ -13,14 +13,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from cluster.storage.errors import MissingError, StorageError, UnavailableError
+from cluster.storage.errors import MissingError, StorageError, TooLargeError, UnavailableError
+from cluster.storage.json_files import MOST_JSON_BYTES, parse_json
 from cluster.storage.storage import Storage
+from trainer.checkpoints.records import Kind, parse_record
 from trainer.errors import DamagedError, TrainingError
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of what is written: layout.json lists every tensor, with a CRC-32 for each CHUNK of its bytes
 READABLE = (1, 2)  # 1: layout.json lists only the tensors that are split over files; integrity by whole files
 
+MOST_LAYOUT_BYTES = 1 << 30  # of a JSON file of a checkpoint; layout.json has 8 for each 256 KiB of tensors
+_KINDS: dict[str, Kind] = {"progress.json": "progress", "fingerprint.json": "fingerprint"}
 _FILE = re.compile(r"[A-Za-z0-9_-]+\.(safetensors|json)")  # no other folder, nothing that would have to be unpickled
 
 
@@ -38,7 +42,7 @@ class Commit(NamedTuple):
     @classmethod
     def named(cls, name: str) -> Commit | None:
         """The commit of a folder's name; None if the name is not a commit's."""
-        match = re.fullmatch(r"(\d{12,})-(\d{4,})", name)
+        match = re.fullmatch(r"(\d{12,18})-(\d{4,9})", name, re.ASCII)
         return cls(int(match[1]), int(match[2])) if match else None
 
 
@@ -101,11 +105,11 @@ class CommitFolder:
         """The manifest. Raises TrainingError if it cannot be read or lists anything but files of its own folder."""
         where = f"{self.url}/{MANIFEST}"
         try:
-            content = json.loads(self.run.read(f"{self.path}/{MANIFEST}"))
-            version = content["format"]
-            files = {name: FileDigest(listed["bytes"], listed["sha256"]) for name, listed in content["files"].items()}
-        except (MissingError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{where}: not the manifest of a checkpoint ({error!r})") from error
+            content = parse_record("manifest", self.run.read(f"{self.path}/{MANIFEST}", MOST_JSON_BYTES))
+        except (MissingError, TooLargeError, ValueError) as error:
+            raise DamagedError(f"{where}: not the manifest of a checkpoint ({error})") from error
+        version = content["format"]
+        files = {name: FileDigest(listed["bytes"], listed["sha256"]) for name, listed in content["files"].items()}
         if version not in READABLE:
             raise TrainingError(f"{where}: is in format {version!r}, this version reads {READABLE}")
         if strange := [name for name in files if not _FILE.fullmatch(name)]:
@@ -117,19 +121,26 @@ class CommitFolder:
         if name not in manifest.files:
             raise DamagedError(f"{self.url}: incomplete checkpoint: it has no {name}")
         try:
-            data = self.run.read(f"{self.path}/{name}")
+            data = self.run.read(f"{self.path}/{name}", manifest.files[name].bytes)
         except MissingError as error:
             raise DamagedError(f"{self.url}: incomplete checkpoint: {name} is missing") from error
+        except TooLargeError as error:
+            raise DamagedError(f"{self.url}/{name}: its content is not what the manifest says") from error
         if (len(data), hashlib.sha256(data).hexdigest()) != manifest.files[name]:
             raise DamagedError(f"{self.url}/{name}: its content is not what the manifest says")
         return data
 
     def read_json(self, manifest: Manifest, name: str) -> Any:
         """The parsed content of a JSON file. Raises DamagedError if it is not what the manifest says."""
+        size = manifest.files[name].bytes if name in manifest.files else 0
+        if size > MOST_LAYOUT_BYTES:
+            raise DamagedError(f"{self.url}/{name}: {size:,} bytes, more than a JSON file of a checkpoint has")
+        kind = _KINDS.get(name)
         try:
-            return json.loads(self.read_file(manifest, name))
+            data = self.read_file(manifest, name)
+            return parse_record(kind, data) if kind else parse_json(data)
         except ValueError as error:
-            raise DamagedError(f"{self.url}/{name}: is not JSON ({error})") from error
+            raise DamagedError(f"{self.url}/{name}: damaged ({error})") from error
 
     def read_range(self, manifest: Manifest, name: str, start: int, stop: int) -> memoryview:
         """The bytes [start, stop) of a file, unchecked. Raises DamagedError if the file does not have them."""

@@ -19,8 +19,11 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from cluster.storage.errors import TooLargeError
+from cluster.storage.json_files import MOST_JSON_BYTES
 from cluster.storage.storage import Storage
 from trainer.checkpoints.commit import MANIFEST, Commit, CommitFolder, FileDigest
+from trainer.checkpoints.records import parse_record
 from trainer.errors import SupersededError, TrainingError
 
 
@@ -49,18 +52,18 @@ class Lineage:
         return max(self._numbers(), default=0)
 
     def _numbers(self) -> list[int]:
-        found = (re.fullmatch(r"attempts/(\d{4,})\.json", entry.path) for entry in self.run.list("attempts"))
+        found = (re.fullmatch(r"attempts/(\d{4,9})\.json", entry.path, re.ASCII) for entry in self.run.list("attempts"))
         return sorted(int(match[1]) for match in found if match)
 
     def _attempt(self, number: int) -> Attempt:
         if number not in self._read:
             path = _record(number)
             try:
-                record = json.loads(self.run.read(path))
+                record = parse_record("attempt", self.run.read(path, MOST_JSON_BYTES))
                 start = Commit.named(record["start"]) if record["start"] else None
-                self._read[number] = Attempt(number, start, record["facts"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, TooLargeError) as error:
                 raise TrainingError(f"{self.run.url}/{path}: not the record of an attempt ({error})") from error
+            self._read[number] = Attempt(number, start, record["facts"])
         return self._read[number]
 
     def claim(self, start: Commit | None, facts: dict[str, Any] | None = None) -> Attempt:
@@ -107,6 +110,8 @@ class Lineage:
             if number not in attempts:
                 raise TrainingError(f"{self.run.url}/{_record(number)}: is missing, and a later attempt builds on it")
             start = attempts[number].start
+            if start and start.attempt >= number:
+                raise TrainingError(f"{self.run.url}/{_record(number)}: starts from a later attempt, {start.attempt}")
             found.append((number, start.images if start else 0, last))
             number, last = (start.attempt, start.images) if start else (0, None)
         return found[::-1]
@@ -115,8 +120,8 @@ class Lineage:
         """Raises SupersededError if a newer attempt has taken the run over."""
         newest = self.newest_attempt()
         if attempt in self._claimed:
-            record = json.loads(self.run.read(_record(attempt)))
-            if record["facts"].get("id") != self._claimed[attempt]:
+            self._read.pop(attempt, None)
+            if self._attempt(attempt).facts.get("id") != self._claimed[attempt]:
                 raise SupersededError(
                     f"{self.run.url}: another process has claimed attempt {attempt} too, and continues"
                 )

@@ -15,7 +15,16 @@ from torch import Tensor
 from trainer.checkpoints.commit import Commit, CommitFolder, Manifest
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.read_plan import Request, Target, plan, writable
-from trainer.checkpoints.tensor_files import LAYOUT, Layout, file_sizes, layout_of_format_1, parsed_layout, section_of
+from trainer.checkpoints.records import check_record
+from trainer.checkpoints.tensor_files import (
+    LAYOUT,
+    MOST_HEADER_BYTES,
+    Layout,
+    file_sizes,
+    layout_of_format_1,
+    parsed_layout,
+    section_of,
+)
 from trainer.distributed.node import Node
 from trainer.distributed.ranks import rank
 from trainer.distributed.sharding import is_sharded
@@ -167,7 +176,7 @@ class SavedState:
             if self.manifest.format == 1:
                 self.headers = {file: self._header(file) for file in files}
                 return layout_of_format_1(content, self.headers)
-            layout = parsed_layout(content)
+            layout = parsed_layout(check_record("layout", content))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedError(f"{self.folder.url}: its parts do not fit together ({error})") from error
         sizes, expected = file_sizes(layout), {file: names[file].bytes for file in files}
@@ -180,7 +189,7 @@ class SavedState:
         """The first bytes of a safetensors file, up to the tensors (checked when the whole file is read)."""
         size = self.manifest.files[file].bytes
         length = 8 + int.from_bytes(self.folder.read_range(self.manifest, file, 0, min(8, size)), "little")
-        if not 8 < length <= size:
+        if not 8 < length <= min(size, MOST_HEADER_BYTES):
             raise ValueError(f"{file} is not a safetensors file")
         return bytes(self.folder.read_range(self.manifest, file, 0, length))
 

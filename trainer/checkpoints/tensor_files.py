@@ -22,6 +22,7 @@ from trainer.errors import TrainingError
 
 LAYOUT = "layout.json"
 CHUNK = 256 << 10  # bytes per checksum; what a reader reads too much on either side costs less than a request
+MOST_HEADER_BYTES = 100 << 20  # of a safetensors file, as its own library has it
 BLOCK = 8 << 20  # bytes handed to the store's client at once
 
 DTYPES = {  # by their names in the safetensors format

@@ -65,8 +65,8 @@ class Reads:
         self.tensors = self.others = 0
         read, read_range = Storage.read, Storage.read_range
 
-        def counted_read(storage: Storage, path: str) -> bytes:
-            return self._counted(path, read(storage, path))
+        def counted_read(storage: Storage, path: str, most: int | None = None) -> bytes:
+            return self._counted(path, read(storage, path, most))
 
         def counted_range(storage: Storage, path: str, start: int, stop: int) -> memoryview:
             return self._counted(path, read_range(storage, path, start, stop))

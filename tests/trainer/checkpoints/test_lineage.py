@@ -335,7 +335,7 @@ def test_a_manifest_that_lists_other_than_its_own_files_is_refused_before_anythi
     local.write(f"checkpoints/{commit.name}/manifest.json", json.dumps({"format": 1, "files": listed}).encode())
     read = []
     original = Storage.read
-    monkeypatch.setattr(Storage, "read", lambda self, path: (read.append(path), original(self, path))[1])
+    monkeypatch.setattr(Storage, "read", lambda self, path, *most: (read.append(path), original(self, path, *most))[1])
     with pytest.raises(TrainingError, match="which is no file of a checkpoint") as raised:
         read_commit(lineage, commit)
     assert "\n" not in str(raised.value)

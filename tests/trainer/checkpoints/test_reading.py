@@ -86,7 +86,7 @@ def test_small_neighbours_come_in_one_request_and_large_tensors_in_several(url: 
     process.claim(lambda sections: None)
     large = torch.randn(3_000, 3_000)
     many = {f"bias.{number}": torch.randn(10) for number in range(100)}
-    process.save(100, {"model": {"large": large, **many}, "progress": {}}, [])
+    process.save(100, {"model": {"large": large, **many}, "progress": {"images": 0}}, [])
     saved = whole(url)
     asked: list[int] = []
     read_range = Storage.read_range
@@ -262,9 +262,9 @@ def _restore_slowly(url: str) -> None:
     with group(timeout=3.0):
         read, read_range = Storage.read, Storage.read_range
 
-        def slow(storage: Storage, path: str) -> bytes:
+        def slow(storage: Storage, path: str, most: int | None = None) -> bytes:
             time.sleep(4.0 * path.endswith("manifest.json"))
-            return read(storage, path)
+            return read(storage, path, most)
 
         def slow_range(storage: Storage, path: str, start: int, stop: int) -> memoryview:
             time.sleep(4.0)
