@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from cluster.storage.errors import MissingError
-from cluster.storage.storage import Storage
+from cluster.storage.errors import MissingError, TooLargeError
+from cluster.storage.json_files import MOST_JSON_BYTES
+from cluster.storage.storage import Storage, join
 from trainer.checkpoints.bounds import Bounds
 from trainer.checkpoints.commit import Commit
 from trainer.checkpoints.journal import read_metrics
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.reading import SavedState
+from trainer.checkpoints.records import parse_record
 from trainer.checkpoints.snapshots import reconstruct
+from trainer.checkpoints.stored_shapes import Shapes, check_shapes, shapes_in_file
 from trainer.checkpoints.tensor_files import from_safetensors, to_safetensors
 from trainer.checkpoints.weights import width_of
 from trainer.errors import TrainingError
@@ -30,6 +33,7 @@ from trainer.models.base import ModelConfigBase
 CHECKPOINTS = "checkpoints"  # folder of a run's commits
 FINAL = "final"  # folder of a finished run
 DESCRIPTION = "model.json"  # of a run: what rebuilds its model
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of an export
 BEST = "best"  # folder in that, if the best evaluation was not the last one
 
 logger = logging.getLogger(__name__)
@@ -53,18 +57,24 @@ def write_model(
     """Write the tokenizers and model.safetensors, then config.json."""
     for name, tokenizer in tokenizers.items():
         folder.write(tokenizer_file(name), tokenizer.encode())
-    folder.write("model.safetensors", to_safetensors(tensors))
-    folder.write("config.json", json.dumps(description, indent=1).encode())
+    folder.write(WEIGHTS, to_safetensors(tensors))
+    folder.write(CONFIG, json.dumps(description, indent=1).encode())
 
 
 def description_of(folder: Storage) -> dict[str, Any]:
     """What an export says of its model. Raises TrainingError if it cannot be read."""
     try:
-        facts = json.loads(folder.read("config.json"))
-    except (MissingError, ValueError) as error:
-        raise TrainingError(f"{folder.url}: config.json does not describe a model") from error
-    if not isinstance(facts, dict) or "model" not in facts:
-        raise TrainingError(f"{folder.url}: config.json does not describe a model")
+        return _description(folder, CONFIG)
+    except MissingError as error:
+        raise TrainingError(f"{folder.url}: no {CONFIG}, which describes a model") from error
+
+
+def _description(folder: Storage, path: str) -> dict[str, Any]:
+    """The content of model.json or config.json. Raises MissingError, or TrainingError if it describes no model."""
+    try:
+        facts: dict[str, Any] = parse_record("description", folder.read(path, MOST_JSON_BYTES))
+    except (TooLargeError, ValueError) as error:
+        raise TrainingError(f"{folder.url}: its model cannot be built by this version: {path}: {error}") from error
     return facts
 
 
@@ -104,26 +114,31 @@ def open_model(url: str, weights: str = "ema") -> Loaded:
             return exported
         if final := _final(run, lineage):
             return final
-    images, tensors = newest_weights(lineage, weights)
-    return Loaded(_built(run, run.read("model.json"), tensors), weights, images)
+    if next(lineage.history(), None) is None:
+        raise _no_model(run)
+    description = _description(run, DESCRIPTION)
+    images, tensors = newest_weights(lineage, weights, lambda shapes: _check_shapes(run, description, shapes))
+    return Loaded(_built(run, description, tensors), weights, images)
 
 
 def _open_commit(run: Storage, commit: Commit, weights: str) -> Loaded:
     """The model of a run at one of its commits."""
     if weights == BEST or width_of(weights):
         raise TrainingError(f"{run.url}: {weights} weights are of a run; of a checkpoint there are ema and raw")
-    images, tensors = weights_at(Lineage(run), commit, weights)
-    return Loaded(_built(run, run.read(DESCRIPTION), tensors), weights, images)
+    description = _description(run, DESCRIPTION)
+    images, tensors = weights_at(Lineage(run), commit, weights, lambda shapes: _check_shapes(run, description, shapes))
+    return Loaded(_built(run, description, tensors), weights, images)
 
 
 def _read_model(folder: Storage) -> Loaded | None:
     """The model of an export or of a finished run's final/; None if there is none."""
     try:
-        description, data = folder.read("config.json"), folder.read("model.safetensors")
+        facts, shapes = _description(folder, CONFIG), shapes_in_file(folder, WEIGHTS)
+        _check_shapes(folder, facts, shapes)
+        data = folder.read(WEIGHTS)
     except MissingError:
         return None
-    model = _built(folder, description, from_safetensors(f"{folder.url}/model.safetensors", data))
-    facts = json.loads(description)
+    model = _built(folder, facts, from_safetensors(join(folder.url, WEIGHTS), data))
     return Loaded(model, facts.get("weights", "ema"), facts.get("images_seen"))
 
 
@@ -131,11 +146,9 @@ def _final(run: Storage, lineage: Lineage) -> Loaded | None:
     """The model of final/ unless the run has made newer commits since: it was extended, or continued from before."""
     folder = run.folder(FINAL)
     try:
-        facts = json.loads(folder.read("config.json"))
+        facts = _description(folder, CONFIG)
     except MissingError:
         return None
-    except ValueError:
-        return _read_model(folder)  # which raises in one line
     return _read_model(folder) if _is_newest(facts, lineage) else None
 
 
@@ -152,13 +165,13 @@ def _stored_best(run: Storage, lineage: Lineage) -> Loaded | None:
     """The model of the best evaluation from an export or from final/; None if it must be looked for in the commits."""
     for folder in (run.folder(FINAL),) if run.exists(DESCRIPTION) else (run,):
         try:
-            facts = json.loads(folder.read("config.json"))
-        except (MissingError, ValueError):
+            facts = _description(folder, CONFIG)
+        except (MissingError, TrainingError):
             continue
         best = facts.get("best")
         if facts.get("weights") != BEST and (not best or (folder is not run and not _is_newest(facts, lineage))):
             continue
-        here = facts.get("weights") == BEST or best["images"] == facts["images_seen"]
+        here = best is None or facts.get("weights") == BEST or best["images"] == facts.get("images_seen")
         found = _read_model(folder if here else folder.folder(BEST))
         return found and found._replace(weights=BEST)
     return None
@@ -178,14 +191,16 @@ def best_commit(lineage: Lineage) -> Commit:
     )
 
 
-def newest_weights(lineage: Lineage, weights: str) -> tuple[int, dict[str, Tensor]]:
+def newest_weights(
+    lineage: Lineage, weights: str, check: Callable[[Shapes], None] = lambda shapes: None
+) -> tuple[int, dict[str, Tensor]]:
     """The images seen and the tensors of the newest commit that can be read; a damaged one is passed over with a
-    warning in the log. Raises TrainingError if there is none.
+    warning in the log. Raises TrainingError if there is none. `check` sees the shapes before any tensor is read.
     """
     failure = _no_model(lineage.run)
     for commit in [best_commit(lineage)] if weights == BEST else lineage.history():
         try:
-            return weights_at(lineage, commit, weights)
+            return weights_at(lineage, commit, weights, check)
         except TrainingError as error:
             if weights == BEST:
                 raise
@@ -194,13 +209,16 @@ def newest_weights(lineage: Lineage, weights: str) -> tuple[int, dict[str, Tenso
     raise failure
 
 
-def weights_at(lineage: Lineage, commit: Commit, weights: str) -> tuple[int, dict[str, Tensor]]:
+def weights_at(
+    lineage: Lineage, commit: Commit, weights: str, check: Callable[[Shapes], None] = lambda shapes: None
+) -> tuple[int, dict[str, Tensor]]:
     """The images seen and the weights of a commit, by name.
 
     `posthoc:WIDTH` is computed from snapshots, up to the last one; the commit adds what was not trained. Raises
     TrainingError.
     """
     saved = SavedState(lineage.folder(commit), ("model", "ema") if weights in ("ema", BEST) else ("model",))
+    check({name: stored.shape for name, stored in saved.layout.get("model", {}).items()})
     model = saved.tensors("model")
     if width := width_of(weights):
         averaged = reconstruct(lineage.run, width)
@@ -214,9 +232,9 @@ def load_untrained(url: str) -> Model:
     Raises TrainingError or StorageError in one line if there is none, or if it cannot be built.
     """
     run = Storage(url)
-    for path in (DESCRIPTION, "config.json", f"{FINAL}/config.json"):
+    for path in (DESCRIPTION, CONFIG, f"{FINAL}/{CONFIG}"):
         try:
-            description = run.read(path)
+            description = _description(run, path)
         except MissingError:
             continue
         with _build_errors(run.url):
@@ -227,8 +245,8 @@ def load_untrained(url: str) -> Model:
 def recorded_config(run: Storage) -> ModelConfigBase | None:
     """The model's configuration as a run folder describes it; None if it does not, or not for this version."""
     try:
-        return TypeAdapter[ModelConfig](ModelConfig).validate_python(json.loads(run.read("model.json"))["model"])
-    except (MissingError, ValueError, KeyError, TypeError):
+        return TypeAdapter[ModelConfig](ModelConfig).validate_python(_description(run, DESCRIPTION)["model"])
+    except (MissingError, TrainingError, ValueError):
         return None
 
 
@@ -236,7 +254,12 @@ def _no_model(run: Storage) -> TrainingError:
     return TrainingError(f"{run.url}: no model here; a run's folder has checkpoints")
 
 
-def _built(folder: Storage, description: bytes, tensors: dict[str, Tensor]) -> Model:
+def _check_shapes(folder: Storage, description: dict[str, Any], stored: Shapes) -> None:
+    with _build_errors(folder.url):
+        check_shapes(lambda: _build(description), stored)
+
+
+def _built(folder: Storage, description: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     with _build_errors(folder.url):
         model = _build(description)
         model.tokenizers = {
@@ -248,8 +271,7 @@ def _built(folder: Storage, description: bytes, tensors: dict[str, Tensor]) -> M
     return model.eval()
 
 
-def _build(description: bytes) -> Model:
-    facts = json.loads(description)
+def _build(facts: dict[str, Any]) -> Model:
     config = TypeAdapter[ModelConfig](ModelConfig).validate_python(facts["model"])
     model = config.build(ImageSpec.from_json(facts["images"]))
     model.class_names = tuple(map(str, facts.get("class_names", ())))

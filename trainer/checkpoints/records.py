@@ -91,7 +91,7 @@ class HeaderRecord(TypedDict):
 
     dtype: str
     shape: list[Count]
-    data_offsets: tuple[Count, Count]
+    data_offsets: Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
 class ImagesRecord(Record):

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import resource
+import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +15,12 @@ from cluster.storage.storage import Storage
 from tests.trainer.models import ALL_MODELS, batch, build
 from trainer.checkpoints.checkpointer import Checkpointer
 from trainer.checkpoints.commit import Commit
-from trainer.checkpoints.export import FINAL, describe, load, open_model, write_model
+from trainer.checkpoints.export import FINAL, describe, load, load_untrained, open_model, write_model
 from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.retention import CheckpointConfig
 from trainer.errors import TrainingError
 from trainer.models import ModelConfig
+from trainer.models.latent import LatentConfig
 from trainer.models.vae import VaeConfig
 from trainer.noise import Noise
 from trainer.training.ema import Ema
@@ -239,3 +243,65 @@ def test_weights_that_are_no_safetensors_are_told(url, content):
     finish(url)
     Storage(url).write("model.safetensors", content)
     assert "model.safetensors: is not a safetensors file" in error_of(url)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"latent": 1 << 36}},
+        {"model": {"hidden": [1 << 18, 1 << 18]}},
+        {"model": {"hidden": [8] * 1_000_000}},
+        {"images": {"height": 1 << 16, "width": 1 << 16}},
+    ],
+)
+def test_a_model_of_terabytes_is_compared_with_its_weights_before_it_is_built(url, change):
+    finish(url)
+    path = Path(url) / "config.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(described | {key: described[key] | value for key, value in change.items()}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TrainingError, match=r"size mismatch|many more tensors|cannot be built"):
+        load(url)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
+
+
+def test_weights_of_another_size_than_their_header_says_are_not_read(url):
+    finish(url)
+    with (Path(url) / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(TrainingError, match=r"model\.safetensors: has 1,099,511,627,776 bytes, its header describes"):
+        load(url)
+
+
+def test_a_run_whose_description_asks_for_terabytes_is_compared_with_its_checkpoint(url):
+    commit(url, 100)
+    path = Path(url) / "model.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(described | {"model": described["model"] | {"latent": 1 << 36}}))
+    with pytest.raises(TrainingError, match="size mismatch"):
+        load(url)
+
+
+def test_loading_opens_no_url_that_a_description_names(tmp_path):
+    """The first stage of a latent model is in its folder; `vae` says where it came from."""
+    denoiser = {"network": {"kind": "mlp", "width": 16, "depth": 1}, "prediction": {"kind": "v"}}
+    config = LatentConfig.model_validate({"kind": "latent", "vae": "", "first_stage": VALUES, "denoiser": denoiser})
+    model = config.build(SPEC)
+    write_model(Storage(str(tmp_path / "run")), describe(config, model), model.state_dict(), {})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        path = tmp_path / "run" / "config.json"
+        described = json.loads(path.read_text())
+        described["model"]["vae"] = f"http://127.0.0.1:{server.getsockname()[1]}/vae"
+        path.write_text(json.dumps(described))
+        load(str(tmp_path / "run"))
+        load_untrained(str(tmp_path / "run"))
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        del described["model"]["first_stage"]
+        path.write_text(json.dumps(described))
+        for opened in (load, load_untrained):
+            with pytest.raises(TrainingError, match="first_stage: is missing"):
+                opened(str(tmp_path / "run"))
+        with pytest.raises(BlockingIOError):
+            server.accept()
