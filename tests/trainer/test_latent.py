@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.loading.batches import Batch
 from tests.trainer.gaussian_data import FixedNoise, time_grid
 from tests.trainer.test_ground_truth import LOG_EVIDENCE, evidence_setting, linear_vae
 from trainer.elbo import Elbo
@@ -13,6 +14,9 @@ from trainer.images import ImageSpec
 from trainer.models.latent import Latent, LatentConfig
 from trainer.models.vae import VaeConfig
 from trainer.noise import Noise
+from trainer.training.evaluation import evaluate
+from trainer.training.image_bounds import Estimate
+from trainer.training.noise_levels import diffusion_by_level
 
 MIXTURE = {"network": {"kind": "mlp", "width": 32, "depth": 1}, "prediction": {"kind": "mixture", "components": 1}}
 START = torch.tensor(0.0)
@@ -69,6 +73,17 @@ def test_an_untrained_prior_costs_what_the_standard_normal_does(digits_like):
     with torch.no_grad():
         gap = model(images, None, noise, START).negative_bound - digits_like(images, None, noise, START).negative_bound
     assert gap.mean().item() == pytest.approx(0, abs=4 * gap.std().item() / math.sqrt(4000) + 0.01)
+
+
+def test_noise_levels_add_up_to_the_diffusion_term_over_the_same_latents(digits_like):
+    model, n = latent(digits_like), 50
+    images = torch.randint(0, 17, (n, 1, 4, 4), dtype=torch.uint8)
+    batches = [Batch(images, torch.arange(n), torch.ones(n), {})]
+    found = diffusion_by_level(model, batches, Estimate(2), 4, [("unconditional", {})])
+    assert found.total.values["unconditional"].mean == pytest.approx(
+        evaluate(model, batches, 2, 4).rates["diffusion"], rel=1e-5
+    )
+    assert model.noise_levels.dimensions == 3
 
 
 def test_the_first_stage_is_frozen(digits_like):

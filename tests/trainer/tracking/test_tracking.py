@@ -17,6 +17,7 @@ from cluster.storage.storage import Storage
 from trainer.images import ImageSpec
 from trainer.tracking.listener import Listener
 from trainer.tracking.pictures import grid
+from trainer.tracking.plots import bars
 from trainer.tracking.trackers import PictureFolder, WandbTracker, lacks_rows, send_report
 from trainer.tracking.wandb_rows import BEFORE_ALL, last_place_in_log, logs, place
 from trainer.tracking.wandb_run import GROWTH, TrackingConfig, WandbRun
@@ -276,8 +277,9 @@ def test_a_report_has_a_run_of_its_own_and_leaves_a_live_run_alone(tmp_path, wan
     assert live.stdout.readline() == "logged\n"
     training = wandb_server.runs[run.read("wandb-id").decode()]
     facts = {"split": "validation", "precision": "fp32", "images_seen": 20}
+    plot = bars({"chance": 0.25}, "found")
     for bpd in (3.0, 3.5):
-        send_report(run, tracking, "validation-elbo-1-ema", facts, {"evaluation/bpd": bpd}, print)
+        send_report(run, tracking, "validation-elbo-1-ema", facts, {"evaluation/bpd": bpd}, print, plot)
     assert training.exit_code is None
     live.communicate("\n", timeout=60)
     assert live.returncode == 0
@@ -292,6 +294,15 @@ def test_a_report_has_a_run_of_its_own_and_leaves_a_live_run_alone(tmp_path, wan
     assert (report.group, report.job_type, training.group) == ("mnist", "evaluation", "mnist")
     assert json.loads(report.summary)["evaluation/bpd"] == 3.5
     assert json.loads(report.config)["precision"]["value"] == "fp32"
+    sent = [data for name, data in report.files.items() if name.startswith("media/images/plot")]
+    assert sent
+    assert pixels(sent[0]) == pixels(plot)
+
+
+def pixels(png: bytes) -> bytes:
+    """W&B writes pictures anew."""
+    with Image.open(io.BytesIO(png)) as picture:
+        return picture.convert("RGB").tobytes()
 
 
 LIVE = """
