@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -183,3 +184,34 @@ def test_the_code_of_the_python_page_runs(tmp_path, monkeypatch):
     assert found["log_weights"].shape == (16, 20)
     assert [images for images, _ in found["curve"]] == [256, 512]
     assert found["index"].classes == 10
+
+
+def test_the_workflow_runs_what_a_clean_clone_must_pass():
+    workflow = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())
+    check = workflow["jobs"]["check"]
+    assert [step["run"] for step in check["steps"] if "run" in step] == [".ci/run"]
+    assert (REPOSITORY / ".ci/run").stat().st_mode & 0o111
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert f">={check['strategy']['matrix']['python'][0]}" == project["requires-python"]
+
+
+def test_the_citation_agrees_with_the_project():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
+    assert (citation["title"], citation["version"], citation["license"]) == (
+        project["name"],
+        project["version"],
+        project["license"],
+    )
+
+
+def test_issue_forms_are_valid():
+    for path in (REPOSITORY / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        if path.name == "config.yml":
+            continue
+        assert {"name", "description", "body"} <= form.keys()
+        identifiers = [element["id"] for element in form["body"]]
+        assert len(set(identifiers)) == len(identifiers)
+        assert all(element["attributes"]["label"] for element in form["body"])
