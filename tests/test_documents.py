@@ -149,7 +149,7 @@ ROWS = re.findall(
 @pytest.mark.parametrize(("configuration", "row"), ROWS)
 def test_figures_are_those_of_the_configurations_comments(configuration, row):
     lines = (REPOSITORY / f"jobs/configs/{configuration}.yaml").read_text().splitlines()
-    comment = " ".join(line.lstrip("# ") for line in lines if line.startswith("#")).replace("_", ",")
+    comment = " ".join(line.partition("#")[2].strip() for line in lines).replace("_", ",")
     figures = re.findall(r"(?<![\w.])[0-9][0-9,.-]*[0-9]|(?<![\w.,-])[0-9](?![\w.])", row)
     assert figures
     assert not [figure for figure in figures if not re.search(rf"(?<![0-9.]){re.escape(figure)}(?![0-9])", comment)]
