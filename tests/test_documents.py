@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic.fields import FieldInfo
 
 import trainer
 from jobs.config.loading import load_config
+from jobs.config.resume import may_change
+from jobs.config.schema import RunConfig
 from jobs.train_local import main as train_local
 from tests.testbed.processes import REPOSITORY
 
@@ -137,6 +140,28 @@ def test_keys_in_the_pages_exist(page):
         name = path.strip(".").rpartition(".")[2]
         recorded = (section, path) == ("data", "order_version")  # in fingerprints only
         assert recorded or name in KEYS or (section == "trainer" and hasattr(trainer, name)), f"{section}.{path}"
+
+
+def field_of(key: str) -> FieldInfo:
+    """The field of a dotted key."""
+    model, field = RunConfig, None
+    for part in key.split("."):
+        field = model.model_fields[part]
+        model = field.annotation
+    assert field is not None
+    return field
+
+
+def test_the_page_on_resuming_says_what_may_change():
+    page = (REPOSITORY / "docs/resume.md").read_text()
+    rows = re.findall(
+        r"^\| (.*) \| (.*) ?\|$", page.partition("| may change | fixed |")[2].partition("\n\n")[0], re.MULTILINE
+    )
+    changing, fixed = (re.findall(r"`([\w.]+)`", " ".join(column)) for column in zip(*rows, strict=True))
+    assert len(changing) >= 20
+    assert len(fixed) >= 10
+    assert [key for key in changing if not may_change(field_of(key))] == []
+    assert [key for key in fixed if may_change(field_of(key))] == []
 
 
 ROWS = re.findall(
