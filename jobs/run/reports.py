@@ -114,7 +114,7 @@ def keep(subject: Subject, name: str, report: dict[str, Any], plot: bytes | None
         subject.folder.write(f"evaluations/{name}.png", plot)
         lines.append(f"plot: {join(subject.folder.url, 'evaluations', name)}.png")
     tracking = subject.config.tracking
-    if tracking.mode != "off":
+    if tracking.wanted:
         send_report(subject.folder, tracking, name, facts, report["figures"], lines.append, plot)
     return lines
 

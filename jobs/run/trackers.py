@@ -11,7 +11,7 @@ from trainer.tracking.trackers import PictureFolder, WandbTracker, lacks_rows
 
 def trackers(config: RunConfig, run: Storage) -> list[Listener]:
     """The listeners of rank 0."""
-    if config.tracking.mode == "off":
+    if not config.tracking.wanted:
         return [PictureFolder(run)]
     settings = config.model_dump(mode="json")
     return [PictureFolder(run), WandbTracker(run, config.tracking, settings, say_on_rank_zero)]
@@ -19,6 +19,6 @@ def trackers(config: RunConfig, run: Storage) -> list[Listener]:
 
 def catch_up(config: RunConfig, run: Storage) -> None:
     """Send W&B the rows of a finished run that it is missing."""
-    if config.tracking.mode != "off" and lacks_rows(run):
+    if config.tracking.wanted and lacks_rows(run):
         for tracker in trackers(config, run):
             tracker.finish()

@@ -16,10 +16,12 @@ import wandb
 
 from cluster.storage.storage import Storage
 from jobs.config.loading import load_config
+from jobs.run.trackers import trackers
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.testbed.wandb_server import WandbServer
 from trainer.checkpoints.journal import read_metrics
+from trainer.tracking.trackers import WandbTracker
 
 
 def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,3 +88,24 @@ def test_wandb_rows_equal_the_metrics_offline_synced_and_online_and_the_key_leak
     files = [file for file in run.rglob("*") if file.is_file()]
     assert len(files) > 10
     assert not [file for file in files if key.encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("mode", "variable", "wanted"),
+    [("auto", "disabled", False), ("auto", "offline", True), ("offline", "disabled", True), ("off", "online", False)],
+)
+def test_wandb_is_not_started_where_the_environment_disables_it(
+    config_file: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    own_service: None,
+    mode: str,
+    variable: str,
+    wanted: bool,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    config = load_config(str(config_file(tracking={"mode": mode})))
+    found = trackers(config, Storage(config.run))
+    assert [isinstance(tracker, WandbTracker) for tracker in found] == [False, True][: 1 + wanted]
+    for tracker in found:
+        tracker.finish()
+    assert (Path(config.run) / "wandb").exists() == wanted

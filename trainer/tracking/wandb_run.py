@@ -24,12 +24,17 @@ class TrackingConfig(Config):
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online if there is a key (WANDB_API_KEY or a login), else offline. off: no W&B; rows and pictures are in
-    the run folder in any case."""
+    """auto: as WANDB_MODE says, else online if there is a key (WANDB_API_KEY or a login), else offline. off, or auto
+    with WANDB_MODE=disabled: no W&B; rows and pictures are in the run folder in any case."""
     project: str = "lowerbound"
     """W&B project."""
     entity: str | None = None
     """W&B team or user. null: the account's default."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether W&B is used at all."""
+        return self.mode != "off" and not (self.mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
 
 
 def _stop_service() -> None:

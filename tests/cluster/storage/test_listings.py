@@ -19,10 +19,12 @@ class Listing(BaseHTTPRequestHandler):
     """Answers S3 listings: `pages` are the keys of each."""
 
     pages: ClassVar[list[list[str]]] = []
+    payers: ClassVar[list[str | None]] = []  # of each request
     endless = ""  # "same": the first page again and again; "new": other keys on each; "empty": no keys
 
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
+        self.payers.append(self.headers.get("x-amz-request-payer"))
         number = int(query.get("continuation-token", ["0"])[0])
         keys = self.pages[number] if number < len(self.pages) else []
         if self.endless == "same":
@@ -49,7 +51,7 @@ class Listing(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def listing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Listing]]:
-    handler = type("Handler", (Listing,), {"pages": [], "endless": ""})
+    handler = type("Handler", (Listing,), {"pages": [], "payers": [], "endless": ""})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
     for name, value in (
@@ -100,3 +102,11 @@ def test_a_listing_without_progress_is_bounded(listing, monkeypatch):
     with pytest.raises(StorageError, match="the listing made no progress"):
         names()
     listing.endless = ""  # lets the client's thread end
+
+
+def test_requests_to_a_bucket_whose_reader_pays_say_so(listing: type[Listing], monkeypatch: pytest.MonkeyPatch) -> None:
+    listing.pages = [["set/a.tar"]]
+    assert names() == ["a.tar"]
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "true")
+    assert names() == ["a.tar"]
+    assert listing.payers == [None, "requester"]
