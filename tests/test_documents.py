@@ -17,6 +17,7 @@ from jobs.config.loading import load_config
 from jobs.config.resume import may_change
 from jobs.config.schema import RunConfig
 from jobs.train_local import main as train_local
+from tests.testbed.jobs import call_job
 from tests.testbed.processes import REPOSITORY
 
 POINTERS = re.findall(
@@ -240,3 +241,22 @@ def test_issue_forms_are_valid():
         identifiers = [element["id"] for element in form["body"]]
         assert len(set(identifiers)) == len(identifiers)
         assert all(element["attributes"]["label"] for element in form["body"])
+
+
+COMMANDS = [
+    (page, job, options)
+    for page in DOCUMENTS
+    for job, options in re.findall(r"python -m jobs\.(?!config\b)(\w+)([^`\n#]*)", (REPOSITORY / page).read_text())
+]
+
+
+@pytest.mark.parametrize("job", sorted({job for _, job, _ in COMMANDS}))
+def test_options_in_the_documents_exist(job):
+    known = set(re.findall(r"--[a-z][a-z-]*", call_job(job, "--help").stdout))
+    for page, name, options in COMMANDS:
+        if name == job:
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", options)) <= known, f"{page}: jobs.{job}{options}"
+
+
+def test_the_documents_have_commands():
+    assert len(COMMANDS) >= 60
