@@ -11,6 +11,7 @@ import torch
 from jobs.config.loading import load_config
 from jobs.config.schema import RunConfig
 from tests.testbed.processes import REPOSITORY
+from trainer.condition_values import TextSpec
 from trainer.images import ImageSpec
 from trainer.models.latent import LatentConfig
 from trainer.noise import Noise
@@ -23,6 +24,7 @@ IMAGES = {
     "fashion": ImageSpec(1, 28, 28, 256, 10),
     "cifar10": ImageSpec(3, 32, 32, 256, 10),
     "imagenet64": ImageSpec(3, 64, 64, 256, 1000),
+    "icons": ImageSpec(1, 24, 24, 2, texts=(TextSpec("caption", 2048, 16),)),
 }
 FOLDER = REPOSITORY / "jobs" / "configs"
 
