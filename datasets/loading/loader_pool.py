@@ -7,41 +7,59 @@ gets a tensor over the slot: between the decoder and the model no image is copie
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import multiprocessing
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections import Counter, deque
 from pathlib import Path
 
 import torch
 
+from datasets.errors import DataError
 from datasets.loading.batches import FilledBatch
-from datasets.loading.loader_process import Assignment, Slots
+from datasets.loading.loader_process import HANDLED_BY_PARENT, Assignment, Slots
 from datasets.reading.step_reader import Account, ReadPlan
 
 _FILLING = 3  # slots that the processes have at least
 _CONSUMED = 5  # slots the consumer may hold: two queued, one being handed over, the last one and the one before it
 # Images of one size follow each other: keep freed memory instead of returning it and faulting it in again.
 _SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456"}
+_KILLS = 3  # in a row, which end the work
 _MAIN = "from datasets.loading.loader_process import main; main()"
 
 
+logger = logging.getLogger(__name__)
+
+
 class LoaderProcess:
-    """A handle to one loader process."""
+    """A handle to one loader process, which is started again where it was if it is killed."""
 
     def __init__(self, assignment: Assignment, memory: int):
-        """`memory` is the descriptor of the shared memory."""
+        """`memory` is the descriptor of the shared memory, open until `close`."""
+        self._assignment, self._memory = assignment, memory
+        self._asked: deque[int] = deque()  # slots of steps that have not been answered
+        self._answered = 0
+        self._kills = 0  # since the last answer
+        self._closed = False
+        self._lock = threading.Lock()  # `close` may be called by another thread
+        self._start()
+
+    def _start(self) -> None:
         self._connection, theirs = multiprocessing.Pipe()
         their_end, self._lifeline = os.pipe()  # closes with this process, however it ends
         root = str(Path(__file__).parents[2])
         paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environment = os.environ | _SETTINGS | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        descriptors = (theirs.fileno(), their_end, memory)
+        descriptors = (theirs.fileno(), their_end, self._memory)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_BY_PARENT)  # inherited until it ignores them
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _MAIN, *map(str, descriptors)],
@@ -50,35 +68,70 @@ class LoaderProcess:
                 env=environment,
             )
         except BaseException:
-            os.close(self._lifeline)
+            self._release()
             raise
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
             os.close(their_end)
-        self._connection.send(assignment)
+        with contextlib.suppress(OSError):  # if the process has exited, `filled` notices
+            self._connection.send(self._assignment.after(self._answered))
+            for slot in self._asked:
+                self._connection.send(slot)
 
     def fill(self, slot: int) -> None:
         """Ask for its next step in this slot."""
-        with contextlib.suppress(OSError):  # if the process has exited, `filled` says so
+        self._asked.append(slot)
+        with contextlib.suppress(OSError):  # if the process has exited, `filled` notices
             self._connection.send(slot)
 
     def filled(self) -> Account:
-        """Wait for its next step; return what its images lacked. Raises what the process raised."""
-        try:
-            answer: Account | BaseException = self._connection.recv()
-        except (EOFError, OSError):
-            code = self._process.wait()
-            raise RuntimeError(f"a loader process exited unexpectedly (exit code {code})") from None
+        """Wait for its next step; return what its images lacked. Raises what the process raised.
+
+        Raises DataError if the process was killed `_KILLS` times at this step.
+        """
+        while True:
+            try:
+                answer: Account | BaseException = self._connection.recv()
+                break
+            except (EOFError, OSError):
+                self._start_again()
         if isinstance(answer, BaseException):
             raise answer
+        self._asked.popleft()
+        self._answered += 1
+        self._kills = 0
         return answer
+
+    def _start_again(self) -> None:
+        code = self._process.wait()
+        with self._lock:
+            if self._closed or code >= 0:  # its traceback is on stderr
+                raise RuntimeError(f"a loader process exited unexpectedly (exit code {code})")
+            self._kills += 1
+            killed = f"a loader process was killed ({signal.Signals(-code).name})"
+            if self._kills == _KILLS:
+                raise DataError(
+                    f"{killed} {_KILLS} times in a row, as the kernel does where memory runs out; fewer data.workers "
+                    "or a smaller data.memory need less"
+                )
+            logger.warning("%s and is started again where it was (%d of %d)", killed, self._kills, _KILLS)
+            self._release()
+            self._start()
 
     def close(self) -> None:
         """Kill the process, which holds nothing that could be lost."""
-        self._process.kill()
-        self._process.wait()
+        with self._lock:
+            self._closed = True
+            self._process.kill()
+            self._process.wait()
+            self._release()
+
+    def _release(self) -> None:
         self._connection.close()
-        os.close(self._lifeline)
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
 
 
 class LoaderPool:
@@ -87,19 +140,17 @@ class LoaderPool:
     def __init__(self, plan: ReadPlan, processes: int):
         slots, layout = _FILLING + _CONSUMED, Slots(plan)
         length = slots * layout.bytes
-        file = _shared_file(length)
-        self._slots = layout.arrays(mmap.mmap(file, length), slots)
+        self._file = _shared_file(length)  # for processes that are started again
+        self._slots = layout.arrays(mmap.mmap(self._file, length), slots)
         self._filling: deque[int] = deque()  # slots of the next steps
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()  # filled by finalizers, in any thread
         self._processes: list[LoaderProcess] = []
         try:
             for share in plan.split(processes):
-                self._processes.append(LoaderProcess(Assignment(share, slots), file))
+                self._processes.append(LoaderProcess(Assignment(share, slots), self._file))
         except BaseException:
             self.close()
             raise
-        finally:
-            os.close(file)
         for slot in range(slots):
             self._free.put(slot)
 
@@ -119,6 +170,9 @@ class LoaderPool:
         for process in self._processes:
             process.close()
         self._processes.clear()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _filled(self, slot: int, account: Account) -> FilledBatch:
         """The batch in a slot, which is reused when the images' memory is released.

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -21,12 +22,23 @@ from numpy.typing import NDArray
 from datasets.conditions.condition import Field
 from datasets.reading.step_reader import BatchArrays, ReadPlan, StepReader
 
+HANDLED_BY_PARENT = {
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+}  # requests to stop: to all of a group
+
 
 class Assignment(NamedTuple):
     """What the parent sends first."""
 
     plan: ReadPlan
     slots: int  # batches in the shared memory
+
+    def after(self, steps: int) -> Assignment:
+        """The same without the first steps."""
+        return self._replace(plan=replace(self.plan, skip=self.plan.skip + steps))
 
 
 class Slots:
@@ -73,7 +85,7 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
         plan = assignment.plan
         slots = Slots(plan).arrays(memory, assignment.slots)
         reader = StepReader(plan)
-        step = plan.steps.first
+        step = plan.steps.first + plan.skip
         while plan.steps.end is None or step < plan.steps.end:
             slot: int = connection.recv()
             connection.send(reader.read(slots[slot]))
@@ -95,7 +107,8 @@ def _exit_with_parent(lifeline: int) -> None:
 
 def main() -> None:
     """Entry point. Arguments are file descriptors: connection, lifeline, shared memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes its ends
+    for number in HANDLED_BY_PARENT:
+        signal.signal(number, signal.SIG_IGN)
     connection, lifeline, memory = (int(argument) for argument in sys.argv[1:4])
     _exit_with_parent(lifeline)
     try:

@@ -61,10 +61,13 @@ class Step(NamedTuple):
     places: Places  # [n]
 
 
-def look_up(steps: Steps, order: ImageOrder) -> Iterator[Step]:
-    """One step after another. Blocks of 1, 2, 4, ... steps are looked up at once, up to about `_BLOCK` positions."""
+def look_up(steps: Steps, order: ImageOrder, skip: int = 0) -> Iterator[Step]:
+    """One step after another, without the first `skip`.
+
+    Blocks of 1, 2, 4, ... steps are looked up at once, up to about `_BLOCK` positions.
+    """
     largest, block = max(1, _BLOCK * steps.readers // steps.size), 1
-    begin, end = steps.first, steps.end
+    begin, end = steps.first + skip, steps.end
     while end is None or begin < end:
         stop = begin + block if end is None else min(begin + block, end)
         block = min(2 * block, largest)

@@ -65,6 +65,7 @@ class ReadPlan:
     by_sample: bool = False  # one request per image: slower, less memory
     disk_cache: tuple[str, int] | None = None  # folder and size limit in bytes
     conditions: tuple[Condition, ...] = ()
+    skip: int = 0  # steps at the beginning that another process has read
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -101,7 +102,7 @@ class StepReader:
         self._order = order
         self._format: Format = plan.index.format
         self._decoded = decoded
-        self._steps = look_up(plan.steps, order)
+        self._steps = look_up(plan.steps, order, plan.skip)
         self._samples = Background(_SAMPLE_THREADS) if plan.by_sample else None
 
     def close(self) -> None:

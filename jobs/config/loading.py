@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cluster.storage.storage import Storage, join
 from jobs.config.messages import explain
 from jobs.config.overrides import parse_override
 from jobs.config.schema import RunConfig
-from jobs.config.yaml_dialect import Dumper, YamlLoader
+from jobs.config.yaml_dialect import MOST_BYTES, Dumper, parse_yaml
 from jobs.errors import ConfigError
 
 UNSET = "unset"  # keys of the base that a file takes away
@@ -35,11 +36,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def config_of(run_folder: Storage) -> RunConfig:
     """The configuration of a run folder. Raises ConfigError if it is not one."""
+    path = join(run_folder.url, "config.yaml")
     try:
-        values = yaml.safe_load(run_folder.read("config.yaml"))
+        values = parse_yaml(run_folder.read("config.yaml", MOST_BYTES).decode())
     except MissingError as error:
         raise ConfigError(f"{run_folder.url}: no run here; a run folder has a config.yaml") from error
-    return config_from(values, join(run_folder.url, "config.yaml"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _not_yaml(path, error) from error
+    return config_from(values, path)
 
 
 def config_from(values: Values, path: str) -> RunConfig:
@@ -62,12 +66,11 @@ def _validated(values: Values, origins: Origins, path: str) -> RunConfig:
 def _read(path: Path, above: tuple[Path, ...]) -> tuple[Values, Origins]:
     """The values of a file merged into those of its base. `above`: the files that have this one as a base."""
     try:
-        values = yaml.load(path.read_text(), YamlLoader)
+        values = parse_yaml(_text(path, may_be_pipe=not above))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = re.sub(r"\s+", " ", str(error))
-        raise ConfigError(f"{path}: not YAML: {problem}") from error
+        raise _not_yaml(path, error) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a YAML mapping with keys such as run, model and data")
     base, unset = values.pop("base", None), values.pop(UNSET, ())
@@ -81,6 +84,20 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[Values, Origins]:
     _unset(merged, unset, str(path))
     _merge(merged, values, origins, str(path))
     return merged, origins
+
+
+def _text(path: Path, may_be_pipe: bool) -> str:
+    """The text of a file, as much of it as a configuration may have and one byte more. Raises OSError."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not (may_be_pipe and stat.S_ISFIFO(mode)):
+        raise OSError("a folder, pipe or device, not a file")
+    with path.open("rb") as file:
+        return file.read(MOST_BYTES + 1).decode()
+
+
+def _not_yaml(path: Path | str, error: Exception) -> ConfigError:
+    problem = re.sub(r"\s+", " ", str(error))[:300]
+    return ConfigError(f"{path}: not YAML: {problem}")
 
 
 def _unset(target: Values, keys: object, source: str) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from jobs.config.messages import union_members
 from jobs.config.schema import RunConfig
-from jobs.config.yaml_dialect import YamlLoader
+from jobs.config.yaml_dialect import parse_yaml
 from jobs.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def parse_override(override: str) -> dict[str, Any]:
 
 def _yaml(override: str) -> Any:
     try:
-        return yaml.load(override.partition("=")[2], YamlLoader)
+        return parse_yaml(override.partition("=")[2])
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: the value is not YAML") from error
 
@@ -41,7 +41,7 @@ def _yaml(override: str) -> Any:
 def _text(text: str, types: set[Any]) -> Any:
     """The value of a key that takes text: in quotes if it is written so; null and lists where the key takes them."""
     try:
-        value = yaml.load(text, YamlLoader)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         return text
     if value is None and type(None) in types:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -308,14 +309,49 @@ def _is_loader(pid: int) -> bool:
         return False
 
 
-def test_a_killed_loader_process_is_reported(index):
+def children_of_all_threads() -> set[int]:
+    tasks = Path("/proc/self/task").iterdir()
+    return {int(child) for task in tasks for child in (task / "children").read_text().split()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_loader_process_is_started_again_where_it_was(index, number, workers, caplog):
+    with training_batches(config(index, workers=0), index, seed=1, batch=16) as batches:
+        expected = take_more(batches, 40)
+    before = children_of_all_threads()
+    with training_batches(config(index, workers=workers), index, seed=1, batch=16) as batches:
+        taken = take_more(batches, 10)
+        for count in (20, 10):
+            os.kill(min(children_of_all_threads() - before), number)
+            taken += take_more(batches, count)
+    assert same(taken, expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"a loader process was killed ({number.name}) and is started again where it was (1 of 3)"
+    ] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_request_to_stop_is_not_for_loader_processes(index, number):
     before = set(children(os.getpid()))
-    batches = training_batches(config(index, workers=1), index, seed=1, batch=16)
-    next(batches)
-    (child,) = set(children(os.getpid())) - before
-    os.kill(child, 9)
-    with pytest.raises(RuntimeError, match=r"exited unexpectedly \(exit code -9\)"):
+    with training_batches(config(index, workers=2), index, seed=1, batch=16) as batches:
+        for child in set(children(os.getpid())) - before:  # while they start
+            os.kill(child, number)
+        take_more(batches, 3)
+        for child in set(children(os.getpid())) - before:
+            os.kill(child, number)
         take_more(batches, 20)
+
+
+def test_a_loader_process_killed_three_times_in_a_row_ends_the_work(index, monkeypatch):
+    import datasets.loading.loader_pool as loader_pool
+
+    monkeypatch.setattr(loader_pool, "_MAIN", "import os; os.kill(os.getpid(), 9)")
+    with (
+        training_batches(config(index, workers=1), index, seed=1, batch=16) as batches,
+        pytest.raises(DataError, match=r"was killed \(SIGKILL\) 3 times in a row, .* fewer data.workers"),
+    ):
+        next(batches)
 
 
 def test_a_loader_process_reports_an_index_that_cannot_be_opened(tmp_path):
