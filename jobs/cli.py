@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import sys
@@ -11,24 +13,30 @@ from collections.abc import Callable, Sequence
 from cluster.storage.errors import StorageError
 from datasets.errors import DataError
 from jobs.errors import ConfigError
+from jobs.limits import limit_met
 from trainer.errors import TrainingError
+from trainer.tracking.streams import discard_stdout
 
+EXIT_SIGPIPE = 141  # as a shell reports it
 USER_ERRORS = (ConfigError, DataError, StorageError, TrainingError)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Call `main(arguments)` and exit with its status; 1 after a user error, 130 after Ctrl-C.
+    """Call `main(arguments)` and exit with its status; 1 after a user error or a limit of the machine,
+    130 after Ctrl-C, 141 where the reader of stdout has left.
 
     With --debug among the arguments user errors keep their traceback as well.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    _settle_streams()
     try:
         status = main(arguments) or 0
         if "torch" in sys.modules:  # otherwise there are no ranks, and importing it takes seconds
             from trainer.distributed.ranks import shutdown
 
             shutdown()
+        sys.stdout.flush()
     except USER_ERRORS as error:
         if debug:
             raise
@@ -38,9 +46,27 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader of stdout (head, less) has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        discard_stdout()
+        status = EXIT_SIGPIPE
+    except (OSError, MemoryError, RuntimeError) as error:
+        reason = limit_met(error)
+        if debug or reason is None:
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            discard_stdout()  # which may be what is full
+        status = 1
     sys.exit(status)
+
+
+def _settle_streams() -> None:
+    """Give the process streams that every text can be written to: closed ones discard it, ASCII ones escape it."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for the life of the process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:

@@ -90,7 +90,7 @@ def _text(path: Path, may_be_pipe: bool) -> str:
     """The text of a file, as much of it as a configuration may have and one byte more. Raises OSError."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not (may_be_pipe and stat.S_ISFIFO(mode)):
-        raise OSError("a folder, pipe or device, not a file")
+        raise OSError("Is a directory" if stat.S_ISDIR(mode) else "a pipe or device, not a file")
     with path.open("rb") as file:
         return file.read(MOST_BYTES + 1).decode()
 

@@ -6,21 +6,19 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from jobs.config.resolved import resolve
 from jobs.config.resume import check_same_run
 from jobs.config.schema import RunConfig
 from jobs.run.trackers import catch_up
 from trainer.checkpoints.bounds import Best
-from trainer.checkpoints.export import BEST, FINAL, best_commit, weights_at, write_model
+from trainer.checkpoints.export import BEST, CONFIG, FINAL, best_commit, description_of, weights_at, write_model
 from trainer.checkpoints.lineage import Lineage
 from trainer.distributed.ranks import on_rank_zero
 from trainer.errors import TrainingError
@@ -63,13 +61,12 @@ def finished(config: RunConfig) -> Outcome | None:
     Raises TrainingError if the run folder is another run's.
     """
     run = Storage(config.run)
-    try:
-        facts = json.loads(run.read(f"{FINAL}/config.json"))
-    except MissingError:
+    facts = _final_facts(run)
+    if facts is None:
         return None
     resolved = resolve(config)
     check_same_run(resolved, facts["fingerprint"])  # on a driver, whose precision is not the ranks'
-    best = Best(**facts["best"]) if facts.get("best") else None
+    best = Best(*(facts["best"][name] for name in Best._fields)) if facts.get("best") else None
     if resolved.held_out is None or facts.get("validation_set") != resolved.held_out.fingerprint:
         best = None  # bounds on another set say nothing
     images: int = facts["images_seen"]
@@ -80,6 +77,20 @@ def finished(config: RunConfig) -> Outcome | None:
     on_rank_zero(lambda: catch_up(config, run))
     say_on_rank_zero(f"{config.run} is finished: {images:,} images seen{ending(outcome, config, run)}")
     return outcome
+
+
+def _final_facts(run: Storage) -> dict[str, Any] | None:
+    """What final/ says of a finished run; None if there is none, or if it must be written again."""
+    if not run.exists(f"{FINAL}/{CONFIG}"):
+        return None
+    try:
+        facts = description_of(run.folder(FINAL))
+        if facts.get("images_seen") is None or facts.get("fingerprint") is None:
+            raise TrainingError(f"{run.url}: {FINAL}/{CONFIG} does not say what was trained")
+    except TrainingError as error:
+        say_on_rank_zero(f"warning: {error}; it is written again from the newest checkpoint")
+        return None
+    return facts
 
 
 def ending(outcome: Outcome, config: RunConfig, run: Storage) -> str:

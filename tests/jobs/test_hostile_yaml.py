@@ -41,10 +41,10 @@ def test_a_bomb_is_one_line(tmp_path, kind):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("base", ["/dev/zero", "pipe", "."])
+@pytest.mark.parametrize("base", ["/dev/zero", "pipe"])
 def test_a_base_is_a_file(tmp_path, base):
     os.mkfifo(tmp_path / "pipe")
     path = Path(tmp_path / "c.yaml")
     path.write_text(f"base: {base}\n")
-    with pytest.raises(ConfigError, match="a folder, pipe or device, not a file"):
+    with pytest.raises(ConfigError, match="a pipe or device, not a file"):
         load_config(str(path))

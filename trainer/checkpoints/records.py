@@ -108,6 +108,8 @@ class BestRecord(Record):
     """The best evaluation of a run."""
 
     images: Count
+    nats: float
+    since: Count
 
 
 class Description(Record):

@@ -48,6 +48,8 @@ class CheckpointThread(threading.Thread):
             self.outcome = self._write()
         except Exception as error:  # of the group: another rank is gone
             self.outcome = error
+        except BaseException as error:  # a thread that ends without an outcome would count as a commit
+            self.outcome = TrainingError(f"{self.folder.url}: {type(error).__name__}: {' '.join(str(error).split())}")
 
     def _write(self) -> Exception | None:
         failure: Exception | None = None

@@ -10,15 +10,15 @@ from typing import Any
 from tqdm import tqdm
 
 from trainer.distributed.ranks import rank
+from trainer.tracking.streams import say
 
 BAR_SECONDS, LINE_SECONDS = 1.0, 30.0  # between two updates of the bar, and between two lines in a log
 
 
 def say_on_rank_zero(line: str) -> None:
     """Print a line once, above a bar if there is one."""
-    if rank() == 0:  # not by print, which Ray Train makes write twice
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+    if rank() == 0:
+        say(line)
 
 
 class Display:
