@@ -67,7 +67,7 @@ class ResolvedRun:
             check_fed(config, self.config.data, self.index)
         torch.manual_seed(self.config.seed)
         try:
-            recorded = recorded_config(Storage(self.config.run)) if config.URLS and not new else None
+            recorded = None if new else recorded_config(Storage(self.config.run))
             model = None if new else config.rebuild(self.spec, recorded)
             model = model or config.build_new(self.spec, load)
         except ValueError as error:

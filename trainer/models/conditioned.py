@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field, PositiveInt
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainer.condition_values import Condition, hidden
 from trainer.images import ImageSpec
 from trainer.models.base import Model, ModelConfigBase
-from trainer.networks.conditioning import ConditionConfig, ConditionEmbedding
+from trainer.networks.conditioning import ConditionConfig, ConditionEmbedding, contained, rebuilt_as
 from trainer.networks.mlp import mlp
 from trainer.networks.residual import zeroed
 from trainer.noise import Noise
@@ -37,6 +37,15 @@ class ConditionedConfig(ModelConfigBase):
     condition_dropout: Dropout = 0.0
     """Probability that a training image's conditions are hidden, for unconditional samples: of all together, or of each
     by name."""
+
+    def rebuild(self, spec: ImageSpec, recorded: ModelConfigBase | None) -> Model | None:
+        if not isinstance(recorded, ConditionedConfig):
+            return self.build(spec)
+        return self.model_copy(update={"conditions": rebuilt_as(self.conditions, recorded.conditions)}).build(spec)
+
+    def self_contained(self, model: Model) -> Self:
+        assert isinstance(model, ConditionedModel)
+        return self.model_copy(update={"conditions": contained(self.conditions, model.given.conditions)})
 
 
 class GivenVector(nn.Module):

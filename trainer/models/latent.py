@@ -21,6 +21,7 @@ from trainer.models.decoding import DecodeOptions, decoded, words_with_decode
 from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.vae import Vae, VaeConfig
+from trainer.networks.conditioning import rebuilt_as
 from trainer.noise import Noise
 from trainer.normal import Normal
 from trainer.samplers import SamplingConfig
@@ -69,11 +70,12 @@ class LatentConfig(DiffuserConfig):
     def rebuild(self, spec: ImageSpec, recorded: ModelConfigBase | None) -> Latent | None:
         if not isinstance(recorded, LatentConfig) or recorded.first_stage is None:
             return None
-        return self.model_copy(update={"first_stage": recorded.first_stage}).build(spec)
+        known = rebuilt_as(self.denoiser.conditions, recorded.denoiser.conditions)
+        return self.with_conditions(known).model_copy(update={"first_stage": recorded.first_stage}).build(spec)
 
     def self_contained(self, model: Model) -> Self:
         assert isinstance(model, Latent)
-        return self.model_copy(update={"first_stage": model.vae.config})
+        return self.contained_conditions(model.diffuser).model_copy(update={"first_stage": model.vae.config})
 
 
 class Latent(DiffusionBase):

@@ -17,10 +17,11 @@ from trainer.config import Config
 from trainer.distributed.interruption import interruption_point
 from trainer.gaussian_process import alpha, diffuse, posterior, prior_rate, sigma
 from trainer.images import ImageSpec
-from trainer.models.base import ModelConfigBase
+from trainer.models.base import Model, ModelConfigBase
 from trainer.models.conditioned import Dropout, dropped
 from trainer.models.diffusion.denoiser import DenoiserConfig
 from trainer.models.diffusion.weightings import BoundConfig, WeightingConfig
+from trainer.networks.conditioning import ConditionConfig, contained, rebuilt_as
 from trainer.noise import Noise
 from trainer.normal import Normal
 from trainer.samplers import SAMPLERS, SamplerStep, SamplingConfig, noise_levels
@@ -48,6 +49,20 @@ class DiffuserConfig(ModelConfigBase):
     together, or of each by name."""
     sampling: SamplingConfig = SamplingConfig()
     """Defaults of sampling, in training and on the command line."""
+
+    def with_conditions(self, conditions: dict[str, ConditionConfig]) -> Self:
+        """The same model with other configurations of its conditions."""
+        return self.model_copy(update={"denoiser": self.denoiser.model_copy(update={"conditions": conditions})})
+
+    def rebuild(self, spec: ImageSpec, recorded: ModelConfigBase | None) -> Model | None:
+        if not isinstance(recorded, DiffuserConfig):
+            return self.build(spec)
+        known = rebuilt_as(self.denoiser.conditions, recorded.denoiser.conditions)
+        return self.with_conditions(known).build(spec)
+
+    def contained_conditions(self, diffuser: Diffuser) -> Self:
+        """This configuration with all that is needed to rebuild the conditions of `diffuser`."""
+        return self.with_conditions(contained(self.denoiser.conditions, diffuser.denoiser.conditioning.conditions))
 
     @model_validator(mode="after")
     def _ends_need_the_bound(self) -> Self:

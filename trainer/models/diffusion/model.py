@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from trainer.condition_values import Condition
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha, diffuse
 from trainer.images import ImageSpec
-from trainer.models.base import Bound
+from trainer.models.base import Bound, Model
 from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.diffusion.flow import flow_log_density
@@ -31,6 +31,10 @@ class DiffusionConfig(DiffuserConfig):
 
     def build(self, spec: ImageSpec) -> Diffusion:
         return Diffusion(self, spec)
+
+    def self_contained(self, model: Model) -> Self:
+        assert isinstance(model, Diffusion)
+        return self.contained_conditions(model.diffuser)
 
 
 class Diffusion(DiffusionBase):

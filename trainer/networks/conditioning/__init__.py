@@ -44,4 +44,34 @@ class ConditionEmbedding(nn.ModuleDict):
         return Embedded(total, joined(texts))
 
 
-__all__ = ["ClassConfig", "ConditionConfig", "ConditionEmbedding", "TextConfig", "VectorConfig"]
+def contained(configs: Mapping[str, ConditionConfig], modules: ConditionEmbedding) -> dict[str, ConditionConfig]:
+    """The configurations with all that is needed to rebuild their modules, without any other folder."""
+    return {
+        name: config.recorded(modules[name])  # type: ignore[arg-type]
+        if isinstance(config, TextConfig)
+        else config
+        for name, config in configs.items()
+    }
+
+
+def rebuilt_as(
+    configs: Mapping[str, ConditionConfig], recorded: Mapping[str, ConditionConfig]
+) -> dict[str, ConditionConfig]:
+    """The configurations with what a run folder has `recorded` of parts that are named by path."""
+    found = {}
+    for name, config in configs.items():
+        other = recorded.get(name)
+        both = isinstance(config, TextConfig) and isinstance(other, TextConfig)
+        found[name] = config.rebuilt_as(other) if both else config  # type: ignore[union-attr,arg-type]
+    return found
+
+
+__all__ = [
+    "ClassConfig",
+    "ConditionConfig",
+    "ConditionEmbedding",
+    "TextConfig",
+    "VectorConfig",
+    "rebuilt_as",
+    "recorded",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from trainer.condition_values import Tokens, Value
 from trainer.config import Config
 from trainer.images import ImageSpec
+from trainer.networks.conditioning.pretrained import PretrainedConfig, PretrainedEncoder
 from trainer.networks.conditioning.transformer import TransformerConfig
 from trainer.networks.embedded import Text
 from trainer.noise import Noise
 
-EncoderConfig = Annotated[TransformerConfig, Field(discriminator="kind")]
+EncoderConfig = Annotated[TransformerConfig | PretrainedConfig, Field(discriminator="kind")]
 
 
 class TextConfig(Config):
@@ -26,9 +27,27 @@ class TextConfig(Config):
     """The text encoder, chosen by `kind`."""
 
     def build(self, name: str, width: int, spec: ImageSpec) -> CaptionEmbedding:
-        """Raises ValueError if the data set has no captions of that name."""
+        """Raises ValueError if the data set has no captions of that name, or the encoder cannot be read."""
         text = spec.text(name)
-        return CaptionEmbedding(self.encoder.build(f"text/{name}", text.vocabulary, text.max_tokens), width)
+        try:
+            encoder = self.encoder.build(f"text/{name}", text.vocabulary, text.max_tokens)
+        except ValueError as error:
+            raise ValueError(f"conditions.{name}.{error}") from error
+        return CaptionEmbedding(encoder, width)
+
+    def recorded(self, module: CaptionEmbedding) -> Self:
+        """This configuration with all that `build` needs to rebuild `module`."""
+        if not isinstance(self.encoder, PretrainedConfig):
+            return self
+        assert isinstance(module.encoder, PretrainedEncoder)
+        return self.model_copy(update={"encoder": self.encoder.recorded(module.encoder)})
+
+    def rebuilt_as(self, recorded: TextConfig) -> Self:
+        """This configuration with the architecture of a pretrained encoder that `recorded` has."""
+        mine, theirs = self.encoder, recorded.encoder
+        if not isinstance(mine, PretrainedConfig) or not isinstance(theirs, PretrainedConfig):
+            return self
+        return self.model_copy(update={"encoder": mine.model_copy(update={"architecture": theirs.architecture})})
 
 
 class CaptionEmbedding(nn.Module):
