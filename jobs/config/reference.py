@@ -186,7 +186,8 @@ def _type(node: Json, links: dict[str, str]) -> str:
             return f"[{', '.join(_type(item, links) for item in items)}]"
         return f"list of {_type(node['items'], links)}"
     if kind == "object":
-        return f"mapping of names to {_type(node['additionalProperties'], links)}"
+        inner = node["additionalProperties"]
+        return f"mapping of names to {'anything' if inner is True else _type(inner, links)}"
     bounds = [
         f"{sign} {node[name]:g}"
         for name, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
