@@ -78,11 +78,7 @@ def fit(
             with clock.stall():
                 checkpointer.settle(agreement.written)
             if log_due:
-                row: Row = {"images": state.images}
-                row |= state.metrics.row(state.model) | clock.row(state.images, batches.waited)
-                row |= {"train/lr": state.learning_rate, "train/skipped": state.guard.check()}
-                if remark := state.clipping.remark(last, row["train/gradient_norm"]):
-                    say_on_rank_zero(remark)
+                row = training_row(state, clock.row(state.images, batches.waited), last)
                 events.row(row | data.figures(state.images))
                 instruments.display.update(state.images, row)
             if snapshot_due and state.posthoc:
@@ -131,6 +127,15 @@ def fit(
     early = state.images < config.images and impatient(state, config)
     finished = (state.images >= config.images or early) and not state.evaluation_owed
     return Outcome(state.images, finished, evaluation, state.bounds.best, early)
+
+
+def training_row(state: TrainState, pace: Row, last: bool) -> Row:
+    """The figures of the steps since the row before. Raises DivergedError."""
+    row: Row = {"images": state.images} | state.metrics.row(state.model) | pace
+    row |= {"train/lr": state.learning_rate, "train/skipped": state.guard.check()}
+    if remark := state.clipping.remark(last, row["train/gradient_norm"]):
+        say_on_rank_zero(remark)
+    return row
 
 
 def start_commit(state: TrainState, data: Data, checkpointer: Checkpointer, events: Events) -> None:
