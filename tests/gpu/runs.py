@@ -130,7 +130,7 @@ def build(spec: ImageSpec, config: dict[str, Any]) -> Model:
 def begun(model: Model, accelerator: Accelerator, size: int, steps: int, **trainer: Any) -> TrainState:
     """The state of a run of `steps` steps of `size` images."""
     optim = OptimConfig(lr=1e-3, schedule="constant", posthoc=size * steps)
-    return TrainState.create(model, settings(size, steps, **trainer), optim, accelerator, 0, {})
+    return TrainState.create(model, settings(size, steps, **trainer), optim, accelerator, 0, {"config": {}})
 
 
 def settings(size: int, steps: int, **trainer: Any) -> TrainerConfig:

@@ -120,7 +120,7 @@ def train(folder, last=7, listeners=(), micro_batch=None, requests=Requests()): 
     checkpointer = Checkpointer(str(folder), CheckpointConfig(), print, events.before_commit, events.commit)
     saved = checkpointer.claim(lambda sections: None)
     optim = OptimConfig(lr=0.1, schedule="constant")
-    state = TrainState.create(Level(), config, optim, accelerator, seed=0, fingerprint={})
+    state = TrainState.create(Level(), config, optim, accelerator, seed=0, fingerprint={"config": {}})
     if saved is not None:
         checkpointer.restore(state.restore)
     with events.listening():
