@@ -11,7 +11,15 @@ from cluster.storage.storage import Storage
 from trainer.checkpoints.journal import Row, read_metrics
 from trainer.errors import TrainingError
 from trainer.tracking.listener import Listener, Pictures
-from trainer.tracking.wandb_rows import BEFORE_ALL, RowPlace, last_place_in_log, last_place_on_server, logs, place
+from trainer.tracking.wandb_rows import (
+    BEFORE_ALL,
+    MOST_LOG_BYTES,
+    RowPlace,
+    last_place_in_log,
+    last_place_on_server,
+    logs,
+    place,
+)
 from trainer.tracking.wandb_run import TrackingConfig, WandbRun, run_id
 
 _BEHIND = "wandb-behind"  # exists in a run folder whose W&B run lacks rows
@@ -46,10 +54,12 @@ class WandbTracker(Listener):
     def __init__(self, run: Storage, config: TrackingConfig, settings: dict[str, Any], say: Callable[[str], None]):
         self.run, self.say = run, say
         name = run.url.rsplit("/", 1)[-1]
-        self.wandb = WandbRun(run, config, say, run_id(run), name=name, group=name, job_type="train", config=settings)
-        self.sent = self.newest = self._last_sent()  # places of rows
+        self.wandb = WandbRun(
+            run, config, say, run_id(run, say), name=name, group=name, job_type="train", config=settings
+        )
+        self.sent = self.newest = self.wandb.attempt(self._last_sent, BEFORE_ALL)  # places of rows
         self.failed = False  # a row could not be logged: those after it wait for the next process, which fills the gap
-        self._send_missing()
+        self.wandb.attempt(self._send_missing, None)
         if self.wandb.online:
             say(f"W&B: {self.wandb.wandb.url}")
 
@@ -60,7 +70,7 @@ class WandbTracker(Listener):
             self.sent = self.sent if self.failed else place(row)
 
     def before_commit(self) -> None:
-        self.wandb.store_files()
+        self.wandb.attempt(self.wandb.store_files, None)
 
     def finish(self) -> None:
         self.wandb.finish()
@@ -87,7 +97,7 @@ class WandbTracker(Listener):
                 path = self.run.local_path(name)
                 if path is None:
                     path = Path(scratch) / "run.wandb"
-                    path.write_bytes(self.run.read(name))
+                    path.write_bytes(self.run.read(name, MOST_LOG_BYTES))
                 if (last := last_place_in_log(path)) > BEFORE_ALL:
                     return last  # older processes have sent earlier rows only
         return BEFORE_ALL

@@ -9,10 +9,15 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.storage.json_files import MOST_JSON_BYTES, parse_json
+
 _LEET_SECONDS = 120.0
+_MOST = 1 << 53
+MOST_LOG_BYTES = 1 << 30
 
 _TAIL = """query RunResumeStatus($project: String, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyTail } } }"""
@@ -31,9 +36,17 @@ BEFORE_ALL = RowPlace(0, -1, False)
 
 def place(row: Mapping[str, Any]) -> RowPlace:
     """The place of a row of metrics, or of the same row at W&B; BEFORE_ALL for a row of something else."""
-    if "images" not in row:
+    images, rollbacks = row.get("images"), row.get("rollbacks", 0)
+    if not all(isinstance(value, int | float) and 0 <= value < _MOST for value in (images, rollbacks)):
         return BEFORE_ALL
-    return RowPlace(int(row.get("rollbacks", 0)), int(row["images"]), "evaluation/seconds" in row)
+    return RowPlace(int(rollbacks), int(images), "evaluation/seconds" in row)  # type: ignore[arg-type]
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Whoever answers with a redirect to another host must not be given the key: it is an error."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
 
 
 def last_place_on_server(entity: str, project: str, run_id: str, timeout: float = 10.0) -> RowPlace | None:
@@ -49,11 +62,11 @@ def last_place_on_server(entity: str, project: str, run_id: str, timeout: float 
     headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
     request = urllib.request.Request(f"{url}/graphql", json.dumps(asked).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            bucket = json.load(answer)["data"]["model"]["bucket"]
-        tail = json.loads((bucket or {}).get("historyTail") or "[]")
-        return max((place(json.loads(line)) for line in tail), default=BEFORE_ALL)
-    except (OSError, ValueError, KeyError, TypeError):
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout) as answer:
+            bucket = parse_json(answer.read(MOST_JSON_BYTES))["data"]["model"]["bucket"]
+        tail = parse_json((bucket or {}).get("historyTail") or "[]")
+        return max((place(parse_json(line)) for line in tail), default=BEFORE_ALL)
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):  # also: an answer of another kind
         return None
 
 
@@ -64,9 +77,23 @@ def logs(names: list[str], run_id: str) -> list[str]:
 
 
 def last_place_in_log(path: Path) -> RowPlace:
-    """The place of the last row in a log of W&B's client, complete or not; BEFORE_ALL if there is none."""
+    """The place of the last row in a log of W&B's client, complete or not; BEFORE_ALL if there is none, or if it cannot
+    be read.
+    """
+    if not path.is_file() or path.stat().st_size > MOST_LOG_BYTES:
+        return BEFORE_ALL
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     env = {**os.environ, "WANDB_ERROR_REPORTING": "false"}
-    found = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LEET_SECONDS, check=False)
-    records = (json.loads(line) for line in found.stdout.splitlines() if '"type":"history"' in line.replace(" ", ""))
-    return max((place(record["history"]["item"]) for record in records), default=BEFORE_ALL)
+    try:
+        found = subprocess.run(command, env=env, capture_output=True, timeout=_LEET_SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return BEFORE_ALL
+    return max(map(_place_of_record, found.stdout.splitlines()), default=BEFORE_ALL)
+
+
+def _place_of_record(line: bytes) -> RowPlace:
+    """The place of a record of a log as JSON; BEFORE_ALL for a record of another kind."""
+    try:
+        return place(parse_json(line)["history"]["item"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return BEFORE_ALL

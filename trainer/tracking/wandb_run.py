@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
+import shlex
+import shutil
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from cluster.storage.errors import MissingError, TooLargeError
 from cluster.storage.storage import Storage
 from trainer.config import Config
 from trainer.tracking.captions import caption_of
 
+_ID, _ORIGIN = "wandb-id", "wandb-origin"  # in the run folder
 INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # time limits of W&B at the start and at the end
 WHAT_OF = ("/conditions", "/precision")  # endings of the texts in a row that say what its figures are of
 GROWTH = 1.1  # a file that grows is stored again when it is this many times as large: O(size) bytes in all
+
+T = TypeVar("T")
 
 
 class TrackingConfig(Config):
@@ -44,10 +52,31 @@ def _stop_service() -> None:
     wandb.teardown()
 
 
-def run_id(run: Storage) -> str:
-    """The id of the run folder's W&B run, made by the first process that asks."""
-    run.create("wandb-id", uuid.uuid4().hex[:12].encode())
-    return run.read("wandb-id").decode()
+def run_id(run: Storage, say: Callable[[str], None] = lambda line: None) -> str:
+    """The id of the run folder's W&B run, made by the first process that asks.
+
+    wandb-origin is the URL of the folder that it was made in. Where that is another one (the folder was copied or
+    moved), `say` gets a warning: two copies that go on write to one W&B run. A damaged id is replaced.
+    """
+    own = uuid.uuid4().hex[:12]
+    if run.create(_ID, own.encode()):
+        run.write(_ORIGIN, run.url.encode())
+        return own
+    try:
+        id = run.read(_ID, 1 << 16).decode()
+    except (TooLargeError, UnicodeDecodeError):
+        id = ""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", id):
+        say(f"W&B: {run.url}/{_ID} is damaged; a new W&B run is begun")
+        run.write(_ID, own.encode())
+        run.write(_ORIGIN, run.url.encode())
+        return own
+    with contextlib.suppress(MissingError, TooLargeError):  # of an older version
+        origin = " ".join(run.read(_ORIGIN, 1 << 16).decode(errors="replace").split())
+        if origin != run.url:
+            ask = f"if that folder goes on too, delete {_ID} here"
+            say(f"W&B: this folder continues W&B run {id}, begun in {origin[:300]}; {ask}")
+    return id
 
 
 class WandbRun:
@@ -64,9 +93,7 @@ class WandbRun:
     ) -> None:
         """`on_failure`: what a failure means for the user. `arguments` of wandb.init: name, group, config ..."""
         self.run, self.say, self.id, self.failed, self.on_failure = run, say, id, False, on_failure
-        self.scratch = None if run.local_path() else TemporaryDirectory(prefix="lowerbound-wandb-")
-        self.folder = Path(self.scratch.name) if self.scratch else run.local_path() or Path()
-        (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
+        self.scratch, self.folder = self._own_folder()
         self.stored: dict[Path, tuple[int, int]] = {}  # size and modification time of the files in the run folder
         self.online = self.wanted_online = tracking.mode == "online" or (tracking.mode == "auto" and _has_key())
         self.wandb = self._start({"id": id, "project": tracking.project, "entity": tracking.entity} | arguments)
@@ -76,6 +103,26 @@ class WandbRun:
     def log(self, row: Mapping[str, Any], pictures: Mapping[str, bytes]) -> bool:
         """Log the numbers of a row, and PNG files by name; False if W&B fails."""
         return self._try(lambda: self._log(row, pictures))
+
+    def _own_folder(self) -> tuple[TemporaryDirectory[str] | None, Path]:
+        """The folder for the client's files: the run folder, or a scratch folder if that is remote or unusable."""
+        if (local := self.run.local_path()) is not None:
+            try:
+                (local / "wandb").mkdir(parents=True, exist_ok=True)
+                return None, local
+            except OSError as error:  # a foreign file has that name
+                self._warn(error)
+        scratch = TemporaryDirectory(prefix="lowerbound-wandb-")
+        (Path(scratch.name) / "wandb").mkdir()
+        return scratch, Path(scratch.name)
+
+    def attempt(self, call: Callable[[], T], otherwise: T) -> T:
+        """What `call` returns; where it fails, that is reported as a failure of W&B."""
+        try:
+            return call()
+        except Exception as error:  # of a library, or of files, that must not end a run
+            self._warn(error)
+            return otherwise
 
     def store_files(self, everything: bool = False) -> None:
         """Copy the client's files from this machine's scratch disk to the run folder, those that have changed.
@@ -95,17 +142,25 @@ class WandbRun:
                 self.stored[path] = (size, changed)
 
     def finish(self) -> None:
-        """End the run at W&B and store its files. Raises StorageError."""
+        """End the run at W&B and store its files."""
         try:
             self._try(self.wandb.finish)
             self._try(_stop_service)
-            self.store_files(everything=True)
+            self._try(lambda: self.store_files(everything=True))
         finally:
             if self.scratch:
                 self.scratch.cleanup()
         if not self.online:
-            where = self.run.local_path("wandb") or f"a copy of {self.run.url}/wandb"
-            self.say(f"W&B is offline: `wandb leet {where}` shows it, `wandb sync {where}/offline-run-*` uploads it")
+            self.say(f"W&B is offline: {self._commands()}")
+
+    def _commands(self) -> str:
+        """The commands that show and upload an offline run, as a POSIX shell takes them."""
+        client = "wandb" if shutil.which("wandb") else f"{shlex.quote(sys.executable)} -m wandb"
+        if (local := self.run.local_path("wandb")) is None or self.scratch is not None:
+            where = f"a copy of {self.run.url}/wandb"
+            return f"`{client} leet` shows {where}, `{client} sync` uploads its offline-run-* folders"
+        where = shlex.quote(str(local))
+        return f"`{client} leet {where}` shows it, `{client} sync {where}/offline-run-*-{self.id}` uploads it"
 
     def _start(self, arguments: dict[str, Any]) -> Any:
         import wandb
@@ -167,4 +222,7 @@ def _has_key() -> bool:
         return True
     import wandb
 
-    return bool(wandb.login(prompt=False))
+    try:
+        return bool(wandb.login(prompt=False))
+    except Exception:  # a damaged key or settings file
+        return False
