@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -21,8 +22,8 @@ from jobs.config.loading import load_config
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, evaluation_rows, metrics, newest_tensors, training_rows
-from tests.testbed.jobs import Finished, ForkedJob, call_job, fork_job, run_job
-from tests.testbed.processes import REPOSITORY
+from tests.testbed.jobs import Finished, ForkedJob, Job, call_job, fork_job, run_job
+from tests.testbed.processes import REPOSITORY, free_ports
 from tests.testbed.steps import StopAfter
 from trainer.checkpoints.lineage import Lineage
 from trainer.distributed.requests import Requests
@@ -238,3 +239,39 @@ def test_a_full_disk_leaves_the_last_checkpoint(config_file):
     assert f"{run}/checkpoints/" in ended.stderr
     assert_bitwise_equal(newest_tensors(run), before)
     assert train_rank(load_config(str(path))).finished
+
+
+def test_left_over_ranks_are_named_at_once_and_ctrl_c_ends_the_wait(config_file):
+    (port,) = free_ports(1)
+    left_over = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    left_over |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with Job("train_local", str(config_file()), env=left_over) as job:
+        job.wait_for("rank 0 waits for 2 ranks at 127.0.0.1", 60)
+        job.signal(signal.SIGINT)
+        ended = job.wait(30)
+    assert ended.status == -signal.SIGINT
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("left_over", [{"WORLD_SIZE": "2", "RANK": "0"}, {"WORLD_SIZE": "many", "RANK": "1"}])
+def test_half_a_rendezvous_is_one_line(config_file, left_over):
+    ran = run_job("train_local", str(config_file()), env=left_over)
+    assert ran.status == 1
+    assert ran.error.startswith("error: the environment describes no group of ranks (WORLD_SIZE=")
+    assert ran.error.endswith("unset WORLD_SIZE and RANK to train with one process, or start the ranks with torchrun")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["loaders", "evaluation"])
+def test_a_request_to_stop_commits_whenever_it_comes(config_file, number, moment):
+    """While loader processes start, to them as well (the whole process group); while an evaluation is made."""
+    trainer = {"images": 10**7, "evaluate_every": 4 * BATCH, "checkpoint_every": 10**7, "log_every": BATCH}
+    path = config_file(trainer=trainer, data={"workers": 2, "cache": 0})
+    with Job("train_local", str(path)) as job:
+        job.wait_for("loader processes" if moment == "loaders" else "validation", 60)
+        os.killpg(job.process.pid, number)
+        ended = job.wait(60)
+    assert ended.status == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "was killed" not in ended.stderr
+    assert "the same command resumes the run" in ended.stdout

@@ -8,7 +8,8 @@ the next one waits and training continues.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch.distributed as dist
@@ -106,6 +107,9 @@ class Checkpointer:
             self.saved.node = self.node
         self.newest, self._committed_rows = self.attempt.start, []
         self._bounds = None
+        number = self.attempt.number
+        if rank() == 0 and self.run.local_path() is not None:
+            self._discard(commit for commit in self.lineage.orphans() if commit.attempt < number)
         return self.saved
 
     def _newest(self, history: list[Commit]) -> SavedState | None:
@@ -246,9 +250,17 @@ class Checkpointer:
             self.on_commit(writing.commit)
         elif isinstance(writing.outcome, OSError):
             self.newest = None
+            self._discard([writing.commit])
             self.warn(f"checkpoint {writing.commit.name} was not made, training continues: {writing.outcome}")
         else:
             raise writing.outcome
+
+    def _discard(self, commits: Iterable[Commit]) -> None:
+        """Delete incomplete checkpoints on a local disk, which they may have filled; rank 0, as far as it can."""
+        if rank() == 0 and self.run.local_path() is not None:
+            with contextlib.suppress(OSError):
+                for commit in commits:
+                    self.lineage.folder(commit).delete()
 
     def __enter__(self) -> Checkpointer:
         return self

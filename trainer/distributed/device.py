@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
@@ -13,10 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from trainer.errors import TrainingError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_RENDEZVOUS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # environment variables
 MARGIN = 60.0  # seconds from the stack traces of a hanging rank to the timeout of its collectives
 
 ResolvedPrecision = Literal["fp32", "tf32", "bf16"]
@@ -36,7 +42,8 @@ def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accel
     """Accelerate's wrapper for this rank, with autocast to bfloat16 if requested (auto: on a GPU).
 
     Collectives time out `MARGIN` seconds after `hang_timeout`, when the watchdog of each rank has printed where it
-    waits. Raises AssertionError if the ranks do not form one process group.
+    waits. Raises TrainingError if the environment describes ranks that do not fit together, AssertionError if the ranks
+    do not form one process group.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -51,11 +58,38 @@ def make_accelerator(precision: Precision, hang_timeout: float = 600.0) -> Accel
     torch.backends.cudnn.benchmark = True  # a run has few shapes: the fastest kernel of each is searched once
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=hang_timeout + MARGIN))
-    accelerator = Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp, group])
+    with _rendezvous():
+        accelerator = Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[ddp, group])
     # Without this check ranks can each train alone, silently.
     expected = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == expected, f"{accelerator.num_processes} ranks instead of {expected}"
     return accelerator
+
+
+@contextlib.contextmanager
+def _rendezvous() -> Iterator[None]:
+    """Name the ranks that the block waits for, as WORLD_SIZE and RANK may be left over from another program; let Ctrl-C
+    end the wait, during which Python does not run. Raises TrainingError if the variables do not fit together.
+    """
+    given = {name: os.environ.get(name, "") for name in _RENDEZVOUS}
+    if dist.is_initialized() or "TORCHELASTIC_RUN_ID" in os.environ or given["WORLD_SIZE"] in ("", "0", "1"):
+        yield
+        return
+    alone = "unset WORLD_SIZE and RANK to train with one process, or start the ranks with torchrun"
+    numbers = [given[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")]
+    if not all(text.isdecimal() for text in numbers) or not given["MASTER_ADDR"] or int(numbers[1]) >= int(numbers[0]):
+        found = ", ".join(f"{name}={value or 'not set'}" for name, value in given.items())
+        raise TrainingError(f"the environment describes no group of ranks ({found}); {alone}")
+    others = f"{given['WORLD_SIZE']} ranks at {given['MASTER_ADDR']}:{given['MASTER_PORT']}"
+    print(f"rank {given['RANK']} waits for {others}, as WORLD_SIZE says; {alone}", file=sys.stderr, flush=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def allow_tf32(allow: bool) -> None:

@@ -8,6 +8,7 @@ import uuid
 import pytest
 import torch
 
+from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage
 from tests.trainer.checkpoints.commits import read_commit, write_commit
 from trainer.checkpoints.checkpointer import Checkpointer
@@ -412,3 +413,32 @@ def test_rows_are_there_before_the_manifest_that_they_belong_to(local, monkeypat
     Process(local).begin().save(100)
     assert written[-2] == f"metrics/{Commit(100, 1).name}.jsonl"
     assert written[-1] == f"checkpoints/{Commit(100, 1).name}/manifest.json"
+
+
+def test_a_checkpoint_that_did_not_fit_leaves_nothing_on_the_disk(tmp_path, monkeypatch):
+    """Else the next ones find the disk as full as it was."""
+    checkpoints = Checkpointer(str(tmp_path), CheckpointConfig(), lambda line: None)
+    checkpoints.claim(lambda sections: None)
+    checkpoints.save(100, state(100), [])
+    write = Storage.write
+
+    def full(storage, path, data):
+        if path.endswith("layout.json") and "000000000200" in path:
+            raise StorageError(f"{path}: No space left on device")
+        write(storage, path, data)
+
+    monkeypatch.setattr(Storage, "write", full)
+    with pytest.raises(StorageError, match="No space"):
+        checkpoints.save(200, state(200), [])
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000000100-0001"]
+
+
+def test_a_new_attempt_frees_the_disk_of_what_a_killed_one_left(tmp_path):
+    checkpoints = Checkpointer(str(tmp_path), CheckpointConfig(), lambda line: None)
+    checkpoints.claim(lambda sections: None)
+    checkpoints.save(100, state(100), [])
+    left = tmp_path / "checkpoints" / "000000000200-0001"
+    left.mkdir()
+    (left / "model.safetensors#1").write_bytes(bytes(1000))
+    Checkpointer(str(tmp_path), CheckpointConfig(), lambda line: None).claim(lambda sections: None)
+    assert not left.exists()
