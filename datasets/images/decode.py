@@ -42,6 +42,7 @@ _DEEP = {"I;16": 16, "I;16L": 16, "I;16B": 16, "I;16N": 16, "I": 32, "F": 32}  #
 _PNG_DEPTH = 24  # offset of the bit depth in a PNG
 _TIFF_DEPTH = 258  # tag
 _MAX_NPY_HEADER = 1 << 12  # bytes
+_DECODER_MEMORY = 16 << 20  # bytes besides those for pixels
 
 # Where Pillow keeps EXIF and XMP, and the names of the PNG chunks (which may follow the pixels) that hold them.
 _METADATA = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
@@ -91,6 +92,7 @@ def decode_image(data: bytes | memoryview, extension: str, format: Format, out: 
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise all kinds of exceptions on crafted bytes
+        _check_memory(len(data), format.height * format.width)
         raise _undecodable(error) from error
     if image.ndim == 2:
         image = image[:, :, None]
@@ -144,6 +146,7 @@ def image_size(data: bytes | memoryview, extension: str) -> tuple[int, int, int]
     except (DataError, MemoryError):
         raise
     except Exception as error:
+        _check_memory(len(data), 0)
         raise _undecodable(error) from error
     return height, width, 1 if picture.mode in _GREY else 3
 
@@ -293,6 +296,15 @@ def _check_depth(picture: Image.Image, data: bytes | memoryview) -> None:
         bits = max(picture.tag_v2.get(_TIFF_DEPTH, (1,)))  # type: ignore[attr-defined]
     if bits > 8:
         raise refuse_depth(bits)
+
+
+def _check_memory(size: int, pixels: int) -> None:
+    """Raise MemoryError if a decoder may have failed for want of memory: not all of them say so, and the image is good.
+
+    `size`: encoded, in bytes.
+    """
+    needed = _DECODER_MEMORY + 16 * pixels + 4 * size  # progressive JPEG: 9 bytes a pixel, WebP: about 8
+    np.empty(needed, dtype=np.uint8)  # reserved, not touched
 
 
 def _undecodable(error: Exception) -> DataError:
