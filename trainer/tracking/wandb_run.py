@@ -209,7 +209,7 @@ class WandbRun:
     def _warn(self, error: Exception) -> None:
         """Report the first failure."""
         if not self.failed:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()) or type(error).__name__
             self.say(f"W&B fails ({reason}); {self.on_failure}")
         self.failed = True
 
