@@ -46,6 +46,7 @@ class Unfinished:
         self._written = time.monotonic()
 
     def delete(self) -> None:
-        """Delete the files, once the index is written."""
+        """Delete the files, if there are any, once the index is written."""
         for path in (_SHARDS, _QUARANTINE):
-            self._location.delete(path)
+            if self._location.exists(path):  # not every store that can be indexed lets objects be deleted
+                self._location.delete(path)
