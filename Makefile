@@ -34,16 +34,19 @@ data: data/digits/validation/index/index.json  ## pack the embedded digit scans 
 data/digits/validation/index/index.json: | .venv/installed
 	$(BIN)/python -m jobs.pack --source digits --out data/digits
 
-icons: data/icons/combinations/index/index.json  ## draw and pack captioned icons into data/icons
+icons: data/icons/combinations/index/index.json  ## draw and pack captioned icons, binary, into data/icons
 
 data/icons/combinations/index/index.json: | .venv/installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --group icons -c requirements-dev.lock
-	$(BIN)/python -m jobs.pack --source icons --out data/icons
+	$(BIN)/python -m jobs.pack --source icons --levels 2 --out data/icons
 
-train-local: .venv/installed data  ## train on this machine: CONFIG=file.yaml ARGS="optim.lr=1e-4 ..."
+# The embedded set that a configuration names
+DATA_OF_CONFIG = $(if $(findstring icons,$(CONFIG)),icons,data)
+
+train-local: .venv/installed $(DATA_OF_CONFIG)  ## train on this machine: CONFIG=file.yaml ARGS="optim.lr=1e-4 ..."
 	$(BIN)/python -m jobs.train_local $(CONFIG) $(ARGS)
 
-train-ray: .venv/installed data  ## train with Ray Train, two CPU workers on this machine
+train-ray: .venv/installed $(DATA_OF_CONFIG)  ## train with Ray Train, two CPU workers on this machine
 	$(BIN)/python -m jobs.train $(CONFIG) ray.workers=2 $(ARGS)
 
 compare: .venv/installed data  ## train each model family on the digits; write a table of bounds and a picture of samples
