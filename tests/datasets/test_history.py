@@ -40,7 +40,7 @@ def read(index: Index, steps: TrainingSteps, workers: int, count: int) -> list[l
     """(position, number of the image) of a rank's share of `count` steps, read as its loader processes would."""
     size = steps.size
     images = np.empty((size, HEIGHT, WIDTH, 1), dtype=np.uint8)
-    batch = BatchArrays(images, *np.full((2, size), -1, dtype=np.int64), np.zeros(size, dtype=np.float32))
+    batch = BatchArrays(images, np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.float32), {})
     readers = [StepReader(plan) for plan in ReadPlan(index, steps).split(min(workers, steps.max_readers))]
     shares = []
     for _ in range(count):

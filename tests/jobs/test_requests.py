@@ -55,7 +55,7 @@ class StopIn(Requests):
 def slow_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples with many interruption points, which nobody could wait for."""
 
-    def sample(self, noise, condition=None, temperature=1.0):
+    def sample(self, noise, condition=None, temperature=1.0, decode="sample"):
         for _ in range(100_000):
             time.sleep(0.01)
             interruption_point()

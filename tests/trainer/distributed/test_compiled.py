@@ -34,8 +34,11 @@ def two_steps_in_small_buckets() -> None:
 
     def exchange(_, bucket):
         events.append("bucket")
-        future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-        return future.then(lambda done: done.value()[0])
+        # No Python callback on gloo's thread: it would need the interpreter's lock when the group is destroyed.
+        dist.all_reduce(bucket.buffer())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
 
     ddp.register_comm_hook(None, exchange)
     first = next(model.encoder.parameters())  # whose gradient the backward pass computes last
