@@ -366,7 +366,6 @@ def test_a_run_of_one_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "content", "told"),
     [
-        ("metrics/000000000300-0001.jsonl", b'{"images": 10}\n{"imag', "metrics"),
         ("evaluations/bad.json", b"{", "evaluations/bad.json"),
         ("attempts/0002.json", b"[[", "attempts"),
         ("final/config.json", b"[]", "final/config.json"),
@@ -383,6 +382,17 @@ def test_a_damaged_file_is_named_and_the_rest_shown(path: str, content: bytes, t
     page = Page((tmp_path / "report.html").read_text())
     assert page.texts["h2"] == SECTIONS
     assert "cannot be read" in page.text
+
+
+def test_torn_rows_are_left_out_of_a_report_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    make_run(folder, rows_of(30))
+    part = Storage(str(folder)).read("metrics/000000000300-0001.jsonl")
+    Storage(str(folder)).write("metrics/000000000300-0001.jsonl", part + b'{"imag')
+    done = call_job("report", str(folder), "--out", str(tmp_path / "report.html"))
+    assert done.status == 0, done.stderr
+    assert "metrics/000000000300-0001.jsonl: 1 lines are damaged and left out" in caplog.text
+    assert Page((tmp_path / "report.html").read_text()).texts["h2"] == SECTIONS
 
 
 def test_a_report_of_and_to_an_object_store(tmp_path: Path, s3_environment: S3Server) -> None:

@@ -95,9 +95,8 @@ def test_the_folder_of_a_run_is_tried_and_left_as_it_was(overrides: list[str], t
 
 def test_a_folder_that_cannot_be_written_is_refused(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    run, _ = checked(CONFIG, overrides)
     with pytest.raises(StorageError, match="a file, not a folder"):
-        check_run_folder(run)
+        check_run_folder(checked(CONFIG, overrides)[0])
 
 
 def test_another_runs_folder_is_refused_and_the_same_runs_is_not(overrides: list[str]) -> None:

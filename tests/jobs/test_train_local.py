@@ -195,9 +195,12 @@ def _add_sample(shard: Path, png: bytes, label: bytes) -> None:
 
 def test_a_file_that_is_no_tar_is_named(own_shards):
     (own_shards / "000003.tar").write_bytes(b"this is no tar" * 1000)
-    ended = call_job("index", str(own_shards))
+    ended = call_job("index", str(own_shards), "--on-bad=stop")
     assert ended.status == 1
     assert "000003.tar" in ended.error
+    ended = call_job("index", str(own_shards))
+    assert ended.status == 0
+    assert "000003.tar" in ended.stdout + ended.stderr
 
 
 def _png(side: int, mode: str = "L", value: int = 3) -> bytes:
@@ -217,7 +220,8 @@ def _png(side: int, mode: str = "L", value: int = 3) -> bytes:
 )
 def test_a_bad_sample_stops_the_run_with_its_name(config_file, own_shards, png, label, expected):
     _add_sample(own_shards / "000003.tar", png, label)
-    indexed = call_job("index", str(own_shards), "--levels=17", "--class-names=0,1,2,3,4,5,6,7,8,9")
+    options = "--levels=17", "--class-names=0,1,2,3,4,5,6,7,8,9", "--on-bad=stop"
+    indexed = call_job("index", str(own_shards), *options)
     if indexed.status == 0:  # otherwise the scan has found it already
         line = _said(config_file(data={"shards": str(own_shards)}), f"trainer.images={40 * BATCH}")
     else:
