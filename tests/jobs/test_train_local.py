@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -279,3 +280,16 @@ def test_a_request_to_stop_commits_whenever_it_comes(config_file, number, moment
     assert "Traceback" not in ended.stderr
     assert "was killed" not in ended.stderr
     assert "the same command resumes the run" in ended.stdout
+
+
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(config_file):
+    """A command imports torch for a second before its own handler of signals is there."""
+    command = [sys.executable, "-m", "jobs.train_local", str(config_file())]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+        while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text() and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        error = process.stderr.read()
+    assert process.returncode != 0
+    assert "Traceback" not in error
+    assert "interrupted" in error
