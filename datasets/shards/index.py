@@ -21,7 +21,7 @@ from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
 from datasets.images.decode import Format
 from datasets.shards.columns import numbers
-from datasets.shards.index_files import SCHEMA, Meta, Shard, member_file, read_index, read_table
+from datasets.shards.index_files import SCHEMA, Meta, Shard, member_file, read_index, read_table, twice_from_a_store
 from datasets.shards.shard_list import ShardList
 from datasets.shards.table_checks import check_members
 
@@ -51,6 +51,9 @@ class ShardFolder:
 
     def members(self, row: int) -> pa.Table:
         """The member table of a shard: key, and <extension>.offset, .size and .crc32 (null: no such member)."""
+        return twice_from_a_store(self.index_url, lambda: self._members_of(row))
+
+    def _members_of(self, row: int) -> pa.Table:
         name, images, size = (self.table.column(column)[row].as_py() for column in ("name", "images", "bytes"))
         try:
             table = read_table(self._members, member_file(name))

@@ -9,21 +9,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from shlex import quote
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.storage.errors import MissingError, StorageError, TooLargeError
 from cluster.storage.json_files import MOST_JSON_BYTES, parse_json
-from cluster.storage.storage import Storage, join
+from cluster.storage.storage import Storage, is_local, join
 from datasets.errors import DataError
 from datasets.images.decode import Format
 from datasets.shards.columns import numbers
 from datasets.shards.table_checks import check_shards
 
+T = TypeVar("T")
 VERSION = 1
 QUARANTINE = "quarantine.arrow"
 MOST_TABLE_BYTES = 2 << 30  # of a table that is read whole
@@ -102,7 +103,7 @@ def member_file(shard: str) -> str:
 def read_index(url: str, location: str) -> tuple[Meta, pa.Table]:
     """index.json and the table of shards at `location`. Raises `DataError` if they are missing or damaged."""
     try:
-        return read_meta(location), read_shards(url, location)
+        return twice_from_a_store(location, lambda: (read_meta(location), read_shards(url, location)))
     except MissingError as error:
         raise DataError(_missing(url, location)) from error
 
@@ -179,6 +180,16 @@ def encode_table(table: pa.Table) -> bytes:
         writer.write_table(table)
     data: bytes = stream.getvalue().to_pybytes()
     return data
+
+
+def twice_from_a_store(url: str, read: Callable[[], T]) -> T:
+    """`read()`; once more if it raises DataError and `url` is in a store: a byte may have been flipped in transit."""
+    try:
+        return read()
+    except DataError:
+        if is_local(url):
+            raise
+        return read()
 
 
 def read_table(storage: Storage, path: str) -> pa.Table:

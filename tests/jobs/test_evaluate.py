@@ -189,7 +189,8 @@ def test_a_report_is_written_though_the_reader_of_its_lines_leaves(finished):
     run, _ = finished
     command = f"{sys.executable} -m jobs.evaluate {run} | true; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.returncode == 0
+    assert ended.stderr in ("", "stdout cannot be written to (Broken pipe); the work continues without it\n")
     assert report(run, "validation-elbo-1-ema")["images"] == 270
 
 

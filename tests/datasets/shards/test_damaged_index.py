@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.order.order import Range
 from datasets.reading.shard_reader import ShardReader
@@ -189,3 +190,27 @@ def test_the_index_command_says_what_it_could_not_restore(folder):
     ran = call_job("index", str(folder))
     assert ran.status == 0
     assert "index.json: was damaged: now 256 levels and 0 class names; if that is wrong, give --levels" in ran.stderr
+
+
+def test_a_table_that_is_damaged_in_transit_is_read_again(tmp_path, monkeypatch, s3_environment):
+    write_set(tmp_path / "set", [3])
+    url = f"{s3_environment.bucket('transit')}/set"
+    for path in sorted((tmp_path / "set").rglob("*")):
+        if path.is_file():
+            Storage(url).write(str(path.relative_to(tmp_path / "set")), path)
+    opened = Index.open(url)
+    reads = []
+    whole = Storage.read
+
+    def read(self, path, *limits):
+        reads.append(path)
+        data = whole(self, path, *limits)
+        return data[:100] if len(reads) == 1 else data
+
+    monkeypatch.setattr(Storage, "read", read)
+    assert opened.members(0).num_rows == 3
+    assert reads == ["0000.tar.arrow"] * 2
+    reads[:] = []
+    monkeypatch.setattr(Storage, "read", lambda self, path, *limits: whole(self, path, *limits)[:100])
+    with pytest.raises(DataError, match="damaged"):
+        opened.members(0)
