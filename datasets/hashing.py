@@ -40,6 +40,11 @@ def derive(key: Key, counter: NDArray[Any] | int) -> Key:
     return mix(key + mix(counter.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(_GOLDEN)))
 
 
+def uniform(key: Key) -> NDArray[np.float64]:
+    """Numbers in [0, 1), multiples of 2^-53, from the bits of keys: float64 of the same shape."""
+    return (key >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def key_of(seed: int, purpose: str) -> Key:
     """The key, uint64 [1], for a purpose under a seed."""
     key = np.zeros(1, dtype=np.uint64)

@@ -225,7 +225,7 @@ def _picture_lines(name: str, caption: str) -> list[str]:
 
 
 def _picture(run_folder: Storage, name: str, images: int) -> bytes | None:
-    """The picture called `name` that was made after so many images."""
+    """The picture `name` at an image count."""
     try:
         return run_folder.read(f"pictures/{name}-{images:012d}.png")
     except MissingError:

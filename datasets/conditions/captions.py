@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.conditions.condition import Arrays, Field, Sample
 from datasets.errors import DataError
-from datasets.hashing import derive, key_of
+from datasets.hashing import Key, derive, key_of, uniform
 from datasets.order.order import Integers
 
 if TYPE_CHECKING:
@@ -53,9 +53,8 @@ class TextCondition:
     def choose(self, positions: Integers) -> Integers:
         if self.choices == 1:
             return np.zeros(len(positions), dtype=np.int64)
-        bits = derive(key_of(self.seed, f"condition/{self.name}"), positions)
-        uniform = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        chosen = np.searchsorted(np.cumsum(self.probabilities), uniform, side="right")
+        draws = uniform(derive(self._key, positions))
+        chosen = np.searchsorted(np.cumsum(self.probabilities), draws, side="right")
         return np.minimum(chosen, self.choices - 1).astype(np.int64)
 
     def read(self, sample: Sample, choice: int, arrays: Arrays, row: int) -> str:
@@ -75,6 +74,10 @@ class TextCondition:
 
     def adjust(self, arrays: Arrays, rows: Integers, positions: Integers) -> None:
         """Nothing: a caption does not depend on the position once it is chosen."""
+
+    @cached_property
+    def _key(self) -> Key:
+        return key_of(self.seed, f"condition/{self.name}")
 
     @cached_property
     def _encoder(self) -> Tokenizer:

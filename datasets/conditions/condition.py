@@ -46,7 +46,7 @@ class Condition(Protocol):
 
     @property
     def layout(self) -> dict[str, Field]:
-        """Its arrays in a batch. All zeros stand in the rows of padding and of quarantined images."""
+        """Its arrays in a batch; zero in the rows of padding and of quarantined images."""
 
     def choose(self, positions: Integers) -> Integers:
         """Which of the choices each position has, int64 [n]: a function of (seed, position)."""

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import DataError
-from datasets.hashing import derive, key_of
+from datasets.hashing import derive, key_of, uniform
 from datasets.images.decode import Format, Pixels
 
 if TYPE_CHECKING:  # loader processes without a transform need not import pydantic
@@ -87,8 +87,7 @@ class Transform:
         """Four uniform numbers in [0, 1) for a position; None if nothing is random."""
         if self._key is None:
             return None
-        bits = derive(derive(self._key, position), np.arange(4))
-        draws: list[float] = ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
+        draws: list[float] = uniform(derive(derive(self._key, position), np.arange(4))).tolist()
         return draws
 
     def _box(self, width: int, height: int, draws: list[float] | None) -> Box:

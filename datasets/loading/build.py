@@ -44,8 +44,8 @@ def training_batches(
     """A rank's share of every global batch of `batch` images, from image count `start` on; endless.
 
     All ranks get batches of the same number of rows, a multiple of `micro_batch` if given. `tokenizers`: the contents
-    of a tokenizer.json for each text condition. Raises `DataError` if the
-    streams do not divide the batch, or there are fewer streams than ranks.
+    of a tokenizer.json for each text condition. Raises `DataError` if the streams do not divide the batch, or there are
+    fewer streams than ranks.
     """
     if start % batch:
         raise DataError(

@@ -16,6 +16,7 @@ from datasets.images.decode import LABEL
 from datasets.images.transform import Transform
 from datasets.order.order import Range
 from datasets.reading.shard_reader import ShardReader
+from datasets.shards.columns import extensions_of
 from datasets.shards.index import Index
 
 _LOOKED_AT = 8  # shards, and samples of each, in which a member or field must occur
@@ -90,8 +91,7 @@ def _check_member(name: str, extension: str, index: Index) -> int:
     """The first shard that has members with an extension."""
     seen: set[str] = set()
     for shard in range(min(_LOOKED_AT, len(index))):
-        there = {column.removesuffix(".offset") for column in index.members(shard).column_names} - {"key"}
-        there = {column for column in there if not column.endswith((".size", ".crc32"))}
+        there = extensions_of(index.members(shard))
         if extension in there:
             return shard
         seen |= there

@@ -20,7 +20,7 @@ from datasets.errors import DataError
 from datasets.images.decode import IMAGE_FORMATS, Format, Pixels, decode_image
 from datasets.order.order import Range
 from datasets.reading.disk_cache import DiskCache
-from datasets.shards.columns import numbers
+from datasets.shards.columns import extensions_of, numbers
 from datasets.shards.index import Index
 
 _CLOSE = 1 << 16  # bytes between two members that are read rather than making another request
@@ -254,7 +254,7 @@ class ShardReader:
 
 def _shard_members(index: Index, number: int, others: Collection[str]) -> ShardMembers:
     table = index.members(number)
-    names = {name.removesuffix(".offset") for name in table.column_names if name.endswith(".offset")}
+    names = extensions_of(table)
     chosen = index.folder_of(number)[0].meta.image
     extensions = sorted(names.intersection((chosen,) if chosen else IMAGE_FORMATS))
     if not extensions:

@@ -127,7 +127,9 @@ class StepReader:
         batch.positions[rows] = positions
         batch.weights[rows] = 1
         if bad := account.quarantined:
-            batch.weights[rows[np.searchsorted(positions, [entry.position for entry in bad])]] = 0
+            lost = rows[np.searchsorted(positions, [entry.position for entry in bad])]
+            for column in (batch.weights, *batch.conditions.values()):
+                column[lost] = 0
         if padding.start < padding.stop:
             batch.clear(padding)
         return account
@@ -143,11 +145,7 @@ class StepReader:
                     unknown[f"{condition.name}/{reason}"] += 1
 
         images, transform = batch.images, self._plan.transform
-        bad = self._decode(step.places, positions, rows, images, read_conditions, transform)
-        for row in rows[np.searchsorted(positions, [entry.position for entry in bad])].tolist():
-            for column in batch.conditions.values():
-                column[row] = 0
-        return Account(bad, unknown)
+        return Account(self._decode(step.places, positions, rows, images, read_conditions, transform), unknown)
 
     def _read_decoded(self, decoded: DecodedSet, step: Step, batch: BatchArrays) -> Account:
         positions, to, _ = step.share

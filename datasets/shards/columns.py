@@ -9,6 +9,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 
+def extensions_of(members: pa.Table) -> set[str]:
+    """The extensions of the members that a member table has."""
+    return {name.removesuffix(".offset") for name in members.column_names if name.endswith(".offset")}
+
+
 def numbers(column: pa.ChunkedArray, missing: int = 0) -> NDArray[Any]:
     """A column of integers as an array of the same type, without a copy if it is a single chunk.
 

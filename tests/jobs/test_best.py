@@ -54,7 +54,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def averages_after(config_file, name: str, steps: int) -> dict[str, torch.Tensor]:
-    """The averaged weights of the same run after so many steps."""
+    """The averaged weights of the same run at a step."""
     config = load_config(str(config_file(name, trainer=EVERY)))
     train_rank(config, StopAfter(steps))
     saved = newest_tensors(config.run)

@@ -1,4 +1,4 @@
-"""A run continues after a shard was repaired or left out, if it is told to; its ledger says so."""
+"""A run continues on repaired or fewer shards with data.accept_changes; the ledger records it."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_a_set_without_the_condition_is_refused():
 
 
 def test_another_images_caption_costs_what_a_wrong_one_does_where_it_differs():
-    """A coin that is told wrongly: 1/2 |eps - eps'|^2 = 2 SNR, integrated over gamma."""
+    """A coin with the wrong label: 1/2 |eps - eps'|^2 = 2 SNR, integrated over gamma."""
     model, n = coins(), 2000
     partners = PartnerConditions(read_conditions(batches(n), ["label"]), seed=1)
     estimate = Estimate(0, draws=64)

@@ -74,7 +74,7 @@ def run_id(run: Storage, say: Callable[[str], None] = lambda line: None) -> str:
     with contextlib.suppress(MissingError, TooLargeError):  # of an older version
         origin = " ".join(run.read(_ORIGIN, 1 << 16).decode(errors="replace").split())
         if origin != run.url:
-            ask = f"if that folder goes on too, delete {_ID} here"
+            ask = f"if that folder continues as well, delete {_ID} here"
             say(f"W&B: this folder continues W&B run {id}, begun in {origin[:300]}; {ask}")
     return id
 

@@ -91,8 +91,8 @@ def test_what_was_quarantined_is_kept_with_unchanged_shards_and_goes_with_a_repl
     again = index_shards(str(wild), f"{wild}/index")
     assert (again.scanned, again.quarantine.to_pylist()) == (0, first.quarantine.to_pylist())
     write_members(wild / "0.tar", [member for number in range(20) for member in sample(number)])
-    mended = index_shards(str(wild), f"{wild}/index")
-    assert (mended.scanned, set(mended.quarantine["shard"].to_pylist())) == (1, {"2.tar"})
+    reindexed = index_shards(str(wild), f"{wild}/index")
+    assert (reindexed.scanned, set(reindexed.quarantine["shard"].to_pylist())) == (1, {"2.tar"})
     (wild / "2.tar").unlink()
     assert not index_shards(str(wild), f"{wild}/index").quarantine.num_rows
     assert numbers_of(str(wild)) == list(range(40))

@@ -1,4 +1,4 @@
-"""Whatever W&B's server answers and whatever lies in the run's wandb folder, training continues and the key stays."""
+"""Training continues, and the API key stays where it is, for any answer of W&B's server and any wandb folder."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def test_a_copied_folder_says_that_it_continues_the_same_run(tmp_path):
     assert said == []
     assert run_id(Storage(str(tmp_path / "b")), said.append) == id
     assert said == [
-        f"W&B: this folder continues W&B run {id}, begun in {tmp_path}/a; if that folder goes on too, delete wandb-id "
-        "here"
+        f"W&B: this folder continues W&B run {id}, begun in {tmp_path}/a; if that folder continues as well, "
+        "delete wandb-id here"
     ]
 
 

@@ -33,7 +33,7 @@ class ConditionEmbedding(nn.ModuleDict):
         self.text_width: int = max(widths, default=0)
 
     def forward(self, condition: Condition, noise: Noise) -> Embedded:
-        """What is missing in `condition` counts as unknown."""
+        """Names that `condition` lacks are unknown."""
         total: Tensor | None = None
         texts: list[Text] = []
         for name, module in self.items():
