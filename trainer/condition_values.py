@@ -51,14 +51,19 @@ def map_value(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     return function(value) if isinstance(value, Tensor) else Tokens(*map(function, value))
 
 
+def as_value(given: Tensor | TokenArrays) -> Value:
+    """A value as data hands it over, as a model takes it."""
+    return given if isinstance(given, Tensor) else Tokens(given.ids, given.lengths)
+
+
+def columns_of(value: Value) -> tuple[Tensor, ...]:
+    """The tensors of a value."""
+    return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
 def as_condition(given: Mapping[str, Tensor | TokenArrays], names: Collection[str]) -> Condition:
     """The conditions `names` among those of a batch; None if there are none."""
-    found: dict[str, Value] = {
-        name: value if isinstance(value, Tensor) else Tokens(value.ids, value.lengths)
-        for name, value in given.items()
-        if name in names
-    }
-    return found or None
+    return {name: as_value(value) for name, value in given.items() if name in names} or None
 
 
 def hidden(value: Value, where: Tensor) -> Value:

@@ -55,6 +55,13 @@ def conditions_of(
     return tuple(found)
 
 
+def kinds_of(config: DataConfig, index: Index) -> dict[str, str]:
+    """The kind of each condition that `conditions_of` finds, by name."""
+    if not config.conditions:
+        return {"label": "class"} if index.classes else {}
+    return {name: given.kind for name, given in config.conditions.items()}
+
+
 def check_conditions(config: DataConfig, index: Index) -> None:
     """Raises DataError if the set does not have what `data.conditions` names, as far as its first shards tell."""
     for name, given in config.conditions.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from datasets.config import DataConfig
+from datasets.loading.conditions import kinds_of
 from datasets.shards.index import Index
 from jobs.errors import ConfigError
 from trainer.models.base import ModelConfigBase
@@ -14,9 +15,7 @@ def check_fed(model: ModelConfigBase, data: DataConfig, index: Index) -> None:
     """Raises ConfigError in one line for a condition of the model that the training images do not have, or have of
     another kind: it would stay unknown for ever, and the model unconditional.
     """
-    fed: dict[str, str] = {name: condition.kind for name, condition in data.conditions.items()}
-    if not fed and index.classes:
-        fed = {"label": "class"}
+    fed = kinds_of(data, index)
     wanted: Any = model
     for part in model.CONDITIONS.split("."):
         wanted = getattr(wanted, part, {})

@@ -12,6 +12,7 @@ from cluster.storage.storage import absolute
 from datasets.config import DataConfig
 from datasets.loading.batches import Batches
 from datasets.loading.build import evaluation_batches
+from datasets.loading.conditions import kinds_of
 from datasets.shards.index import Index
 from jobs.config.other_images import check_format, check_labels
 from jobs.errors import ConfigError
@@ -173,7 +174,7 @@ def _check(found: Opened) -> None:
     if not names:
         return
     check_labels(found.model, found.index)
-    fed = found.data.conditions or ({"label"} if found.index.classes else {})
+    fed = kinds_of(found.data, found.index)
     for name in names:
         if name not in fed:
             has = f"it has {', '.join(fed)}" if fed else "it has none"

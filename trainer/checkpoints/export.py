@@ -163,18 +163,18 @@ def _is_newest(final: dict[str, Any], lineage: Lineage) -> bool:
 
 def _stored_best(run: Storage, lineage: Lineage) -> Loaded | None:
     """The model of the best evaluation from an export or from final/; None if it must be looked for in the commits."""
-    for folder in (run.folder(FINAL),) if run.exists(DESCRIPTION) else (run,):
-        try:
-            facts = _description(folder, CONFIG)
-        except (MissingError, TrainingError):
-            continue
-        best = facts.get("best")
-        if facts.get("weights") != BEST and (not best or (folder is not run and not _is_newest(facts, lineage))):
-            continue
-        here = best is None or facts.get("weights") == BEST or best["images"] == facts.get("images_seen")
-        found = _read_model(folder if here else folder.folder(BEST))
-        return found and found._replace(weights=BEST)
-    return None
+    folder = run.folder(FINAL) if run.exists(DESCRIPTION) else run
+    try:
+        facts = _description(folder, CONFIG)
+    except (MissingError, TrainingError):
+        return None
+    best: dict[str, Any] = facts.get("best") or {}
+    is_best = facts.get("weights") == BEST
+    if not is_best and (not best or (folder is not run and not _is_newest(facts, lineage))):
+        return None
+    here = is_best or best["images"] == facts.get("images_seen")
+    found = _read_model(folder if here else folder.folder(BEST))
+    return found and found._replace(weights=BEST)
 
 
 def best_commit(lineage: Lineage) -> Commit:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from trainer.condition_values import TokenArrays, Tokens, Value, map_value
+from trainer.condition_values import Tokens, Value, as_value, columns_of, map_value
 from trainer.distributed.interruption import interruption_point
 from trainer.distributed.ranks import all_gather_object, world_size
 from trainer.errors import TrainingError
@@ -41,7 +41,7 @@ class ConditionTable:
         """bool [B]: whether all conditions in `rows` [B] equal those in the rows `others` [B]."""
         equal = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         for value in self.values.values():
-            for column in (value,) if isinstance(value, Tensor) else value:
+            for column in columns_of(value):
                 equal &= (column[rows] == column[others]).reshape(len(rows), -1).all(1)
         return equal
 
@@ -92,7 +92,7 @@ def read_conditions(batches: Iterable[Batch], names: Collection[str]) -> Conditi
         counted, device = batch.weights > 0, batch.positions.device
         rows = {name: map_value(lambda column: column[counted].cpu(), _value(batch, name)) for name in names}  # noqa: B023
         parts.append((batch.positions[counted].cpu(), rows))
-        size += sum(column.nbytes for value in rows.values() for column in _columns(value))
+        size += sum(column.nbytes for value in rows.values() for column in columns_of(value))
         if size * world_size() > MOST_BYTES:
             raise TrainingError(
                 f"the conditions {', '.join(names)} of all images take more than {MOST_BYTES >> 30} GiB; "
@@ -114,14 +114,9 @@ def _value(batch: Batch, name: str) -> Value:
         raise TrainingError(
             f"condition {name}: the images have none; they have {', '.join(batch.conditions) or 'none'}"
         )
-    found: Tensor | TokenArrays = batch.conditions[name]
-    return found if isinstance(found, Tensor) else Tokens(found.ids, found.lengths)
-
-
-def _columns(value: Value) -> tuple[Tensor, ...]:
-    return (value,) if isinstance(value, Tensor) else tuple(value)
+    return as_value(batch.conditions[name])
 
 
 def _joined(parts: list[Value]) -> Value:
-    columns = [torch.cat(column) for column in zip(*map(_columns, parts), strict=True)]
+    columns = [torch.cat(column) for column in zip(*map(columns_of, parts), strict=True)]
     return columns[0] if isinstance(parts[0], Tensor) else Tokens(*columns)
