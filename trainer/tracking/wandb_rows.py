@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -71,9 +72,13 @@ def last_place_on_server(entity: str, project: str, run_id: str, timeout: float 
 
 
 def logs(names: list[str], run_id: str) -> list[str]:
-    """Of the paths below a `wandb` folder, the logs of the processes that logged to a run, the newest first."""
-    own = [name for name in names if name.endswith(f"-{run_id}/run-{run_id}.wandb")]
-    return sorted(own, key=lambda name: name.rpartition("run-")[0].rpartition("run-")[2], reverse=True)
+    """Of the paths below a `wandb` folder, the logs of the processes that logged to a run, the newest first.
+
+    A folder's name has the second in which its process started; the client numbers those of one second (-1, -2, ...).
+    """
+    ours = re.compile(rf"run-(\d{{8}}_\d{{6}})-{re.escape(run_id)}(?:-(\d+))?/run-{re.escape(run_id)}\.wandb$")
+    found = [(match[1], int(match[2] or 0), name) for name in names if (match := ours.search(name))]
+    return [name for *_, name in sorted(found, reverse=True)]
 
 
 def last_place_in_log(path: Path) -> RowPlace:

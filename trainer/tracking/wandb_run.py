@@ -160,7 +160,7 @@ class WandbRun:
             where = f"a copy of {self.run.url}/wandb"
             return f"`{client} leet` shows {where}, `{client} sync` uploads its offline-run-* folders"
         where = shlex.quote(str(local))
-        return f"`{client} leet {where}` shows it, `{client} sync {where}/offline-run-*-{self.id}` uploads it"
+        return f"`{client} leet {where}` shows it, `{client} sync {where}/offline-run-*-{self.id}*` uploads it"
 
     def _start(self, arguments: dict[str, Any]) -> Any:
         import wandb

@@ -4,8 +4,10 @@ import io
 import json
 import subprocess
 import sys
+import time
 import uuid
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,6 +188,22 @@ def test_the_logs_of_a_run_are_those_with_its_id_the_newest_first():
         "wandb/offline-run-20260201_000000-abc/files/output.log",
     ]
     assert logs(names, "abc") == [names[1], names[2], names[0]]
+
+
+def test_the_logs_of_one_second_are_in_the_order_of_their_numbers():
+    names = [f"wandb/offline-run-20260101_000000-abc{number}/run-abc.wandb" for number in ("", "-1", "-2", "-10")]
+    assert logs(names, "abc") == names[::-1]
+
+
+def test_processes_that_start_in_one_second_send_every_row_once(tmp_path, monkeypatch):
+    stands = time.time()
+    clock = SimpleNamespace(**vars(time) | {"time": lambda: stands})
+    monkeypatch.setattr("wandb.sdk.wandb_init.time", clock)
+    for rows in ([(0, 10), (0, 20)], [(0, 20), (0, 30)], [(0, 30), (0, 40)]):
+        log(str(tmp_path), "offline", rows)
+    folders = sorted(path.name for path in tmp_path.glob("wandb/offline-run-*"))
+    assert [name.rpartition("-")[2] for name in folders[1:]] == ["1", "2"]
+    assert places(item["item"] for item in records(tmp_path / "wandb")["history"]) == [(0, n) for n in (10, 20, 30, 40)]
 
 
 def test_a_log_that_was_cut_off_gives_the_rows_before(tmp_path):
