@@ -18,6 +18,7 @@ from datasets.shards.bad_samples import BadSamplesError, describe_quarantine, su
 from datasets.shards.index import Index
 from datasets.shards.index_files import QUARANTINE
 from datasets.shards.indexing import Indexed, IndexOptions, ScannedShard, index_shard, index_shards
+from datasets.shards.scan import ScanOptions
 from datasets.shards.shard_list import ShardList
 from jobs.cli import command_parser, run
 from jobs.errors import ConfigError
@@ -29,9 +30,10 @@ _SOME = 20  # that are printed where they are too many
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    names = options.class_names
-    classes = None if names is None else tuple(filter(None, names.split(",")))
-    how = IndexOptions(options.levels, classes, options.image, options.on_bad, options.max_bad)
+    classes = _listed(options.class_names)
+    how = IndexOptions(
+        options.levels, classes, options.image, _listed(options.columns), options.on_bad, options.max_bad
+    )
     urls = [absolute(url) for url in options.urls]
     folders = {ShardList.parse(url).folder for url in urls}
     if options.out and len(folders) > 1:
@@ -53,6 +55,10 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError(f"{error}; --out writes the index elsewhere") from error
         _print_index(url, location, done)
     return 0
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(filter(None, text.split(",")))
 
 
 def _print_index(url: str, location: str, done: Indexed) -> None:
@@ -112,13 +118,13 @@ def _print_bad(error: BadSamplesError, most: int) -> None:
 
 
 def _scan_all(
-    folder: str, names: list[str], location: str, image: str, processes: int | None
+    folder: str, names: list[str], location: str, how: ScanOptions, processes: int | None
 ) -> Iterator[ScannedShard]:
-    return each(partial(_scan, folder, location, image), names, processes)
+    return each(partial(_scan, folder, location, how), names, processes)
 
 
-def _scan(folder: str, location: str, image: str, name: str) -> ScannedShard:
-    return index_shard(Storage(folder), name, Storage(location), image)
+def _scan(folder: str, location: str, how: ScanOptions, name: str) -> ScannedShard:
+    return index_shard(Storage(folder), name, Storage(location), how)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--class-names", help="class names, separated by commas; '' removes those of the index")
     parser.add_argument(
         "--image", help="extension of the images where samples have several: input.jpg; '' for their only image"
+    )
+    parser.add_argument(
+        "--columns",
+        help="columns besides size, format, label and caption length, for jobs.select: json.FIELD, separated by "
+        "commas, are added to those of the index; '' removes these",
     )
     parser.add_argument(
         "--on-bad",

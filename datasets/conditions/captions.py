@@ -13,12 +13,11 @@ from datasets.conditions.condition import Arrays, Field, Sample
 from datasets.errors import DataError
 from datasets.hashing import Key, derive, key_of, uniform
 from datasets.order.order import Integers
+from datasets.shards.json_fields import MOST_BYTES, field_of, split_source
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MOST_BYTES = 1 << 20
-"""Bytes of a member that a caption is read from; a longer one is no caption."""
 IDS, LENGTHS = "ids", "lengths"
 
 
@@ -104,7 +103,7 @@ def caption_of(data: bytes | memoryview | None, source: str) -> Text:
     try:
         text = str(data, "utf-8")
         if path := split_source(source)[1]:
-            found = _field(json.loads(text), path)
+            found = field_of(json.loads(text), path)
             if found is None:
                 return Text(problem="missing")
             if not isinstance(found, str):
@@ -114,14 +113,6 @@ def caption_of(data: bytes | memoryview | None, source: str) -> Text:
         return Text(problem="undecodable")
     caption = " ".join(text.split())
     return Text(caption) if caption else Text(problem="empty")
-
-
-def split_source(source: str) -> tuple[str, tuple[str, ...]]:
-    """The extension of a source and the path of a field: json.meta.title -> json, (meta, title)."""
-    head, _, rest = source.partition(".")
-    if head == "json":
-        return head, tuple(rest.split("."))
-    return source, ()
 
 
 def encoder(tokenizer: str, max_tokens: int) -> Tokenizer:
@@ -135,14 +126,6 @@ def encoder(tokenizer: str, max_tokens: int) -> Tokenizer:
     loaded.no_padding()
     loaded.enable_truncation(max_tokens)
     return loaded
-
-
-def _field(value: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        if not isinstance(value, dict):
-            return None
-        value = value.get(name)
-    return value
 
 
 def _first_line(error: Exception) -> str:

@@ -58,6 +58,16 @@ _TRANSPOSE = {
 }  # by EXIF orientation
 
 
+class ImageHeader(NamedTuple):
+    """What the header of an encoded image says."""
+
+    height: int  # of the upright image, pixels
+    width: int
+    channels: int  # 1 or 3; of an npy as in its shape
+    format: str  # jpeg, png, webp or npy, by its bytes
+    orientation: int = 1  # EXIF orientation, 1 to 8, that has to be undone; 1: upright
+
+
 class Format(NamedTuple):
     """Shape of every image of a set, number of levels L (pixel values 0..L-1) and of classes (0: no labels)."""
 
@@ -127,28 +137,30 @@ def has_alpha(data: bytes) -> bool:
         raise _undecodable(error) from error
 
 
-def image_size(data: bytes | memoryview, extension: str) -> tuple[int, int, int]:
-    """(height, width, channels) of the upright image, from its header where possible.
+def read_header(data: bytes | memoryview, extension: str) -> ImageHeader:
+    """Size, channels, format and orientation of an encoded image, from its header where possible.
 
     Raises `DataError`, also for more than 8 bits per channel.
     """
     _check_extension(extension)
     if kind_of(data) == "npy":
         shape = _npy_shape(data)
-        return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
+        return ImageHeader(shape[0], shape[1], shape[2] if len(shape) == 3 else 1, "npy")
     try:
         picture = _open(data, PICTURE_KINDS)
         if picture.format == "PNG" and any(name in bytes(data) for name in _PNG_METADATA):
             picture.load()  # Pillow reads chunks that follow the pixels only then
         width, height = picture.size
-        if _orientation(picture) in (5, 6, 7, 8):
+        orientation = _orientation(picture)
+        if orientation in (5, 6, 7, 8):
             width, height = height, width
     except (DataError, MemoryError):
         raise
     except Exception as error:
         _check_memory(len(data), 0)
         raise _undecodable(error) from error
-    return height, width, 1 if picture.mode in _GREY else 3
+    turned = int(orientation) if orientation in _TRANSPOSE else 1
+    return ImageHeader(height, width, 1 if picture.mode in _GREY else 3, str(picture.format).lower(), turned)
 
 
 def decode_label(data: bytes | memoryview, classes: int | None = None) -> int:

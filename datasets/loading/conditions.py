@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from datasets.conditions.captions import TextCondition, caption_of, split_source
+from datasets.conditions.captions import TextCondition, caption_of
 from datasets.conditions.classes import ClassCondition
 from datasets.conditions.condition import Condition
 from datasets.conditions.config import ClassConfig, GeometryConfig, TextConfig, VectorConfig
@@ -18,6 +18,7 @@ from datasets.order.order import Range
 from datasets.reading.shard_reader import ShardReader
 from datasets.shards.columns import extensions_of
 from datasets.shards.index import Index
+from datasets.shards.json_fields import split_source
 
 _LOOKED_AT = 8  # shards, and samples of each, in which a member or field must occur
 

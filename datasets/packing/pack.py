@@ -13,9 +13,11 @@ from datasets.packing.encoding import Encoding, check_encoding, encode_example
 from datasets.packing.record import Record, read_record
 from datasets.packing.sources.source import Part, Source
 from datasets.packing.write import RECORDS, BadImage, ShardJob, Written, kept_shards, write_shard
+from datasets.shards.column_tables import column_file
 from datasets.shards.index import Index
 from datasets.shards.index_files import QUARANTINE_SCHEMA, Meta, Shard, member_file, write_index
 from datasets.shards.indexing import describe
+from datasets.shards.sample_columns import SCHEMA
 
 MIN_SHARDS = 8  # a small set, too, is shuffled over shards
 MAX_IMAGES = 10_000  # of a shard
@@ -112,13 +114,15 @@ def _pack_split(
     if not shards:
         raise BadImagesError(bad, images)
     record._replace(bad=bad, transparent=transparent).write(folder)
-    write_index(folder.folder("index"), _meta(source, shards, folder.url), shards, QUARANTINE_SCHEMA.empty_table())
+    none = QUARANTINE_SCHEMA.empty_table()
+    write_index(folder.folder("index"), _meta(source, shards, folder.url), shards, none, SCHEMA)
     folder.delete(_BEGUN)
     for job in jobs:
         folder.delete(f"{RECORDS}/{job.name}.json")
         if not done[job.name].shard.images:
             folder.delete(job.name)
             folder.delete(f"index/members/{member_file(job.name)}")
+            folder.delete(f"index/{column_file(job.name)}")
     size = sum(shard.bytes for shard in shards)
     return Packed(split, folder.url, len(shards), images - len(bad), size, True, bad, transparent)
 

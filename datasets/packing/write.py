@@ -16,6 +16,7 @@ from datasets.errors import DataError
 from datasets.images.decode import LABEL
 from datasets.packing.encoding import Encoded, Encoding, encode_example
 from datasets.packing.sources.source import Example, Part
+from datasets.shards.column_tables import column_file
 from datasets.shards.index_files import Shard
 from datasets.shards.indexing import index_shard
 
@@ -53,9 +54,9 @@ def write_shard(job: ShardJob) -> Written:
     folder, bad, encoded = Storage(job.folder), list[BadImage](), list[Encoded]()
     with _scratch(folder) as scratch:
         _write_tar(scratch / job.name, _samples(job, bad, encoded))
-        shard, unusable, _ = index_shard(Storage(str(scratch)), job.name, folder.folder("index"))
-        if unusable:
-            raise DataError(f"{folder.url}/{job.name}: {unusable[0].key}: {unusable[0].reason}")
+        scanned = index_shard(Storage(str(scratch)), job.name, folder.folder("index"))
+        for unusable in scanned.bad:
+            raise DataError(f"{folder.url}/{job.name}: {unusable.key}: {unusable.reason}")
         local = folder.local_path(job.name)
         if local is None:
             folder.write(job.name, scratch / job.name)
@@ -63,7 +64,7 @@ def write_shard(job: ShardJob) -> Written:
             os.replace(scratch / job.name, local)
     entry = folder.stat(job.name)
     transparent = sum(image.transparent for image in encoded)
-    written = Written(shard._replace(etag=entry.etag if entry else ""), tuple(bad), transparent)
+    written = Written(scanned.shard._replace(etag=entry.etag if entry else ""), tuple(bad), transparent)
     folder.write(f"{RECORDS}/{job.name}.json", json.dumps([contents(job), *written]).encode())
     return written
 
@@ -76,7 +77,8 @@ def kept_shards(folder: Storage, jobs: Iterable[ShardJob]) -> Iterator[Written]:
             shard, entry = Shard(*row), folder.stat(job.name)
         except (MissingError, ValueError, TypeError):  # the record of another version
             continue
-        if found == contents(job) and entry is not None and (entry.size, entry.etag) == (shard.bytes, shard.etag):
+        same = entry is not None and (entry.size, entry.etag) == (shard.bytes, shard.etag)
+        if found == contents(job) and same and folder.exists(f"index/{column_file(job.name)}"):
             yield Written(shard, tuple(BadImage(*entry) for entry in bad), transparent)
 
 

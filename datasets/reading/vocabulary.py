@@ -8,11 +8,12 @@ import numpy as np
 
 from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage
-from datasets.conditions.captions import caption_of, encoder, split_source
+from datasets.conditions.captions import caption_of, encoder
 from datasets.errors import DataError
 from datasets.order.order import Range
 from datasets.reading.shard_reader import ShardReader
 from datasets.shards.index import Index
+from datasets.shards.json_fields import split_source
 
 PADDING = "<pad>"  # token 0
 _MOST_CAPTIONS = 50_000  # that a tokenizer is trained on

@@ -20,8 +20,10 @@ from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
 from datasets.images.decode import Format
+from datasets.shards.column_tables import read_columns
 from datasets.shards.columns import numbers
 from datasets.shards.index_files import SCHEMA, Meta, Shard, member_file, read_index, read_table, twice_from_a_store
+from datasets.shards.sample_columns import has_columns
 from datasets.shards.shard_list import ShardList
 from datasets.shards.table_checks import check_members
 
@@ -67,6 +69,18 @@ class ShardFolder:
             ) from error
         if table.num_rows != images:
             raise DataError(f"{self.index_url}: {table.num_rows} samples of {name}, expected {images}; {self.remedy}")
+        return table
+
+    def columns(self, row: int) -> pa.Table:
+        """The column table of a shard, a row for each of the member table: see `datasets.shards.sample_columns`."""
+        name, images = (self.table.column(column)[row].as_py() for column in ("name", "images"))
+        location = Storage(self.index_url)
+        try:
+            table = twice_from_a_store(self.index_url, lambda: read_columns(location, name))
+        except MissingError as error:
+            raise DataError(f"{self.index_url}: the column table of {name} is missing; {self.remedy}") from error
+        if table.num_rows != images or not has_columns(table, ()):
+            raise DataError(f"{self.index_url}: the column table of {name} is damaged; {self.remedy}")
         return table
 
     @property
@@ -234,6 +248,11 @@ class Index:
         """The member table of shard `number`: see `ShardFolder.members`."""
         folder, row = self.folder_of(number)
         return folder.members(row)
+
+    def columns(self, number: int) -> pa.Table:
+        """The column table of shard `number`: see `ShardFolder.columns`."""
+        folder, row = self.folder_of(number)
+        return folder.columns(row)
 
     def _column(self, name: str) -> NDArray[Any]:
         columns = [numbers(folder.table.column(name)) for folder in self.folders]

@@ -3,6 +3,8 @@
 <folder>/index/index.json           the format of the images
 <folder>/index/shards.arrow         one row per shard: name, images, bytes, etag, crc32 (of its members' checksums), ...
 <folder>/index/members/NAME.arrow   one row per sample of shard NAME: key, and offset, size and crc32 by extension
+<folder>/index/columns/NAME.arrow   one row per sample of shard NAME: key, width, height, ... (sample_columns.py)
+<folder>/index/columns.arrow        no rows: the names and types of these columns over all shards
 <folder>/index/quarantine.arrow     one row per sample that cannot be used: shard, key, reason
 """
 
@@ -27,6 +29,7 @@ from datasets.shards.table_checks import check_shards
 T = TypeVar("T")
 VERSION = 1
 QUARANTINE = "quarantine.arrow"
+_SCHEMA_FILE = "columns.arrow"
 MOST_TABLE_BYTES = 2 << 30  # of a table that is read whole
 PACKED_SPLITS = ("train", "validation", "test")  # folders that packing writes into, each a set of its own
 SCHEMA = pa.schema(
@@ -88,6 +91,7 @@ class Meta(NamedTuple):
     binarised: str = ""  # "static" or "stochastic", for sets that were binarised
     source: str = ""  # where the images come from, for a reader
     image: str = ""  # extension of the images, where samples have several; "": the only one of each sample
+    columns: tuple[str, ...] = ()  # that were requested besides those of every index: json.FIELD
 
     @property
     def format(self) -> Format:
@@ -144,8 +148,11 @@ def _with_added_columns(table: pa.Table) -> pa.Table:
     return table
 
 
-def write_index(location: Storage, meta: Meta, shards: Sequence[Shard], quarantine: pa.Table) -> None:
+def write_index(
+    location: Storage, meta: Meta, shards: Sequence[Shard], quarantine: pa.Table, columns: pa.Schema
+) -> None:
     """Write the tables of shards and of the quarantine, then index.json: without it there is no index."""
+    location.write(_SCHEMA_FILE, encode_table(columns.empty_table()))
     location.write("shards.arrow", encode_table(shard_table(shards)))
     location.write(QUARANTINE, encode_table(quarantine))
     location.write("index.json", (json.dumps({"version": VERSION} | meta._asdict(), indent=1) + "\n").encode())
@@ -171,6 +178,11 @@ def read_quarantine(location: str) -> pa.Table:
     if not table.schema.equals(QUARANTINE_SCHEMA):
         raise DataError(f"{location}/{QUARANTINE}: not a table of quarantined samples; run python -m jobs.index again")
     return table
+
+
+def read_schema(location: str) -> pa.Schema:
+    """The columns of the samples, with types that fit all shards. Raises `MissingError`, or `DataError`."""
+    return read_table(Storage(location), _SCHEMA_FILE).schema
 
 
 def encode_table(table: pa.Table) -> bytes:
@@ -221,12 +233,16 @@ def _meta(data: bytes, location: str) -> Meta:
         version = fields.pop("version")
         if version != VERSION:
             raise DataError(f"{location}/index.json has version {version!r}; this program reads version {VERSION}")
-        return _checked(Meta(**fields | {"class_names": tuple(fields["class_names"])}))
+        lists = {name: tuple(fields[name]) for name in _LISTS if name in fields}
+        return _checked(Meta(**fields | lists))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
         reason = " ".join(f"{error}".split())[:200]
         raise DataError(f"{location}/index.json: damaged ({reason}); run python -m jobs.index again") from error
+
+
+_LISTS = ("class_names", "columns")  # fields of `Meta` with several values
 
 
 def _checked(meta: Meta) -> Meta:
@@ -238,7 +254,7 @@ def _checked(meta: Meta) -> Meta:
             least, most = limits[name]
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{name}: {str(value)[:50]!r} is not an integer from {least} to {most}")
-        elif not all(isinstance(text, str) for text in (value if name == "class_names" else [value])):
+        elif not all(isinstance(text, str) for text in (value if name in _LISTS else [value])):
             raise ValueError(f"{name}: {str(value)[:50]!r} is not text")
     if meta.class_names and len(meta.class_names) > meta.classes:
         raise ValueError(f"class_names: {len(meta.class_names)} names of {meta.classes} classes")

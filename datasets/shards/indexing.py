@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from cluster.storage.storage import Entry, Storage
 from datasets.errors import DataError
 from datasets.images.decode import IMAGE_FORMATS, LABEL
 from datasets.shards.bad_samples import BadSamplesError, check_quarantine
+from datasets.shards.column_tables import write_columns
 from datasets.shards.index_files import (
     QUARANTINE_SCHEMA,
     Meta,
@@ -24,12 +24,14 @@ from datasets.shards.index_files import (
     member_file,
     read_meta,
     read_quarantine,
+    read_schema,
     read_shards,
     shards_of,
     write_index,
 )
 from datasets.shards.member_tables import checksum, damaged_tables
-from datasets.shards.scan import BadSample, Sample, scan_tar
+from datasets.shards.sample_columns import column_table, common_schema
+from datasets.shards.scan import BadSample, Sample, ScanOptions, scan_tar
 from datasets.shards.shard_list import ShardList
 from datasets.shards.unfinished import Unfinished
 
@@ -44,6 +46,7 @@ class IndexOptions(NamedTuple):
     levels: int | None = None  # L, for pixel values 0..L-1; 256 in a new index
     class_names: tuple[str, ...] | None = None  # (): none
     image: str | None = None  # extension of the member that is the image; "": the only one of each sample
+    columns: tuple[str, ...] | None = None  # added to those of the existing index; (): none; see `ScanOptions.columns`
     on_bad: Literal["quarantine", "stop"] = "quarantine"  # leave samples out that cannot be used, or raise
     max_bad: float = 0.5  # largest fraction of samples, and of shards, that may be bad
 
@@ -54,6 +57,7 @@ class ScannedShard(NamedTuple):
     shard: Shard
     bad: tuple[BadSample, ...]
     scattered: int  # samples whose members are not adjacent
+    columns: pa.Schema  # of its column table
 
 
 class Indexed(NamedTuple):
@@ -68,7 +72,7 @@ class Indexed(NamedTuple):
     lost: bool = False  # the existing index.json was damaged: what it said of levels and class names is lost
 
 
-ScanAll = Callable[[str, list[str], str, str], Iterable[ScannedShard]]
+ScanAll = Callable[[str, list[str], str, ScanOptions], Iterable[ScannedShard]]
 
 
 def index_shards(
@@ -80,59 +84,60 @@ def index_shards(
 ) -> Indexed:
     """Bring the index at `location` of the folder or pattern `url` up to date.
 
-    Only shards that are new, have another size or ETag, or whose member table is damaged, are read; what an interrupted
-    run has read is kept. `scan_all(folder, names, location, image)` scans shards and writes their member tables
-    (default: one after another in this process). Samples that cannot be used are listed in the index. Raises
-    `BadSamplesError` if they are too many, or any with `on_bad="stop"`, and `DataError` for shards that do not fit
-    together.
+    Only shards that are new, have another size or ETag, or whose tables are damaged or lack a column, are read; what
+    an interrupted run has read is kept. `scan_all(folder, names, location, options)` scans shards and writes their
+    member and column tables (default: one after another in this process). Samples that cannot be used are listed in
+    the index. Raises `BadSamplesError` if they are too many, or any with `on_bad="stop"`, and `DataError` for shards
+    that do not fit together.
     """
     _check_options(options)
     wanted = ShardList.parse(url)
     entries, compressed = list_shards(wanted)
-    before, known, quarantine, lost = _known(wanted.folder, location)
-    image = options.image if options.image is not None else before.image if before else ""
-    if before and before.image != image:
-        known, quarantine = {}, QUARANTINE_SCHEMA.empty_table()
-    unfinished = Unfinished(Storage(location), image)
-    rows = _Rows(known, quarantine)
+    known = _Known.read(wanted.folder, location)
+    before, how = known.meta, _scan_options(known.meta, options)
+    unfinished = Unfinished(Storage(location), how)
+    rows = _Rows(*known.rows(location, how))
     rows.add_newer(*unfinished.read(), entries)
     stale = [name for name, entry in entries.items() if not _unchanged(rows.shards.get(name), entry)]
     rows.remove({*stale} if wanted.names else {*stale, *(rows.shards.keys() - entries.keys())})
     progress(len(entries) - len(stale))
     try:
-        for scanned in (scan_all or scan_one_by_one)(wanted.folder, stale, location, image):
+        for scanned in (scan_all or scan_one_by_one)(wanted.folder, stale, location, how):
             rows.add(scanned)
             progress(1)
             if unfinished.is_due():
-                unfinished.write(*rows.result())
+                unfinished.write(*rows.result(), rows.columns)
     except BaseException:
         if rows.added:
-            unfinished.write(*rows.result())
+            unfinished.write(*rows.result(), rows.columns)
         raise
     shards, quarantine = rows.result()
     try:
-        meta = _meta(before, image, options, shards, url)
+        meta = _meta(before, how, options, shards, url)
         check_quarantine(wanted.folder, shards, quarantine, options.on_bad == "stop", options.max_bad)
     except DataError:
-        unfinished.write(shards, quarantine)
+        unfinished.write(shards, quarantine, rows.columns)
         if quarantine.num_rows and not any(shard.images for shard in shards):
             raise BadSamplesError(wanted.folder, shards, quarantine, "no sample can be used") from None
         raise
-    write_index(Storage(location), meta, shards, quarantine)
+    write_index(Storage(location), meta, shards, quarantine, rows.columns)
     unfinished.delete()
-    return Indexed(meta, shards, len(stale), quarantine, compressed, rows.scattered, lost)
+    return Indexed(meta, shards, len(stale), quarantine, compressed, rows.scattered, known.lost)
 
 
 class _Rows:
-    """The rows of shards and of quarantined samples while they are collected."""
+    """The rows of shards and of quarantined samples while they are collected, and the columns of the samples."""
 
-    def __init__(self, shards: dict[str, Shard], quarantine: pa.Table):
+    def __init__(self, shards: dict[str, Shard], quarantine: pa.Table, columns: pa.Schema):
         self.shards = dict(shards)
+        self.columns = columns
         self.added = 0
         self.scattered = 0
         self._tables = [quarantine]
 
-    def add_newer(self, shards: dict[str, Shard], quarantine: pa.Table, entries: dict[str, Entry]) -> None:
+    def add_newer(
+        self, shards: dict[str, Shard], quarantine: pa.Table, columns: pa.Schema, entries: dict[str, Entry]
+    ) -> None:
         """Take those rows that describe the shards as they are now."""
         newer = {
             name: shard
@@ -143,6 +148,7 @@ class _Rows:
         }
         self.remove(set(newer))
         self.shards |= newer
+        self.columns = common_schema([self.columns, columns])
         self._tables.append(_of_shards(quarantine, set(newer)))
 
     def remove(self, names: set[str]) -> None:
@@ -156,6 +162,7 @@ class _Rows:
         self.added += 1
         self.scattered += scanned.scattered
         self.shards[scanned.shard.name] = scanned.shard
+        self.columns = common_schema([self.columns, scanned.columns])
         if scanned.bad:
             rows = [(scanned.shard.name, key, reason) for key, reason in scanned.bad]
             columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
@@ -182,13 +189,20 @@ def _check_options(options: IndexOptions) -> None:
         raise DataError(f"{options.max_bad} is not a fraction of samples from 0 to 1")
 
 
-def _meta(before: Meta | None, image: str, options: IndexOptions, shards: list[Shard], url: str) -> Meta:
+def _scan_options(before: Meta | None, options: IndexOptions) -> ScanOptions:
+    """What is read of a sample: as in the existing index where the options do not say it."""
+    image = options.image if options.image is not None else before.image if before else ""
+    kept = before.columns if before and options.columns != () else ()
+    return ScanOptions(image, tuple(dict.fromkeys((*kept, *(options.columns or ())))))
+
+
+def _meta(before: Meta | None, how: ScanOptions, options: IndexOptions, shards: list[Shard], url: str) -> Meta:
     levels, names = options.levels, options.class_names
     if levels is None:
         levels = before.levels if before else 256
     if names is None:
         names = before.class_names if before else ()
-    meta = describe(shards, levels, names, url)._replace(image=image)
+    meta = describe(shards, levels, names, url)._replace(image=how.image, columns=how.columns)
     return meta._replace(binarised=before.binarised, source=before.source) if before else meta
 
 
@@ -218,37 +232,45 @@ def list_shards(wanted: ShardList) -> Listing:
     return Listing({entries[place].path: entries[place] for place in places}, [] if wanted.names else compressed)
 
 
-def scan_one_by_one(folder: str, names: list[str], location: str, image: str) -> Iterator[ScannedShard]:
+def scan_one_by_one(folder: str, names: list[str], location: str, options: ScanOptions) -> Iterator[ScannedShard]:
     """Scan shards in this process."""
     for name in names:
-        yield index_shard(Storage(folder), name, Storage(location), image)
+        yield index_shard(Storage(folder), name, Storage(location), options)
 
 
-def index_shard(folder: Storage, name: str, location: Storage, image: str = "") -> ScannedShard:
-    """Scan a shard, write its member table, and return its row of the index and its bad samples."""
-    scan = scan_tar(folder, name, image)
+def index_shard(
+    folder: Storage,
+    name: str,
+    location: Storage,
+    options: ScanOptions = ScanOptions(),  # noqa: B008  (immutable)
+) -> ScannedShard:
+    """Scan a shard, write its member and column tables, and return its row of the index and its bad samples."""
+    scan = scan_tar(folder, name, options)
     table = member_table(scan.samples)
     location.write(f"members/{member_file(name)}", encode_table(table))
-    sizes = {(sample.height, sample.width) for sample in scan.samples}
+    columns = column_table(scan.samples, options)
+    write_columns(location, name, columns)
+    headers = [sample.header for sample in scan.samples]
+    sizes = {(header.height, header.width) for header in headers}
     height, width = sizes.pop() if len(sizes) == 1 else (0, 0)
-    grey = [sample.key for sample in scan.samples if sample.channels == 1]
+    grey = [sample.key for sample in scan.samples if sample.header.channels == 1]
     shard = Shard(
         name,
         images=len(scan.samples),
         bytes=scan.bytes,
         etag=scan.etag,
         crc32=checksum(table),
-        channels=max((sample.channels for sample in scan.samples), default=0),
+        channels=max((header.channels for header in headers), default=0),
         height=height,
         width=width,
         classes=max((sample.label + 1 for sample in scan.samples if sample.label is not None), default=0),
         grey=len(grey),
         grey_key=grey[0] if grey else "",
-        colour_key=next((sample.key for sample in scan.samples if sample.channels > 1), ""),
+        colour_key=next((sample.key for sample in scan.samples if sample.header.channels > 1), ""),
         quarantined=sum(bad.key != "" for bad in scan.bad),
         skipped=scan.skipped,
     )
-    return ScannedShard(shard, tuple(scan.bad), scan.scattered)
+    return ScannedShard(shard, tuple(scan.bad), scan.scattered, columns.schema)
 
 
 def member_table(samples: list[Sample]) -> pa.Table:
@@ -294,27 +316,38 @@ class _Known(NamedTuple):
     meta: Meta | None
     shards: dict[str, Shard]
     quarantine: pa.Table
+    columns: pa.Schema
     lost: bool  # there is an index.json, but it is damaged
 
+    @classmethod
+    def read(cls, folder: str, location: str) -> _Known:
+        """The index at `location` without its damaged parts."""
+        meta, shards, lost = None, dict[str, Shard](), False
+        quarantine, columns = QUARANTINE_SCHEMA.empty_table(), common_schema([])
+        try:
+            meta = read_meta(location)
+        except MissingError:
+            return cls(None, {}, quarantine, columns, False)
+        except DataError:
+            lost = True
+        try:
+            columns = read_schema(location)  # without it, all columns are made again
+            shards = shards_of(read_shards(folder, location))
+        except (DataError, MissingError, TooLargeError):
+            pass
+        try:
+            quarantine = read_quarantine(location)
+        except DataError:
+            shards = {name: shard for name, shard in shards.items() if not shard.quarantined}
+        return cls(meta, shards, quarantine, columns, lost)
 
-def _known(folder: str, location: str) -> _Known:
-    """The existing index without its damaged parts: shards whose rows or tables are lost are not in it."""
-    meta, shards, lost = None, dict[str, Shard](), False
-    quarantine = QUARANTINE_SCHEMA.empty_table()
-    try:
-        meta = read_meta(location)
-    except MissingError:
-        return _Known(None, {}, quarantine, False)
-    except DataError:
-        lost = True
-    with contextlib.suppress(DataError, MissingError, TooLargeError):
-        shards = shards_of(read_shards(folder, location))
-    try:
-        quarantine = read_quarantine(location)
-    except DataError:
-        shards = {name: shard for name, shard in shards.items() if not shard.quarantined}
-    damaged = damaged_tables(location, shards.values())
-    return _Known(meta, {name: shard for name, shard in shards.items() if name not in damaged}, quarantine, lost)
+    def rows(self, location: str, how: ScanOptions) -> tuple[dict[str, Shard], pa.Table, pa.Schema]:
+        """The shards, their quarantined samples and the columns; without shards that have to be read again."""
+        if self.meta and self.meta.image != how.image:
+            return {}, QUARANTINE_SCHEMA.empty_table(), common_schema([])
+        damaged = damaged_tables(location, self.shards.values(), how.columns)
+        shards = {name: shard for name, shard in self.shards.items() if name not in damaged}
+        return shards, self.quarantine, self.columns
 
 
 def _unchanged(known: Shard | None, entry: Entry) -> bool:

@@ -8,15 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
-from datasets.images.decode import IMAGE_FORMATS, LABEL, decode_label, image_size
+from datasets.images.decode import IMAGE_FORMATS, LABEL, ImageHeader, decode_label, read_header
+from datasets.shards.json_fields import field_of, parse_fields, split_source
 from datasets.shards.tar import BrokenTarError, Member, RangeFile, TarMember, members
 
 _INCOMPLETE = "may be incomplete: the shard cannot be read any further"
 _FEW = 4  # images of a sample
+CAPTION, JSON = "txt", "json"  # extensions
+
+
+class ScanOptions(NamedTuple):
+    """What is read of a sample."""
+
+    image: str = ""  # extension of the image where samples have several; "": their only one of `IMAGE_FORMATS`
+    columns: tuple[str, ...] = ()  # besides those that every index has: json.FIELD
+
+    def is_image(self, extension: str) -> bool:
+        """Whether a member may be the image of its sample."""
+        return extension == self.image if self.image else extension in IMAGE_FORMATS
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns from .json members."""
+        return tuple(name for name in self.columns if split_source(name)[0] == "json")
 
 
 class Sample(NamedTuple):
@@ -25,10 +43,10 @@ class Sample(NamedTuple):
     key: str
     members: dict[str, Member]
     image: str  # extension of its image
-    height: int  # of the upright image, pixels
-    width: int
-    channels: int
+    header: ImageHeader
     label: int | None
+    caption: int | None = None  # characters of the .txt
+    fields: dict[str, Any] = {}  # from the .json, by column: None where there is no such field
 
 
 class BadSample(NamedTuple):
@@ -49,11 +67,10 @@ class Scan(NamedTuple):
     etag: str
 
 
-def scan_tar(storage: Storage, name: str, image: str = "") -> Scan:
+def scan_tar(storage: Storage, name: str, options: ScanOptions = ScanOptions()) -> Scan:  # noqa: B008  (immutable)
     """Read a whole shard and sort its samples into good and bad ones.
 
-    `image`: the extension of the member that is the image, where samples have several; "": their only one of
-    `IMAGE_FORMATS`. Raises `DataError` if the shard is missing or changes while it is read.
+    Raises `DataError` if the shard is missing or changes while it is read.
     """
     source = RangeFile(storage, name)
     drafts: dict[str, _Draft] = {}
@@ -65,10 +82,10 @@ def scan_tar(storage: Storage, name: str, image: str = "") -> Scan:
                 skipped += 1
                 continue
             if (draft := drafts.get(member.key)) is None:
-                draft = drafts[member.key] = _Draft(member.key)
+                draft = drafts[member.key] = _Draft(member.key, options)
             elif last != member.key:
                 scattered.add(member.key)
-            draft.add(member, image)
+            draft.add(member)
             last = member.key
     except BrokenTarError as error:
         broken.append(BadSample("", str(error)))
@@ -79,7 +96,7 @@ def scan_tar(storage: Storage, name: str, image: str = "") -> Scan:
             for key in scattered:
                 drafts[key].problem = drafts[key].problem or _INCOMPLETE
     labelled = next((key for key, draft in drafts.items() if LABEL in draft.members), "")
-    results = [draft.finish(image, labelled) for draft in drafts.values()]
+    results = [draft.finish(labelled) for draft in drafts.values()]
     samples = [result for result in results if isinstance(result, Sample)]
     bad = [result for result in results if isinstance(result, BadSample)]
     samples.sort(key=lambda sample: sample.members[sample.image].offset)  # as they are, where members are adjacent
@@ -91,13 +108,16 @@ class _Draft:
     """A sample whose members are being collected."""
 
     key: str
+    options: ScanOptions
     members: dict[str, Member] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # (height, width, channels) of its images
+    headers: dict[str, ImageHeader] = field(default_factory=dict)  # of its images
     errors: dict[str, str] = field(default_factory=dict)  # of images and the label
     label: int | None = None
+    caption: int | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
     problem: str = ""  # of the sample as a whole
 
-    def add(self, member: TarMember, image: str) -> None:
+    def add(self, member: TarMember) -> None:
         extension = member.extension
         if extension in self.members:
             self.problem = self.problem or f"{f'{self.key}.{extension}'!r} is repeated"
@@ -107,26 +127,39 @@ class _Draft:
             self.problem = self.problem or member.problem
             return
         try:
-            if extension in ((image,) if image else IMAGE_FORMATS):
-                self.shapes[extension] = image_size(member.data, extension.rpartition(".")[2])
+            if self.options.is_image(extension):
+                self.headers[extension] = read_header(member.data, extension.rpartition(".")[2])
             elif extension == LABEL:
                 self.label = decode_label(member.data)
+            elif extension == CAPTION:
+                self.caption = len(str(member.data, "utf-8", "replace").strip())
+            elif extension == JSON and self.options.fields:
+                self.fields = _fields(member.data, self.options.fields)
         except DataError as error:
             self.errors[extension] = f"{f'{self.key}.{extension}'!r}: {error}"
 
-    def finish(self, image: str, labelled: str) -> Sample | BadSample:
+    def finish(self, labelled: str) -> Sample | BadSample:
         """The sample, or why it cannot be used. `labelled`: key of a sample of the shard with a label, if any has."""
-        found = [name for name in self.members if name in ((image,) if image else IMAGE_FORMATS)]
+        found = [name for name in self.members if self.options.is_image(name)]
         reason = self.problem
         if not reason and len(found) != 1:
-            reason = _no_image(self.key, self.members, found, image)
+            reason = _no_image(self.key, self.members, found, self.options.image)
         if not reason:
             reason = next((self.errors[name] for name in (*found, LABEL) if name in self.errors), "")
         if not reason and labelled and LABEL not in self.members:
             reason = f"has no .{LABEL}, but {labelled!r} has one"
         if reason:
             return BadSample(self.key, reason)
-        return Sample(self.key, self.members, found[0], *self.shapes[found[0]], self.label)
+        return Sample(self.key, self.members, found[0], self.headers[found[0]], self.label, self.caption, self.fields)
+
+
+def _fields(data: memoryview, columns: tuple[str, ...]) -> dict[str, Any]:
+    """The values of columns from a .json member; none if it cannot be read."""
+    try:
+        value = parse_fields(data)
+    except ValueError:
+        return {}
+    return {name: field_of(value, split_source(name)[1]) for name in columns}
 
 
 def _no_image(key: str, members: Iterable[str], images: list[str], image: str) -> str:

@@ -22,10 +22,11 @@ BATCH, STREAMS, WINDOW = 4096, 64, 256
 def make(folder: str) -> None:
     """An index of shards that do not exist."""
     from cluster.storage.storage import Storage
-    from datasets.shards.index_files import SCHEMA, Meta, encode_table, write_index
+    from datasets.shards.index_files import QUARANTINE_SCHEMA, SCHEMA, Meta, encode_table, write_index
+    from datasets.shards.sample_columns import SCHEMA as COLUMNS
 
     location = Storage(folder)
-    write_index(location, Meta(3, 256, 256), [])
+    write_index(location, Meta(3, 256, 256), [], QUARANTINE_SCHEMA.empty_table(), COLUMNS)
     rows = {
         "name": [f"part-{i // 1000:05d}/{i:08d}.tar" for i in range(SHARDS)],
         "etag": [f'"{i:032x}"' for i in range(SHARDS)],
@@ -39,6 +40,8 @@ def make(folder: str) -> None:
         "grey": np.zeros(SHARDS, np.int64),
         "grey_key": [""] * SHARDS,
         "colour_key": ["00000"] * SHARDS,
+        "quarantined": np.zeros(SHARDS, np.int64),
+        "skipped": np.zeros(SHARDS, np.int64),
     }
     columns = [pa.array(rows[field.name], field.type) for field in SCHEMA]
     location.write("shards.arrow", encode_table(pa.Table.from_arrays(columns, schema=SCHEMA)))

@@ -24,14 +24,14 @@ from datasets.shards.columns import numbers
 from datasets.shards.index import Index
 from datasets.shards.index_files import encode_table, read_table
 from datasets.shards.indexing import IndexOptions, index_shards
-from datasets.shards.scan import scan_tar
+from datasets.shards.scan import ScanOptions, scan_tar
 from tests.datasets.small_sets import image_of, png, write_members, write_set
 from tests.testbed.processes import REPOSITORY
 
 
 def bad_of(path: Path, image: str = "") -> list[tuple[str, str]]:
     """The samples of a tar that cannot be used, and why."""
-    return list(map(tuple, scan_tar(Storage(str(path.parent)), path.name, image).bad))
+    return list(map(tuple, scan_tar(Storage(str(path.parent)), path.name, ScanOptions(image)).bad))
 
 
 def pairs(*keys: str) -> list[tuple[str, bytes]]:

@@ -26,7 +26,7 @@ from datasets.shards.bad_samples import BadSamplesError
 from datasets.shards.index import Index
 from datasets.shards.index_files import read_quarantine
 from datasets.shards.indexing import IndexOptions, index_shards, scan_one_by_one
-from datasets.shards.scan import scan_tar
+from datasets.shards.scan import ScanOptions, scan_tar
 from tests.datasets.small_sets import number_of, png, write_members
 
 
@@ -143,7 +143,7 @@ def test_killed_indexing_loses_a_minute_at_most(wild, monkeypatch):
     def look(*arguments):
         for scanned in scan_one_by_one(*arguments):
             yield scanned
-            kept.append(unfinished.Unfinished(Storage(f"{wild}/index"), "").read()[0].keys())
+            kept.append(unfinished.Unfinished(Storage(f"{wild}/index"), ScanOptions()).read()[0].keys())
 
     index_shards(str(wild), f"{wild}/index", scan_all=look)
     assert [len(names) for names in kept] == [1, 2, 3]
