@@ -32,7 +32,14 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     classes = _listed(options.class_names)
     how = IndexOptions(
-        options.levels, classes, options.image, _listed(options.columns), options.on_bad, options.max_bad
+        options.levels,
+        classes,
+        options.image,
+        options.labels,
+        options.named_labels,
+        _listed(options.columns),
+        options.on_bad,
+        options.max_bad,
     )
     urls = [absolute(url) for url in options.urls]
     folders = {ShardList.parse(url).folder for url in urls}
@@ -98,6 +105,8 @@ def _warnings(url: str, location: str, done: Indexed, images: int) -> Iterator[s
             f"{url}: the members of {done.scattered:,} samples are not adjacent: reading them takes a request each; "
             "tar --sort=name writes the members of a sample together"
         )
+    if done.problems:
+        yield f"{len(done.problems):,} shards have no columns from Parquet files (null): {done.problems[0]}"
     if done.meta.classes > max(images, 1):
         largest = max(done.shards, key=lambda shard: shard.classes)
         if largest.classes == done.meta.classes:
@@ -140,10 +149,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image", help="extension of the images where samples have several: input.jpg; '' for their only image"
     )
+    parser.add_argument("--labels", help="field of the .json members that has the label: json.category; '' for .cls")
+    parser.add_argument(
+        "--named-labels",
+        action=argparse.BooleanOptionalAction,
+        help="labels are class names, not numbers; classes are numbered by --class-names, then in alphabetical order",
+    )
     parser.add_argument(
         "--columns",
-        help="columns besides size, format, label and caption length, for jobs.select: json.FIELD, separated by "
-        "commas, are added to those of the index; '' removes these",
+        help="columns for jobs.select besides size, format, label and caption length, separated by commas: json.FIELD, "
+        "parquet or parquet.FIELD (img2dataset's files), phash; added to those of the index ('' removes them)",
     )
     parser.add_argument(
         "--on-bad",

@@ -12,7 +12,6 @@ from datasets.conditions.geometry import GeometryCondition
 from datasets.conditions.vectors import VectorCondition
 from datasets.config import DataConfig
 from datasets.errors import DataError
-from datasets.images.decode import LABEL
 from datasets.images.transform import Transform
 from datasets.order.order import Range
 from datasets.reading.shard_reader import ShardReader
@@ -35,12 +34,12 @@ def conditions_of(
     `tokenizers`: the contents of a tokenizer.json for each text condition. `seed`: of the choice between captions.
     """
     if not config.conditions:
-        return (ClassCondition("label", index.classes),) if index.classes else ()
+        return (_classes("label", index),) if index.classes else ()
     found: list[Condition] = []
     for name, given in config.conditions.items():
         match given:
             case ClassConfig():
-                found.append(ClassCondition(name, index.classes))
+                found.append(_classes(name, index))
             case TextConfig():
                 if (tokenizer := tokenizers.get(name)) is None:
                     continue  # a model that does not take this caption
@@ -56,6 +55,11 @@ def conditions_of(
     return tuple(found)
 
 
+def _classes(name: str, index: Index) -> ClassCondition:
+    meta = index.meta
+    return ClassCondition(name, index.classes, meta.labels, meta.class_names if meta.labels.named else ())
+
+
 def kinds_of(config: DataConfig, index: Index) -> dict[str, str]:
     """The kind of each condition that `conditions_of` finds, by name."""
     if not config.conditions:
@@ -69,7 +73,7 @@ def check_conditions(config: DataConfig, index: Index) -> None:
         match given:
             case ClassConfig():
                 if not index.classes:
-                    why = index.labels_differ or f"{index.url}: its samples have no label (.{LABEL})"
+                    why = index.labels_differ or f"{index.url}: its samples have no label ({index.meta.labels.shown})"
                     raise DataError(f"data.conditions.{name}: {why}")
             case TextConfig():
                 for source in given.members:

@@ -298,6 +298,9 @@ def _label_difference(folders: list[ShardFolder]) -> str:
         if (folder.meta.classes > 0) != (first.meta.classes > 0):
             labelled, other = (folder.url, first.url) if folder.meta.classes else (first.url, folder.url)
             return f"{labelled} has labels and {other} has none"
+        if folder.meta.labels != first.meta.labels:
+            places = (f"{each.url} in {each.meta.labels.shown}" for each in (folder, first))
+            return f"labels are in different places: {' and '.join(places)}"
         if folder.meta.class_names != first.meta.class_names:
             names = f"{_shown(folder.meta.class_names)} and {_shown(first.meta.class_names)}"
             return f"{folder.url} and {first.url} have different classes: {names}"

@@ -24,6 +24,7 @@ from cluster.storage.storage import Storage, is_local, join
 from datasets.errors import DataError
 from datasets.images.decode import Format
 from datasets.shards.columns import numbers
+from datasets.shards.labels import LabelSource
 from datasets.shards.table_checks import check_shards
 
 T = TypeVar("T")
@@ -91,7 +92,8 @@ class Meta(NamedTuple):
     binarised: str = ""  # "static" or "stochastic", for sets that were binarised
     source: str = ""  # where the images come from, for a reader
     image: str = ""  # extension of the images, where samples have several; "": the only one of each sample
-    columns: tuple[str, ...] = ()  # that were requested besides those of every index: json.FIELD
+    columns: tuple[str, ...] = ()  # that were requested besides those of every index: see `ScanOptions.columns`
+    labels: LabelSource = LabelSource()
 
     @property
     def format(self) -> Format:
@@ -234,7 +236,11 @@ def _meta(data: bytes, location: str) -> Meta:
         if version != VERSION:
             raise DataError(f"{location}/index.json has version {version!r}; this program reads version {VERSION}")
         lists = {name: tuple(fields[name]) for name in _LISTS if name in fields}
-        return _checked(Meta(**fields | lists))
+        meta = _checked(Meta(**fields | lists))
+        place, named = meta.labels
+        if not isinstance(place, str) or type(named) is not bool:
+            raise ValueError("labels: not where labels are")
+        return meta._replace(labels=LabelSource(place, named))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
@@ -254,7 +260,7 @@ def _checked(meta: Meta) -> Meta:
             least, most = limits[name]
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{name}: {str(value)[:50]!r} is not an integer from {least} to {most}")
-        elif not all(isinstance(text, str) for text in (value if name in _LISTS else [value])):
+        elif name != "labels" and not all(isinstance(text, str) for text in (value if name in _LISTS else [value])):
             raise ValueError(f"{name}: {str(value)[:50]!r} is not text")
     if meta.class_names and len(meta.class_names) > meta.classes:
         raise ValueError(f"class_names: {len(meta.class_names)} names of {meta.classes} classes")

@@ -15,7 +15,7 @@ from cluster.storage.storage import Entry, Storage
 from datasets.errors import DataError
 from datasets.images.decode import IMAGE_FORMATS, LABEL
 from datasets.shards.bad_samples import BadSamplesError, check_quarantine
-from datasets.shards.column_tables import write_columns
+from datasets.shards.column_tables import KEY, write_columns
 from datasets.shards.index_files import (
     QUARANTINE_SCHEMA,
     Meta,
@@ -29,9 +29,11 @@ from datasets.shards.index_files import (
     shards_of,
     write_index,
 )
+from datasets.shards.labels import LabelSource, names_of_classes
 from datasets.shards.member_tables import checksum, damaged_tables
-from datasets.shards.sample_columns import column_table, common_schema
-from datasets.shards.scan import BadSample, Sample, ScanOptions, scan_tar
+from datasets.shards.parquet_columns import PARQUET, parquet_columns
+from datasets.shards.sample_columns import class_names, column_table, common_schema
+from datasets.shards.scan import HASH, JSON, BadSample, Sample, ScanOptions, scan_tar
 from datasets.shards.shard_list import ShardList
 from datasets.shards.unfinished import Unfinished
 
@@ -46,6 +48,8 @@ class IndexOptions(NamedTuple):
     levels: int | None = None  # L, for pixel values 0..L-1; 256 in a new index
     class_names: tuple[str, ...] | None = None  # (): none
     image: str | None = None  # extension of the member that is the image; "": the only one of each sample
+    labels: str | None = None  # json.FIELD with the labels; "": the .cls members
+    named_labels: bool | None = None  # labels are class names, not numbers
     columns: tuple[str, ...] | None = None  # added to those of the existing index; (): none; see `ScanOptions.columns`
     on_bad: Literal["quarantine", "stop"] = "quarantine"  # leave samples out that cannot be used, or raise
     max_bad: float = 0.5  # largest fraction of samples, and of shards, that may be bad
@@ -58,6 +62,7 @@ class ScannedShard(NamedTuple):
     bad: tuple[BadSample, ...]
     scattered: int  # samples whose members are not adjacent
     columns: pa.Schema  # of its column table
+    problem: str = ""  # why its columns of a Parquet file are missing
 
 
 class Indexed(NamedTuple):
@@ -69,7 +74,8 @@ class Indexed(NamedTuple):
     quarantine: pa.Table  # see `QUARANTINE_SCHEMA`
     compressed: list[str]  # names of tars in the folder that were left out
     scattered: int  # samples whose members are not adjacent, in the shards that were read
-    lost: bool = False  # the existing index.json was damaged: what it said of levels and class names is lost
+    lost: bool  # the existing index.json was damaged: what it said of levels and class names is lost
+    problems: list[str]  # why columns of Parquet files are missing, for some shards that were read
 
 
 ScanAll = Callable[[str, list[str], str, ScanOptions], Iterable[ScannedShard]]
@@ -113,7 +119,7 @@ def index_shards(
         raise
     shards, quarantine = rows.result()
     try:
-        meta = _meta(before, how, options, shards, url)
+        meta = _meta(before, how, options, shards, url, class_names(rows.columns))
         check_quarantine(wanted.folder, shards, quarantine, options.on_bad == "stop", options.max_bad)
     except DataError:
         unfinished.write(shards, quarantine, rows.columns)
@@ -122,7 +128,7 @@ def index_shards(
         raise
     write_index(Storage(location), meta, shards, quarantine, rows.columns)
     unfinished.delete()
-    return Indexed(meta, shards, len(stale), quarantine, compressed, rows.scattered, known.lost)
+    return Indexed(meta, shards, len(stale), quarantine, compressed, rows.scattered, known.lost, rows.problems)
 
 
 class _Rows:
@@ -133,6 +139,7 @@ class _Rows:
         self.columns = columns
         self.added = 0
         self.scattered = 0
+        self.problems: list[str] = []
         self._tables = [quarantine]
 
     def add_newer(
@@ -161,6 +168,8 @@ class _Rows:
         """Add a shard that has just been read."""
         self.added += 1
         self.scattered += scanned.scattered
+        if scanned.problem:
+            self.problems.append(scanned.problem)
         self.shards[scanned.shard.name] = scanned.shard
         self.columns = common_schema([self.columns, scanned.columns])
         if scanned.bad:
@@ -185,6 +194,11 @@ def _check_options(options: IndexOptions) -> None:
     if options.image and options.image.rpartition(".")[2] not in IMAGE_FORMATS:
         formats = ", ".join(IMAGE_FORMATS)
         raise DataError(f"{options.image!r} is no extension of an image; it ends in one of {formats}")
+    if options.labels and not options.labels.startswith("json."):
+        raise DataError(f"labels from {options.labels!r}: not a field of .json members, such as json.category")
+    for column in options.columns or ():
+        if not (column.startswith(("json.", "parquet.")) or column in (PARQUET, HASH)) or column.endswith("."):
+            raise DataError(f"{column!r} is no column: json.FIELD, {PARQUET}, {PARQUET}.FIELD or {HASH}")
     if not 0 <= options.max_bad <= 1:
         raise DataError(f"{options.max_bad} is not a fraction of samples from 0 to 1")
 
@@ -193,16 +207,25 @@ def _scan_options(before: Meta | None, options: IndexOptions) -> ScanOptions:
     """What is read of a sample: as in the existing index where the options do not say it."""
     image = options.image if options.image is not None else before.image if before else ""
     kept = before.columns if before and options.columns != () else ()
-    return ScanOptions(image, tuple(dict.fromkeys((*kept, *(options.columns or ())))))
+    place, named = LabelSource(*before.labels) if before else LabelSource()
+    labels = LabelSource(
+        place if options.labels is None else options.labels,
+        named if options.named_labels is None else options.named_labels,
+    )
+    return ScanOptions(image, tuple(dict.fromkeys((*kept, *(options.columns or ())))), labels)
 
 
-def _meta(before: Meta | None, how: ScanOptions, options: IndexOptions, shards: list[Shard], url: str) -> Meta:
+def _meta(
+    before: Meta | None, how: ScanOptions, options: IndexOptions, shards: list[Shard], url: str, found: set[str]
+) -> Meta:
     levels, names = options.levels, options.class_names
     if levels is None:
         levels = before.levels if before else 256
     if names is None:
         names = before.class_names if before else ()
-    meta = describe(shards, levels, names, url)._replace(image=how.image, columns=how.columns)
+    if how.labels.named:
+        names = names_of_classes(names, found)
+    meta = describe(shards, levels, names, url)._replace(image=how.image, columns=how.columns, labels=how.labels)
     return meta._replace(binarised=before.binarised, source=before.source) if before else meta
 
 
@@ -249,6 +272,11 @@ def index_shard(
     table = member_table(scan.samples)
     location.write(f"members/{member_file(name)}", encode_table(table))
     columns = column_table(scan.samples, options)
+    problem = ""
+    if wanted := options.parquet:
+        found, problem = parquet_columns(folder, name, columns.column(KEY), wanted)
+        for field, values in found.items():
+            columns = columns.append_column(field, values)
     write_columns(location, name, columns)
     headers = [sample.header for sample in scan.samples]
     sizes = {(header.height, header.width) for header in headers}
@@ -263,14 +291,19 @@ def index_shard(
         channels=max((header.channels for header in headers), default=0),
         height=height,
         width=width,
-        classes=max((sample.label + 1 for sample in scan.samples if sample.label is not None), default=0),
+        classes=max((_classes(sample.label) for sample in scan.samples), default=0),
         grey=len(grey),
         grey_key=grey[0] if grey else "",
         colour_key=next((sample.key for sample in scan.samples if sample.header.channels > 1), ""),
         quarantined=sum(bad.key != "" for bad in scan.bad),
         skipped=scan.skipped,
     )
-    return ScannedShard(shard, tuple(scan.bad), scan.scattered, columns.schema)
+    return ScannedShard(shard, tuple(scan.bad), scan.scattered, columns.schema, problem)
+
+
+def _classes(label: int | str | None) -> int:
+    """The least number of classes of a set with this label; of class names 1."""
+    return 0 if label is None else label + 1 if isinstance(label, int) else 1
 
 
 def member_table(samples: list[Sample]) -> pa.Table:
@@ -286,7 +319,7 @@ def member_table(samples: list[Sample]) -> pa.Table:
 
 def _extensions(samples: list[Sample]) -> list[str]:
     counts = Counter(extension for sample in samples for extension in sample.members)
-    images = {sample.image for sample in samples} | {LABEL}
+    images = {sample.image for sample in samples} | {LABEL, JSON}
     wanted = sorted(counts, key=lambda extension: (extension not in images, -counts[extension], extension))
     return sorted(wanted[:_MAX_EXTENSIONS])
 
@@ -343,7 +376,7 @@ class _Known(NamedTuple):
 
     def rows(self, location: str, how: ScanOptions) -> tuple[dict[str, Shard], pa.Table, pa.Schema]:
         """The shards, their quarantined samples and the columns; without shards that have to be read again."""
-        if self.meta and self.meta.image != how.image:
+        if self.meta and (self.meta.image, self.meta.labels) != (how.image, how.labels):
             return {}, QUARANTINE_SCHEMA.empty_table(), common_schema([])
         damaged = damaged_tables(location, self.shards.values(), how.columns)
         shards = {name: shard for name, shard in self.shards.items() if name not in damaged}

@@ -6,26 +6,32 @@ listed or bad, and members that belong to no sample are counted.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
-from datasets.images.decode import IMAGE_FORMATS, LABEL, ImageHeader, decode_label, read_header
+from datasets.images.decode import IMAGE_FORMATS, ImageHeader, read_header
+from datasets.images.perceptual_hash import perceptual_hash
 from datasets.shards.json_fields import field_of, parse_fields, split_source
+from datasets.shards.labels import LabelSource
+from datasets.shards.parquet_columns import PARQUET
 from datasets.shards.tar import BrokenTarError, Member, RangeFile, TarMember, members
 
 _INCOMPLETE = "may be incomplete: the shard cannot be read any further"
 _FEW = 4  # images of a sample
 CAPTION, JSON = "txt", "json"  # extensions
+HASH = "phash"  # the column of perceptual hashes
 
 
 class ScanOptions(NamedTuple):
     """What is read of a sample."""
 
     image: str = ""  # extension of the image where samples have several; "": their only one of `IMAGE_FORMATS`
-    columns: tuple[str, ...] = ()  # besides those that every index has: json.FIELD
+    columns: tuple[str, ...] = ()  # besides those that every index has: json.FIELD, parquet, parquet.FIELD, phash
+    labels: LabelSource = LabelSource()  # where labels are
 
     def is_image(self, extension: str) -> bool:
         """Whether a member may be the image of its sample."""
@@ -34,7 +40,17 @@ class ScanOptions(NamedTuple):
     @property
     def fields(self) -> tuple[str, ...]:
         """The columns from .json members."""
-        return tuple(name for name in self.columns if split_source(name)[0] == "json")
+        return tuple(name for name in self.columns if split_source(name)[0] == JSON)
+
+    @property
+    def parquet(self) -> tuple[str, ...]:
+        """The columns from a Parquet file beside the shard."""
+        return tuple(name for name in self.columns if name.partition(".")[0] == PARQUET)
+
+    @property
+    def hashes(self) -> bool:
+        """Whether perceptual hashes are a column: every image is decoded for them."""
+        return HASH in self.columns
 
 
 class Sample(NamedTuple):
@@ -44,9 +60,10 @@ class Sample(NamedTuple):
     members: dict[str, Member]
     image: str  # extension of its image
     header: ImageHeader
-    label: int | None
+    label: int | str | None  # a number, or the name of a class
     caption: int | None = None  # characters of the .txt
     fields: dict[str, Any] = {}  # from the .json, by column: None where there is no such field
+    phash: int | None = None  # 64 bits; None: not asked for, or the image does not decode
 
 
 class BadSample(NamedTuple):
@@ -95,7 +112,7 @@ def scan_tar(storage: Storage, name: str, options: ScanOptions = ScanOptions()) 
         if not error.ended:  # members of any sample may follow
             for key in scattered:
                 drafts[key].problem = drafts[key].problem or _INCOMPLETE
-    labelled = next((key for key, draft in drafts.items() if LABEL in draft.members), "")
+    labelled = next((key for key, draft in drafts.items() if draft.has_label), "")
     results = [draft.finish(labelled) for draft in drafts.values()]
     samples = [result for result in results if isinstance(result, Sample)]
     bad = [result for result in results if isinstance(result, BadSample)]
@@ -111,8 +128,10 @@ class _Draft:
     options: ScanOptions
     members: dict[str, Member] = field(default_factory=dict)
     headers: dict[str, ImageHeader] = field(default_factory=dict)  # of its images
-    errors: dict[str, str] = field(default_factory=dict)  # of images and the label
-    label: int | None = None
+    hashes: dict[str, int] = field(default_factory=dict)  # perceptual, of its images
+    errors: dict[str, str] = field(default_factory=dict)  # of images and of the member with the label
+    label: int | str | None = None
+    has_label: bool = False  # perhaps one that cannot be used
     caption: int | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     problem: str = ""  # of the sample as a whole
@@ -127,16 +146,25 @@ class _Draft:
             self.problem = self.problem or member.problem
             return
         try:
-            if self.options.is_image(extension):
-                self.headers[extension] = read_header(member.data, extension.rpartition(".")[2])
-            elif extension == LABEL:
-                self.label = decode_label(member.data)
-            elif extension == CAPTION:
-                self.caption = len(str(member.data, "utf-8", "replace").strip())
-            elif extension == JSON and self.options.fields:
-                self.fields = _fields(member.data, self.options.fields)
+            self._read(extension, member.data)
         except DataError as error:
             self.errors[extension] = f"{f'{self.key}.{extension}'!r}: {error}"
+
+    def _read(self, extension: str, data: memoryview) -> None:
+        options = self.options
+        if options.is_image(extension):
+            self.headers[extension] = read_header(data, extension.rpartition(".")[2])
+            if options.hashes:
+                with contextlib.suppress(DataError):  # jobs.verify finds those that do not decode
+                    self.hashes[extension] = perceptual_hash(bytes(data))
+        elif extension == CAPTION:
+            self.caption = len(str(data, "utf-8", "replace").strip())
+        elif extension == JSON and options.fields:
+            self.fields = _fields(data, options.fields)
+        if extension == options.labels.member:
+            self.has_label = not options.labels.place
+            self.label = options.labels.read(data)
+            self.has_label = self.label is not None
 
     def finish(self, labelled: str) -> Sample | BadSample:
         """The sample, or why it cannot be used. `labelled`: key of a sample of the shard with a label, if any has."""
@@ -144,13 +172,15 @@ class _Draft:
         reason = self.problem
         if not reason and len(found) != 1:
             reason = _no_image(self.key, self.members, found, self.options.image)
+        labels = self.options.labels
         if not reason:
-            reason = next((self.errors[name] for name in (*found, LABEL) if name in self.errors), "")
-        if not reason and labelled and LABEL not in self.members:
-            reason = f"has no .{LABEL}, but {labelled!r} has one"
+            reason = next((self.errors[name] for name in (*found, labels.member) if name in self.errors), "")
+        if not reason and labelled and not self.has_label:
+            reason = f"has no {labels.shown}, but {labelled!r} has one"
         if reason:
             return BadSample(self.key, reason)
-        return Sample(self.key, self.members, found[0], self.headers[found[0]], self.label, self.caption, self.fields)
+        image, more = found[0], (self.label, self.caption, self.fields, self.hashes.get(found[0]))
+        return Sample(self.key, self.members, image, self.headers[image], *more)
 
 
 def _fields(data: memoryview, columns: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -15,7 +17,7 @@ from datasets.errors import DataError
 from datasets.shards.column_tables import column_file, join_by_key, read_columns, write_columns
 from datasets.shards.index import Index
 from datasets.shards.index_files import read_schema
-from datasets.shards.indexing import IndexOptions, index_shards
+from datasets.shards.indexing import IndexOptions, index_shards, scan_one_by_one
 from datasets.shards.json_fields import column_of
 from tests.datasets.small_sets import png, write_members, write_set
 
@@ -174,3 +176,54 @@ def test_other_tables_are_no_column_tables(tmp_path, table):
     with pytest.raises(ValueError, match=r"column|key"):
         write_columns(Storage(str(tmp_path)), "0.tar", table)
     assert not list(tmp_path.iterdir())
+
+
+def test_columns_of_img2dataset_are_joined_by_key(folder):
+    rows = {"key": ["b", "z", "a"], "similarity": [0.25, 9, 0.5], "NSFW": ["no", "x", None], "hash": [[1], [2], [3]]}
+    pq.write_table(pa.table(rows), folder / "0.parquet")
+    done = index_shards(
+        str(folder), f"{folder}/index", IndexOptions(columns=("parquet", "parquet.none")), scan_one_by_one
+    )
+    assert done.problems == ["1.parquet: no such file"]
+    index = Index.open(str(folder))
+    names = ["parquet.similarity", "parquet.NSFW", "parquet.none"]
+    assert index.columns(0).select(names).to_pylist() == [
+        dict(zip(names, (0.5, None, None), strict=True)),
+        dict(zip(names, (0.25, "no", None), strict=True)),
+    ]
+    assert "parquet.hash" not in index.columns(0).column_names
+    (folder / "1.parquet").write_bytes(b"PAR1")
+    (folder / "index" / column_file("1.tar")).unlink()
+    done = index_shards(str(folder), f"{folder}/index")
+    assert (done.scanned, len(done.problems)) == (1, 1)
+    assert "not a Parquet file" in done.problems[0]
+
+
+def test_images_that_look_alike_have_one_perceptual_hash(tmp_path):
+    height, width = 120, 160
+    y, x = np.mgrid[:height, :width] / 20
+    picture = Image.fromarray((127 + 60 * np.sin(x * y) + 60 * np.cos(x - 2 * y)).astype(np.uint8))
+
+    def encoded(image: Image.Image, format: str, **options: int) -> bytes:
+        stream = io.BytesIO()
+        image.save(stream, format, **options)
+        return stream.getvalue()
+
+    flat = Image.new("L", (50, 40), 99)
+    images = {
+        "a.png": encoded(picture, "PNG"),
+        "b.jpg": encoded(picture, "JPEG", quality=90),
+        "c.webp": encoded(picture.resize((320, 240)), "WEBP", quality=95),
+        "d.png": encoded(picture.transpose(Image.Transpose.ROTATE_90), "PNG"),
+        "e.png": encoded(flat, "PNG"),
+        "f.jpg": encoded(flat.resize((90, 30)), "JPEG"),
+        "g.png": encoded(picture, "PNG")[:2000],
+    }
+    write_members(tmp_path / "0.tar", list(images.items()))
+    index_shards(str(tmp_path), f"{tmp_path}/index", IndexOptions(columns=("phash",)))
+    a, b, c, d, e, f, g = Index.open(str(tmp_path)).columns(0).column("phash").to_pylist()
+    assert (a ^ b).bit_count() <= 2
+    assert (a ^ c).bit_count() <= 2
+    assert (a ^ d).bit_count() > 16
+    assert e == f == 1
+    assert g is None
