@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cluster.storage.storage import absolute, is_local
 from datasets.conditions.config import ConditionConfig, TextConfig
 from datasets.images.kinds import MAX_PIXELS
+from datasets.section import MayChange, Section
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -50,14 +51,7 @@ Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes, json_schema_inp
 Urls = str | tuple[str, ...]
 
 
-MayChange = Field(json_schema_extra={"may_change": True})  # on resume; the mark of trainer.config, which is not ours
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class MixedSet(_Section):
+class MixedSet(Section):
     """One set of a mixture."""
 
     shards: Annotated[Urls, MayChange]
@@ -73,7 +67,7 @@ class MixedSet(_Section):
         return self
 
 
-class TransformConfig(_Section):
+class TransformConfig(Section):
     """Crop, resize and flip. The random parts depend only on (seed, position)."""
 
     size: tuple[int, int]
@@ -102,7 +96,7 @@ class TransformConfig(_Section):
         return scale
 
 
-class DiskCacheConfig(_Section):
+class DiskCacheConfig(Section):
     """A cache of remote shards on a local disk, shared by all ranks and runs of a machine."""
 
     folder: str
@@ -111,7 +105,7 @@ class DiskCacheConfig(_Section):
     """Maximum size in bytes ("16GiB"). Useful for sets that fit: a larger set has few hits."""
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """The images of a run and how they are read."""
 
     shards: Annotated[Urls, MayChange] = ""

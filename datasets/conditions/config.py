@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from datasets.section import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ClassConfig(_Section):
+class ClassConfig(Section):
     """The class of an image, an integer, from its .cls member."""
 
     kind: Literal["class"]
 
 
-class TextConfig(_Section):
+class TextConfig(Section):
     """A caption, as tokens."""
 
     kind: Literal["text"]
@@ -54,7 +52,7 @@ class TextConfig(_Section):
         return self.probabilities or (1 / len(self.members),) * len(self.members)
 
 
-class VectorConfig(_Section):
+class VectorConfig(Section):
     """A vector that an encoder made, from a .npy member of float16, float32 or float64; zeros where it is missing."""
 
     kind: Literal["vector"]
@@ -64,7 +62,7 @@ class VectorConfig(_Section):
     """Length of the vector."""
 
 
-class GeometryConfig(_Section):
+class GeometryConfig(Section):
     """Height and width of the original image and the place of the crop (SDXL, arXiv 2307.01952, section 2.2)."""
 
     kind: Literal["geometry"]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 
 from datasets.conditions.condition import Arrays, Field, Sample, SingleChoice
 from datasets.errors import DataError
-
-_HEADER = 1 << 12  # bytes that the header of a .npy may have
+from datasets.npy import decode_floats, floats_shape, read_npy_header
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,16 @@ class VectorCondition(SingleChoice):
 
 
 def decode_vector(data: bytes | memoryview, size: int, member: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """float32 [size] from the bytes of a .npy file of that many finite floats. Raises DataError."""
-    limit = 2 * _HEADER + 8 * size
-    if len(data) > limit:
-        raise DataError(f"{member}: {len(data):,} bytes for a vector of {size} numbers")
+    """float32 [size] from a .npy file of that many finite floats, in any type of `datasets.npy`. Raises DataError."""
     try:
-        values = np.lib.format.read_array(io.BytesIO(bytes(data)), allow_pickle=False, max_header_size=_HEADER)
-    except (ValueError, EOFError, OSError, OverflowError, MemoryError) as error:
-        raise DataError(f"{member}: not a .npy file ({error})") from error
-    if values.shape not in ((size,), (1, size)) or values.dtype.kind != "f":
-        shape = " x ".join(map(str, values.shape)) or "no axes"
-        raise DataError(f"{member}: {values.dtype} of {shape}, expected {size} floats")
-    vector = values.reshape(size).astype(np.float32)
+        header = read_npy_header(data)
+    except DataError as error:
+        raise DataError(f"{member}: {error}") from error
+    shape = floats_shape(header)
+    if shape not in ((size,), (1, size)):
+        found = " x ".join(map(str, shape or header.shape)) or "no axes"
+        raise DataError(f"{member}: {header.dtype} of {found}, expected {size} floats")
+    vector = decode_floats(data, header).reshape(size)
     if not np.isfinite(vector).all():
         raise DataError(f"{member}: not all of its numbers are finite")
     return vector

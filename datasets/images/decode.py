@@ -6,7 +6,6 @@ Only the formats listed here; nothing is ever unpickled. The bytes decide which 
 from __future__ import annotations
 
 import io
-import math
 import re
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from datasets.images.kinds import (
     not_an_image,
     refuse_depth,
 )
+from datasets.npy import NpyHeader, decode_npy, read_npy_header
 
 Pixels = NDArray[np.uint8]
 
@@ -41,7 +41,6 @@ _GREY = ("1", "L", "LA")  # Pillow's modes with one channel
 _DEEP = {"I;16": 16, "I;16L": 16, "I;16B": 16, "I;16N": 16, "I": 32, "F": 32}  # bits of Pillow's other grey modes
 _PNG_DEPTH = 24  # offset of the bit depth in a PNG
 _TIFF_DEPTH = 258  # tag
-_MAX_NPY_HEADER = 1 << 12  # bytes
 _DECODER_MEMORY = 16 << 20  # bytes besides those for pixels
 
 # Where Pillow keeps EXIF and XMP, and the names of the PNG chunks (which may follow the pixels) that hold them.
@@ -144,7 +143,7 @@ def read_header(data: bytes | memoryview, extension: str) -> ImageHeader:
     """
     _check_extension(extension)
     if kind_of(data) == "npy":
-        shape = _npy_shape(data)
+        shape = _npy_header(data).shape
         return ImageHeader(shape[0], shape[1], shape[2] if len(shape) == 3 else 1, "npy")
     try:
         picture = _open(data, PICTURE_KINDS)
@@ -324,35 +323,20 @@ def _undecodable(error: Exception) -> DataError:
     return DataError(f"the image does not decode ({reason or type(error).__name__})")
 
 
-def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _npy_header(data: bytes | memoryview) -> NpyHeader:
+    """The header of an array of pixels; compared with its bytes before memory is allocated."""
     try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise DataError(f"the array has .npy version {version}, expected 1.0")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_MAX_NPY_HEADER)
-    except DataError:
-        raise
-    except Exception as error:
+        header = read_npy_header(data)
+    except DataError as error:
         raise _undecodable(error) from error
-    return shape, dtype
-
-
-def _npy_shape(data: bytes | memoryview) -> tuple[int, ...]:
-    """The shape of an array of pixels, from its header; compared with its bytes before memory is allocated."""
-    stream = io.BytesIO(data)
-    shape, dtype = _npy_header(stream)
+    shape, dtype = header.shape, header.dtype
     if dtype != np.uint8 or len(shape) not in (2, 3):
         raise DataError(f"the array is {dtype} of shape {shape}, expected uint8 [height, width, channels]")
-    if any(type(length) is not int or length < 1 for length in shape):
+    if min(shape) < 1:
         raise DataError(f"the array has shape {shape}; lengths are positive integers")
     _check_size(shape[1], shape[0], Format(3, 0, 0))
-    if math.prod(shape) != len(data) - stream.tell():
-        raise DataError(f"the array of shape {shape} has {len(data) - stream.tell()} bytes")
-    return shape
+    return header
 
 
 def _decode_npy(data: bytes | memoryview) -> Pixels:
-    stream = io.BytesIO(data)
-    _npy_shape(data)
-    array: Pixels = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_MAX_NPY_HEADER)
-    return array
+    return decode_npy(data, _npy_header(data))
