@@ -157,21 +157,24 @@ def test_captions_in_colour_name_the_colours_of_the_image():
 def test_the_splits_have_the_documented_counts(icons, splits):
     text = (REPOSITORY / "docs/icons.md").read_text()
     for family in FAMILIES:
-        counts = [sum(icons[i].words.family == family for i in numbers) for numbers in splits[:3]]
+        counts = [sum(icons[i].words.family == family for i in numbers) for numbers in splits[:4]]
         assert f"| {family} | " + " | ".join(f"{count:,}" for count in (sum(counts), *counts)) + " |" in text
     assert f"{len(icons):,} icons" in text
-    assert sorted([*splits.train, *splits.validation, *splits.combinations]) == list(range(len(icons)))
+    assert sorted([i for numbers in splits[:4] for i in numbers]) == list(range(len(icons)))
 
 
-def test_no_style_of_a_held_out_icon_is_in_training(icons, splits):
+def test_training_has_no_style_of_a_held_out_name_and_other_styles_of_held_out_images(icons, splits):
     train = {icons[i].words[::2] for i in splits.train}  # name and family
-    assert not train & {icons[i].words[::2] for i in splits.validation}
+    assert not train & {icons[i].words[::2] for i in splits.names}
+    assert 450 <= len(splits.names) <= 600
+    twins = sum(icons[i].words[::2] in train for i in splits.validation)
     assert 900 <= len(splits.validation) <= 1100
+    assert f"{twins:,} of the {len(splits.validation):,} have" in (REPOSITORY / "docs/icons.md").read_text()
 
 
 def test_training_has_each_word_of_a_held_out_combination_but_no_icon_with_both(icons, splits):
     counts = Counter(word for i in splits.train for word in caption_words(icons[i].words))
-    seen = [set(icons[i].words.name.split()) for i in (*splits.train, *splits.validation)]
+    seen = [set(icons[i].words.name.split()) for i in (*splits.train, *splits.validation, *splits.names)]
     assert not [pair for pair in splits.pairs if any(names.issuperset(pair) for names in seen)]
     for i in splits.combinations:
         assert all(counts[word] >= LEAST for word in caption_words(icons[i].words)), icons[i]
@@ -195,6 +198,7 @@ def test_icons_are_packed_with_captions_and_fields(tmp_path):
     assert [(split.split, split.images) for split in packed] == [
         ("train", 30),
         ("validation", 30),
+        ("names", 30),
         ("combinations", 30),
     ]
     assert pack(FewIcons(16, 16, levels=2), str(tmp_path))[0].written is False

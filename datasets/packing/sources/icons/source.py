@@ -17,10 +17,10 @@ _SMALLEST, _LARGEST = 8, 1024  # pixels a side
 class Icons(InMemory):
     """The icons of five open fonts, light on dark, or in colour, with captions.
 
-    `validation` is held out by image, `combinations` by pairs of words. Raises `DataError` if QtAwesome is missing.
+    `validation` is held out by image, `names` by name, `combinations` by pairs of words. Raises `DataError` if QtAwesome is missing.
     """
 
-    splits: tuple[str, ...] = ("train", "validation", "combinations")
+    splits: tuple[str, ...] = ("train", "validation", "names", "combinations")
 
     def __init__(self, height: int = 24, width: int = 24, levels: int = 256, colour: bool = False):
         if not (_SMALLEST <= height <= _LARGEST and _SMALLEST <= width <= _LARGEST):

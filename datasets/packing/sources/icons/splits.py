@@ -1,4 +1,4 @@
-"""Which icons are held out: some by image, some by a combination of words."""
+"""Which icons are held out: some by image, some by name, some by a combination of words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from datasets.packing.sources.icons.captions import Words, hash_of
 
-HELD_OUT = 0.07  # share of the icons in `validation`
+IMAGES, NAMES = 0.07, 0.035  # shares of the icons in `validation` and in `names`
 COMBINATIONS = 400  # icons in `combinations`, at least
 LEAST = 4  # times that each word of their captions occurs in training
 _SUBJECTS, _MODIFIERS = 8, 40  # other words that the two words of a combination occur with, at least
@@ -30,6 +30,7 @@ class Splits(NamedTuple):
 
     train: list[int]
     validation: list[int]
+    names: list[int]
     combinations: list[int]
     pairs: list[Pair]
 
@@ -37,17 +38,23 @@ class Splits(NamedTuple):
 def split_icons(icons: Sequence[Words]) -> Splits:
     """Assign each icon to a split, by hashes of its words.
 
-    `validation`: all styles that a family has of an icon are held out together, so that no other style of the same
-    drawing is in training. `combinations`: all icons, of every family and style, whose names have both words of a
-    held-out pair such as (cloud, off). Training has no icon with both, and each word of their captions `LEAST` times.
+    `validation`: single drawings; training often has the same icon in another style. `names`: all styles that a family
+    has of an icon, so that training has none of them. `combinations`: all icons, of every family and style, whose names
+    have both words of a held-out pair such as (cloud, off). Training has no icon with both, and each word of their
+    captions `LEAST` times.
     """
-    held_out = {i for i, words in enumerate(icons) if hash_of(f"{words.family}/{words.name}") < HELD_OUT * 2**64}
+    by_name = {i for i, words in enumerate(icons) if _falls(f"{words.family}/{words.name}", NAMES)}
+    by_image = {i for i, words in enumerate(icons) if _falls("/".join(words), IMAGES)} - by_name
+    held_out = by_name | by_image
     counts = Counter(word for i, words in enumerate(icons) if i not in held_out for word in caption_words(words))
     pairs, taken = _choose_pairs(icons, held_out, counts)
-    rest = [i for i in range(len(icons)) if i not in taken]
-    return Splits(
-        [i for i in rest if i not in held_out], [i for i in rest if i in held_out], sorted(taken), sorted(pairs)
-    )
+    train = set(range(len(icons))) - held_out - taken
+    return Splits(sorted(train), sorted(by_image - taken), sorted(by_name - taken), sorted(taken), sorted(pairs))
+
+
+def _falls(key: str, share: float) -> bool:
+    """Whether the hash of a key is in the first `share` of its range."""
+    return hash_of(key) < share * 2**64
 
 
 def caption_words(words: Words) -> set[str]:
