@@ -22,6 +22,8 @@ from jobs.config.loading import load_config
 from jobs.evaluate import main as evaluate
 from jobs.ray.metrics import gauge_name
 from jobs.run.training import train_rank
+from tests.jobs import captioned
+from tests.jobs.captioned import assert_same_run, folder_of, write_config, write_set
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import metrics, newest_tensors
 from tests.testbed.jobs import Job, run_job
@@ -115,6 +117,19 @@ def test_two_ray_workers_compute_what_two_local_ranks_do(config_file, cluster, s
     again = run_job("train", str(by_ray), "ray.workers=2", env={"RAY_ADDRESS": "127.0.0.1:1"})  # nobody is there
     assert again.status == 0, again.stderr
     assert "is finished" in again.stdout
+
+
+def test_a_run_on_captions_begun_by_two_ray_workers_is_ended_by_one_process(cluster, tmp_path):
+    shards = str(write_set(tmp_path / "set"))
+    alone, begun = (
+        write_config(tmp_path / f"{name}.yaml", str(tmp_path / name), shards) for name in ("alone", "begun")
+    )
+    assert train_rank(load_config(alone)).finished
+    budget = f"trainer.images={5 * captioned.BATCH}"
+    ended = run_job("train", begun, "ray.workers=2", budget, env=cluster, timeout=RAY_SECONDS)
+    assert ended.status == 0, ended.stderr
+    assert train_rank(load_config(begun)).finished
+    assert_same_run(folder_of(alone), folder_of(begun))
 
 
 def test_what_a_person_must_mend_is_told_at_once_and_in_one_line(config_file, cluster, tmp_path):
