@@ -1,7 +1,10 @@
 """Compare samples of a run with real images: Frechet distance, precision and recall on chosen features.
 
     python -m jobs.quality RUN_URL [--features pixels|inception|package.module:function] [--split validation|train|URL]
-                                   [--count N] [the options of jobs.sample: --sampler, --steps, --guidance, --label ...]
+                                   [--count N] [--condition given]
+                                   [the options of jobs.sample: --sampler, --steps, --guidance, --label ...]
+
+With `--condition given` sample i has the conditions of image i of the split: its caption, its class, its vectors.
 
 A feature function maps images, uint8 [B, C, H, W] of 0 to 255, to [B, F]. The distance on `inception` (torch-fidelity's
 network, which has to be installed with its weights) is the FID; on other features it is not.
@@ -10,11 +13,13 @@ network, which has to be installed with its weights) is the FID; on other featur
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +30,37 @@ from datasets.loading.build import evaluation_batches
 from datasets.shards.index import Index
 from jobs.cli import command_parser, run
 from jobs.config.other_images import check_format
+from jobs.errors import ConfigError
 from jobs.ray.tasks import each
 from jobs.run.reports import OWN_SPLITS, Subject, file_name, keep, split_name, subject_of, weights_text
 from jobs.sampling.options import add_options, check_at_least_one, labels_of, sampling_options
 from jobs.sampling.plan import SamplingPlan, model_here, opened, sample, uses_of, weights_checksum
-from trainer.conditions import in_words
+from trainer.condition_values import Value, as_condition, join_values, map_value
+from trainer.conditions import all_given, in_words
 from trainer.distributed.device import full_precision
 from trainer.images import visible
 from trainer.models import Model
+from trainer.models.base import known_conditions
+from trainer.sampling import SampleConditions
 from trainer.training.sample_quality import INCEPTION, NEIGHBOURS, compare, features
+
+
+class RealImages(NamedTuple):
+    """What is known of the images of a split, in its order."""
+
+    features: Tensor  # [N, F]
+    conditions: dict[str, Value]  # that the model takes, on the CPU
+
+
+@dataclass(frozen=True)
+class PairedPlan(SamplingPlan):
+    """Sample i has the conditions of image i, in turn."""
+
+    given: Mapping[str, Value] = field(default_factory=dict)
+
+    @functools.cached_property
+    def conditions(self) -> SampleConditions:
+        return SampleConditions(values=self.given)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,14 +72,18 @@ def main(arguments: Sequence[str]) -> int:
     loaded = opened(options.run, options.weights)
     plan = _plan(options, loaded.model)
     features(options.features)  # raises if it does not exist, before the work
-    real = real_features(plan, subject, index, options.features)
+    real, given = real_images(plan, subject, index, options.features)
     plan = replace(plan, count=options.count or len(real))
+    if options.condition:
+        if not given:
+            raise ConfigError(f"--condition given: {options.run} is not conditioned on what {options.split} has")
+        plan = PairedPlan(**vars(plan), given=given)
     samples = all_sampled_features(plan, options.features, options.processes)
     quality = compare(samples, real)
     split = options.split if options.split in OWN_SPLITS else absolute(options.split)
     report: dict[str, Any] = {"features": options.features, "split": split, "set": index.fingerprint}
     report |= {"weights": loaded.weights, "images_seen": loaded.images, "precision": plan.precision}
-    report["conditions"] = uses_of(plan, loaded.model)
+    report["conditions"] = dict(uses_of(plan, loaded.model)) | all_given(given.keys() if options.condition else [])
     report |= {"samples": len(samples), "images": len(real), "numbers": samples.shape[1], "neighbours": NEIGHBOURS}
     report |= {"seed": plan.seed, "temperature": plan.temperature, "labels": plan.labels}
     report["sampling"] = plan.settings
@@ -61,6 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     name = file_name(
         *("quality", split_name(options.split, index), options.features, len(samples), loaded.weights, loaded.images),
         *(plan.seed and f"seed{plan.seed}", plan.temperature != 1 and f"temperature{plan.temperature:g}"),
+        options.condition,
         *(plan.labels and f"label{'.'.join(map(str, plan.labels[:4]))}", plan.precision != "fp32" and plan.precision),
         *(f"{key}-{value}" for key, value in plan.settings.items() if value != usual[key]),
     )
@@ -71,6 +103,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
     check_at_least_one(options, "batch", *(["count"] if options.count is not None else []))
+    if options.condition and options.label:
+        raise ConfigError("--label: cannot be used with --condition given")
     return SamplingPlan(
         run=options.run,
         weights=options.weights,
@@ -84,20 +118,31 @@ def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
         temperature=options.temperature,
         precision=options.precision,
         labels=labels_of(options, model),
-        settings=sampling_options(options, model),
+        settings=sampling_options(options, model, others=bool(options.condition)),
     )
 
 
-def real_features(plan: SamplingPlan, subject: Subject, index: Index, name: str) -> Tensor:
-    """[N, F] of every image of a split, as the run sees them."""
+def real_images(plan: SamplingPlan, subject: Subject, index: Index, name: str) -> RealImages:
+    """Features and conditions of every image of a split, as the run sees them."""
     config, extract, (model, device) = subject.config, features(name), model_here(plan)
     check_format(model.spec, config.data, index)
+    found: list[Tensor] = []
+    given: dict[str, list[Value]] = defaultdict(list)
     with (
         full_precision(device),
-        evaluation_batches(config.data, index, batch=plan.batch, device=device) as batches,
+        evaluation_batches(config.data, index, batch=plan.batch, device=device, tokenizers=model.tokenizers) as batches,
     ):
-        images = (visible(batch.images[batch.weights > 0], model.spec.levels) for batch in batches)
-        return torch.cat([extract(part).cpu() for part in images if len(part)])
+        for batch in batches:
+            rows = batch.weights.nonzero()[:, 0]  # of images, not of padding
+            if len(rows):
+                found.append(extract(visible(batch.images[rows], model.spec.levels)).cpu())
+            for condition, value in (as_condition(batch.conditions, known_conditions(model)) or {}).items():
+                given[condition].append(map_value(partial(_rows, rows), value))
+    return RealImages(torch.cat(found), {name: join_values(values) for name, values in given.items()})
+
+
+def _rows(rows: Tensor, column: Tensor) -> Tensor:
+    return column[rows].cpu()
 
 
 def all_sampled_features(plan: SamplingPlan, name: str, processes: int | None) -> Tensor:
@@ -143,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--features", default="pixels", help=f"pixels (8 x 8 means), {INCEPTION}, or module:function")
     parser.add_argument("--split", default="validation", help="validation or train of the run, or a URL of shards")
     parser.add_argument("--index", default="", help="with --split URL: URL of their index (default: <split>/index)")
+    parser.add_argument("--condition", choices=["given"], default="", help="sample by the conditions of the images")
     parser.add_argument("--count", type=int, help="samples (default: as many as the split has images)")
     add_options(parser)
     return parser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -59,6 +59,12 @@ def as_value(given: Tensor | TokenArrays) -> Value:
 def columns_of(value: Value) -> tuple[Tensor, ...]:
     """The tensors of a value."""
     return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+def join_values(parts: Sequence[Value]) -> Value:
+    """The rows of several values of one condition, one after the other."""
+    columns = [torch.cat(column) for column in zip(*map(columns_of, parts), strict=True)]
+    return columns[0] if isinstance(parts[0], Tensor) else Tokens(*columns)
 
 
 def as_condition(given: Mapping[str, Tensor | TokenArrays], names: Collection[str]) -> Condition:

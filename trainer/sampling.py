@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.condition_values import Condition, Tokens, Value, map_value
+from trainer.condition_values import Condition, Value, map_value
 from trainer.config import Config
 from trainer.distributed.device import full_precision
 from trainer.models.base import Model, takes_labels
@@ -79,18 +79,18 @@ def make_samples(
 
 
 class SampleConditions(NamedTuple):
-    """What samples are conditioned on, each list in turn: image i has label and prompt number i mod their counts."""
+    """What samples are conditioned on, each list in turn: image i has label and values number i mod their counts."""
 
     labels: tuple[int, ...] = ()
-    prompts: Mapping[str, Tokens] = {}
-    negative: Mapping[str, Tokens] = {}
+    values: Mapping[str, Value] = {}
+    negative: Mapping[str, Value] = {}
 
     def at(self, positions: Tensor) -> dict[str, Condition]:
         """`condition` of the images at `positions` and, if there is one, `negative`, as arguments of `Model.sample`."""
         given: dict[str, Value] = {}
         if self.labels:
             given["label"] = torch.tensor(self.labels, device=positions.device)[positions % len(self.labels)]
-        found: dict[str, Condition] = {"condition": given | _in_turn(self.prompts, positions) or None}
+        found: dict[str, Condition] = {"condition": given | _in_turn(self.values, positions) or None}
         return found | {"negative": _in_turn(self.negative, positions)} if self.negative else found
 
 
@@ -151,11 +151,11 @@ def _class_number(model: Model, label: Label) -> int:
     raise ValueError(f"label: {label}: the model knows {class_names_text(model)}")
 
 
-def _in_turn(prompts: Mapping[str, Tokens], positions: Tensor) -> dict[str, Value]:
-    """The prompts of the images at `positions`, on their device."""
+def _in_turn(values: Mapping[str, Value], positions: Tensor) -> dict[str, Value]:
+    """The values of the images at `positions`, on their device."""
 
     def rows(column: Tensor) -> Tensor:
         column = column.to(positions.device)
         return column[positions % len(column)]
 
-    return {name: map_value(rows, value) for name, value in prompts.items()}
+    return {name: map_value(rows, value) for name, value in values.items()}

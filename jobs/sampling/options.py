@@ -49,15 +49,15 @@ def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
 
 
 def sampling_options(
-    options: argparse.Namespace, model: Model, prompts: bool = False, negative: bool = False
+    options: argparse.Namespace, model: Model, others: bool = False, negative: bool = False
 ) -> dict[str, Any]:
     """All options of the model's `sample`: those given, the others as in its configuration.
 
-    `prompts`, `negative`: whether there are any, beside a label. Raises ConfigError.
+    `others`, `negative`: whether there are other conditions than a label, and a negative prompt. Raises ConfigError.
     """
     given = {name: getattr(options, name) for name in model_options() if getattr(options, name) is not None}
     try:
-        chosen = options_for(model, given, bool(options.label) or prompts, negative)
+        chosen = options_for(model, given, bool(options.label) or others, negative)
     except ValidationError as error:
         first = error.errors()[0]
         if first["loc"]:

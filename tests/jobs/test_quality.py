@@ -14,10 +14,13 @@ from jobs.config.loading import load_config
 from jobs.errors import ConfigError
 from jobs.run.reports import subject_of
 from jobs.run.training import train_rank
+from tests.datasets.conditions.captioned_sets import caption
+from tests.jobs.test_prompts import TEXT, train
 from trainer.checkpoints.export import load
 from trainer.errors import TrainingError
 from trainer.images import visible
 from trainer.noise import Noise
+from trainer.prompts import encode
 from trainer.training.sample_quality import compare
 
 
@@ -93,3 +96,43 @@ def test_each_comparison_has_a_file_of_its_own(run):
 def test_invalid_options_are_errors_of_one_line(run, arguments, error, message):
     with pytest.raises(error, match=message):
         quality.main([run, *arguments])
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory) -> str:
+    return train(tmp_path_factory.mktemp("captioned"), {"caption": TEXT})
+
+
+def test_samples_with_the_captions_of_the_images(captioned):
+    folder = Path(captioned).parent / "set"
+    options = ["--split", str(folder), "--count", "70", "--batch", "16", "--condition", "given", "--guidance", "2"]
+    features = ["--features", "tests.jobs.test_quality:rows"]
+    quality.main([captioned, *options, *features, "--processes", "1"])
+    found = report(captioned, "quality-*-70-*given*")
+    assert found["conditions"] == {"caption": "given"}
+    model = load(captioned)
+    captions = [caption(i % 64) for i in range(70)]  # the set has 64 images
+    tokens = encode(model, [{"caption": text} for text in captions]).tokens
+    with torch.no_grad():
+        samples = model.sample(Noise(0, "sample", torch.arange(70)), condition=tokens, guidance=2.0)
+    subject = subject_of(captioned)
+    index = subject.index(str(folder))
+    with evaluation_batches(subject.config.data, index, batch=64, tokenizers=model.tokenizers) as batches:
+        real = torch.cat([batch.images[batch.weights > 0] for batch in batches])
+    levels = model.spec.levels
+    expected = compare(rows(visible(samples, levels)), rows(visible(real, levels)))
+    assert found["figures"] == pytest.approx({f"quality/{k}": v for k, v in expected._asdict().items()}, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("run", [], "is not conditioned on what validation has"),
+        ("captioned", ["--label", "3"], "--label: cannot be used with --condition given"),
+    ],
+)
+def test_conditions_that_there_are_not(name, more, message, request):
+    run = request.getfixturevalue(name)
+    split = [] if name == "run" else ["--split", str(Path(run).parent / "set")]
+    with pytest.raises(ConfigError, match=message):
+        quality.main([run, "--condition", "given", *split, *more])

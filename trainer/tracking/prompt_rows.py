@@ -33,7 +33,7 @@ def draw_prompts(model: Model, prompts: Sequence[str], seed: int) -> dict[str, b
     if not captions:
         return {}
     options = model.picture_options
-    conditions = SampleConditions(prompts=encode(model, captions).tokens)
+    conditions = SampleConditions(values=encode(model, captions).tokens)
     images = make_samples(model, IMAGES * len(captions), conditions, seed, options=options)
     uses = none_given(known_conditions(model)) | all_given({name for row in captions for name in row})
     caption = f"{model.samples_in_words(options, uses)}, averaged weights"

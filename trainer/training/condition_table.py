@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from trainer.condition_values import Tokens, Value, as_value, columns_of, map_value
+from trainer.condition_values import Value, as_value, columns_of, join_values, map_value
 from trainer.distributed.interruption import interruption_point
 from trainer.distributed.ranks import all_gather_object, world_size
 from trainer.errors import TrainingError
@@ -103,7 +103,7 @@ def read_conditions(batches: Iterable[Batch], names: Collection[str]) -> Conditi
     positions = torch.cat([part[0] for part in everything])
     order = positions.argsort()
     values = {
-        name: map_value(lambda column: column[order].to(device), _joined([part[1][name] for part in everything]))
+        name: map_value(lambda column: column[order].to(device), join_values([part[1][name] for part in everything]))
         for name in names
     }
     return ConditionTable(positions[order].to(device), values)
@@ -115,8 +115,3 @@ def _value(batch: Batch, name: str) -> Value:
             f"condition {name}: the images have none; they have {', '.join(batch.conditions) or 'none'}"
         )
     return as_value(batch.conditions[name])
-
-
-def _joined(parts: list[Value]) -> Value:
-    columns = [torch.cat(column) for column in zip(*map(columns_of, parts), strict=True)]
-    return columns[0] if isinstance(parts[0], Tensor) else Tokens(*columns)
