@@ -17,7 +17,8 @@ _SMALLEST, _LARGEST = 8, 1024  # pixels a side
 class Icons(InMemory):
     """The icons of five open fonts, light on dark, or in colour, with captions.
 
-    `validation` is held out by image, `names` by name, `combinations` by pairs of words. Raises `DataError` if QtAwesome is missing.
+    `validation` is held out by image, `names` by name, `combinations` by pairs of words. Raises `DataError` if
+    QtAwesome is missing.
     """
 
     splits: tuple[str, ...] = ("train", "validation", "names", "combinations")
