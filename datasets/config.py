@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from cluster.storage.storage import absolute, is_local
 from datasets.conditions.config import ConditionConfig, TextConfig
@@ -96,6 +96,43 @@ class TransformConfig(Section):
         return scale
 
 
+class PatchesConfig(Section):
+    """Keep the shape of each image: resize it to the largest grid of patches that it fills and crop what is left over,
+    less than a patch, at random in training. For models that take images of any shape. The random parts depend only on
+    (seed, position)."""
+
+    patches: int = Field(ge=1, le=1 << 16)
+    """N: patches of an image at most; every row of a batch has N, the others being padding."""
+    patch: int = Field(ge=1, le=1 << 10)
+    """P: height and width of a patch, pixels."""
+    min_side: int = Field(default=0, ge=0)
+    """Enlarge images whose smaller side has fewer pixels than this to this, as far as N patches allow. 0: no image is
+    enlarged, except one that is smaller than a patch."""
+    smaller: float = Field(default=0.0, ge=0, le=1)
+    """Probability of a smaller grid, of at most N / 4 to N patches, evenly (training only; Dehghani et al. 2023,
+    NaViT, arXiv 2307.06304)."""
+    flip: bool = False
+    """Random horizontal flip, p = 0.5 (training only)."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> PatchesConfig:
+        if self.patches * self.patch**2 > MAX_PIXELS:
+            each = f"{self.patch} x {self.patch}"
+            raise ValueError(f"{self.patches} patches of {each} have more than {MAX_PIXELS:,} pixels")
+        return self
+
+
+def _kind_of_transform(value: object) -> str:
+    patches = "patches" in value or "patch" in value if isinstance(value, dict) else isinstance(value, PatchesConfig)
+    return "PatchesConfig" if patches else "TransformConfig"
+
+
+AnyTransform = Annotated[
+    Annotated[TransformConfig, Tag("TransformConfig")] | Annotated[PatchesConfig, Tag("PatchesConfig")],
+    Discriminator(_kind_of_transform),
+]
+
+
 class DiskCacheConfig(Section):
     """A cache of remote shards on a local disk, shared by all ranks and runs of a machine."""
 
@@ -141,8 +178,8 @@ class DataConfig(Section):
     """A set whose decoded images fit into this many bytes ("512MiB") is decoded once and kept in memory."""
     disk_cache: Annotated[DiskCacheConfig | None, MayChange] = None
     """Keep what is read from an object store on a local disk. null: each epoch reads it again."""
-    transform: TransformConfig | None = None
-    """Crop, resize and flip. null: all images must have one size."""
+    transform: AnyTransform | None = None
+    """Crop, resize and flip: to one size, or to patches of images of any shape. null: all images must have one size."""
     conditions: dict[str, ConditionConfig] = {}
     """What images are conditioned on, by name. Empty: `label`, the class, for sets with labels. A model chooses among
     them by name."""

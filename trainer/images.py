@@ -12,6 +12,15 @@ from trainer.condition_values import TextSpec
 GAP_LEVEL = 96  # grey between pictures, of 0 .. 255
 
 
+class PatchSpec(NamedTuple):
+    """Images of any shape, in patches: see `trainer.patches`."""
+
+    most: int  # N: patches of an image at most
+    side: int  # P: height and width of a patch, pixels
+    grids: tuple[tuple[int, int, int], ...] = ()
+    """(rows, columns, images) of the training set, the most frequent first: the shapes of samples."""
+
+
 class ImageSpec(NamedTuple):
     """Shape and values of a model's images. `levels` is the number L of values of a channel of a pixel."""
 
@@ -21,12 +30,17 @@ class ImageSpec(NamedTuple):
     levels: int = 256  # 256 for 8 bit, 17 for the digit scans, 2 for binary images
     classes: int = 0  # 0: the images have no labels
     texts: tuple[TextSpec, ...] = ()  # the captions that a model may be conditioned on
+    patches: PatchSpec | None = None  # images of any shape, whose `height` and `width` are 0; None: of one size
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> ImageSpec:
         """The inverse of `_asdict` through JSON. Raises TypeError or ValueError for other fields."""
         texts = tuple(TextSpec(*text) for text in facts.get("texts", ()))
-        return cls(**facts | {"texts": texts})
+        patches = facts.get("patches")
+        if patches is not None:
+            most, side, grids = patches
+            patches = PatchSpec(most, side, tuple((rows, columns, images) for rows, columns, images in grids))
+        return cls(**facts | {"texts": texts, "patches": patches})
 
     def text(self, name: str) -> TextSpec:
         """The captions called `name`. Raises ValueError if the images have none."""

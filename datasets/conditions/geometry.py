@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.conditions.condition import Arrays, Field, Sample, SingleChoice
+from datasets.images.patches import PatchTransform
 from datasets.images.transform import Transform
 from datasets.order.order import Integers
 
@@ -16,7 +17,7 @@ class GeometryCondition(SingleChoice):
     """float32 [n, 4]: height and width of the original image, top and left edge of the crop in it, pixels."""
 
     name: str
-    transform: Transform | None
+    transform: Transform | PatchTransform | None
     members = ()
 
     @property

@@ -12,24 +12,9 @@ from datasets.hashing import derive, key_of, uniform
 from datasets.images.decode import Format, Pixels
 
 if TYPE_CHECKING:  # loader processes without a transform need not import pydantic
-    from datasets.config import DataConfig, TransformConfig
-    from datasets.shards.index import Index
+    from datasets.config import TransformConfig
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
-
-
-def output_format(config: DataConfig, index: Index) -> Format:
-    """The format of a run's images: the index's, with the size of `data.transform`. Raises `DataError`."""
-    if config.transform is not None:
-        check_levels(config.transform, index.format)
-        height, width = config.transform.size
-        return index.format._replace(height=height, width=width)
-    if not index.height:
-        where = index.odd_shard()
-        raise DataError(
-            f"{where}: images differ in size, here or between shards; set data.transform.size: [height, width]"
-        )
-    return index.format
 
 
 def check_levels(config: TransformConfig, format: Format, random: bool = True) -> None:
@@ -64,17 +49,20 @@ class Transform:
         self._height, self._width = config.size
         self._key = None if seed is None else key_of(seed, "transform")
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the result, pixels."""
-        return self._config.size
+    def row_shape(self, channels: int) -> tuple[int, ...]:
+        """Shape of an image in a batch."""
+        return self._height, self._width, channels
 
-    def __call__(self, image: Pixels, position: int) -> Pixels:
-        """uint8 [height, width, C] from uint8 [H, W, C], for the image at a position."""
+    def least(self, height: int, width: int, position: int) -> tuple[int, int] | None:
+        """(height, width) to which an image may be reduced while it is decoded; None: not at all."""
+        return None
+
+    def __call__(self, image: Pixels, position: int, size: tuple[int, int] | None = None) -> Pixels:
+        """uint8 [height, width, C] from uint8 [H, W, C], for the image at a position; `size` is (H, W)."""
         draws = self._draws(position)
         box = self._box(image.shape[1], image.shape[0], draws)
         if box != (0, 0, self._width, self._height) or image.shape[:2] != self._config.size:
-            image = self._resized(image, box)
+            image = resized(image, self._width, self._height, box, self._highest)
         if self._config.flip and draws is not None and draws[3] < 0.5:
             image = image[:, ::-1]
         return image
@@ -105,12 +93,14 @@ class Transform:
             x, y = round(x), round(y)  # whole pixels: a crop without resampling
         return x, y, x + across, y + down
 
-    def _resized(self, image: Pixels, box: Box) -> Pixels:
-        if box[2] - box[0] == self._width and box[3] - box[1] == self._height and float(box[0]).is_integer():
-            left, upper = int(box[0]), int(box[1])
-            return image[upper : upper + self._height, left : left + self._width]
-        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        resized = np.asarray(picture.resize((self._width, self._height), Image.Resampling.BICUBIC, box=box))
-        if self._highest < 255:  # bicubic interpolation overshoots
-            resized = np.minimum(resized, self._highest)
-        return resized.reshape(self._height, self._width, -1)
+
+def resized(image: Pixels, width: int, height: int, box: Box, highest: int) -> Pixels:
+    """uint8 [height, width, C]: a part of an image with levels 0 to `highest`, by antialiased bicubic interpolation."""
+    if box[2] - box[0] == width and box[3] - box[1] == height and float(box[0]).is_integer():
+        left, upper = int(box[0]), int(box[1])
+        return image[upper : upper + height, left : left + width]
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    found = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    if highest < 255:  # bicubic interpolation overshoots
+        found = np.minimum(found, highest)
+    return found.reshape(height, width, -1)

@@ -35,7 +35,8 @@ class Tokens(NamedTuple):
 class Batch(NamedTuple):
     """One rank's share of one global batch, by ascending position, padded with images of weight zero."""
 
-    images: Tensor  # uint8 [n, C, H, W], levels, in channels_last memory (as decoded), on a GPU too
+    images: Tensor  # uint8 [n, C, H, W], levels, in channels_last memory (as decoded), on a GPU too; or in patches,
+    #                 uint8 [n, N, 2 + P * P * C]: see `PatchTransform`
     positions: Tensor  # int64 [n], in the whole job's order (training) or in the set (evaluation); 0 for padding
     weights: Tensor  # float32 [n]: 1, or 0 for padding and for quarantined images
     conditions: dict[str, Tensor | Tokens]  # [n, ...] each, by name; zeros where the weight is 0
@@ -59,7 +60,7 @@ class Batch(NamedTuple):
 class FilledBatch(NamedTuple):
     """A batch as a loader hands it over."""
 
-    images: Tensor  # uint8 [n, H, W, C], on the host
+    images: Tensor  # uint8 [n, H, W, C] or [n, N, 2 + P * P * C], on the host
     positions: Integers  # int64 [n]
     weights: Floats  # float32 [n]
     conditions: Arrays  # [n, ...] each
@@ -209,7 +210,9 @@ def _batch(filled: FilledBatch, copier: _Copier | None) -> _Prepared:
     batch, copied = Batch(filled.images, positions, weights, _tensors(filled.conditions)), None
     if copier is not None:
         batch, copied = copier.copy(batch)
-    return _Prepared(batch._replace(images=batch.images.permute(0, 3, 1, 2)), filled.account, copied)
+    if batch.images.dim() == 4:
+        batch = batch._replace(images=batch.images.permute(0, 3, 1, 2))
+    return _Prepared(batch, filled.account, copied)
 
 
 def _tensors(arrays: Arrays) -> dict[str, Tensor | Tokens]:

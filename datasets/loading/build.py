@@ -10,11 +10,11 @@ import torch
 
 from datasets.config import DataConfig, format_bytes
 from datasets.errors import DataError
-from datasets.images.transform import Transform, output_format
 from datasets.loading.batches import Batches
 from datasets.loading.conditions import conditions_of
 from datasets.loading.loader_pool import LoaderPool
 from datasets.loading.local_loader import LocalLoader
+from datasets.loading.transforms import output_format, transform_of
 from datasets.order.evaluation_steps import EvaluationSteps
 from datasets.order.steps import Steps
 from datasets.order.streams import memory_needed, streams_of
@@ -110,7 +110,7 @@ def _plan(
     tokenizers: Mapping[str, str],
 ) -> ReadPlan:
     output_format(config, index)  # raises where the images differ in size
-    transform = Transform(config.transform, index.format, seed) if config.transform else None
+    transform = transform_of(config, index.format, seed)
     disk = (config.disk_cache.folder, config.disk_cache.size) if config.disk_cache else None
     conditions = conditions_of(config, index, tokenizers, seed, transform)
     return ReadPlan(index, steps, transform, config.on_bad == "quarantine", by_sample, disk, conditions)

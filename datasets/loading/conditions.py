@@ -12,6 +12,7 @@ from datasets.conditions.geometry import GeometryCondition
 from datasets.conditions.vectors import VectorCondition
 from datasets.config import DataConfig
 from datasets.errors import DataError
+from datasets.images.patches import PatchTransform
 from datasets.images.transform import Transform
 from datasets.order.order import Range
 from datasets.reading.shard_reader import ShardReader
@@ -27,7 +28,7 @@ def conditions_of(
     index: Index,
     tokenizers: Mapping[str, str],
     seed: int | None,
-    transform: Transform | None = None,
+    transform: Transform | PatchTransform | None = None,
 ) -> tuple[Condition, ...]:
     """What images of `index` are conditioned on; without `data.conditions` the `label`, if the set has classes.
 

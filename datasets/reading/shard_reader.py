@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cluster.storage.errors import StorageError
 from datasets.errors import DataError
-from datasets.images.decode import IMAGE_FORMATS, Format, Pixels, decode_image
+from datasets.images.decode import IMAGE_FORMATS, Format, Pixels, decode_image, decode_reduced
 from datasets.order.order import Range
 from datasets.reading.disk_cache import DiskCache
 from datasets.shards.columns import extensions_of, numbers
@@ -168,11 +168,21 @@ class ShardReader:
         A member whose CRC does not match is fetched once more: a byte may have been flipped in transit. Raises
         `DataError`.
         """
+        return decode_image(*self._image(held, row), format, out)
+
+    def decode_reduced(
+        self, held: EncodedRange, row: int, format: Format, least: Callable[[int, int], tuple[int, int] | None]
+    ) -> tuple[Pixels, tuple[int, int]]:
+        """The image of a sample, maybe reduced, and the (height, width) that it has: see `decode_reduced`."""
+        return decode_reduced(*self._image(held, row), format, least)
+
+    def _image(self, held: EncodedRange, row: int) -> tuple[memoryview, str]:
+        """The encoded image of a sample, checked, and the extension of its format."""
         image, crc = held.image(row)
         extension = held.extensions[row]
         if crc32(image) != crc:
             image = self._fetch_again(held, row, held.members.image, extension)
-        return decode_image(image, extension.rpartition(".")[2], format, out)
+        return image, extension.rpartition(".")[2]
 
     def member(self, held: EncodedRange, row: int, extension: str) -> memoryview | None:
         """The bytes of another member, checked as those of an image are; None: the sample has none."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from datasets.conditions.condition import Arrays, Condition, Field, Sample
 from datasets.errors import DataError
 from datasets.images.decode import Format, Pixels
+from datasets.images.patches import PatchTransform
 from datasets.images.transform import Transform
 from datasets.order.order import Integers, Places, Range, Window
 from datasets.order.steps import Step, Steps, look_up
@@ -34,7 +35,7 @@ _SAMPLE_THREADS = 16  # concurrent requests where every sample is a request
 class BatchArrays(NamedTuple):
     """A rank's batch in numpy, padding included."""
 
-    images: Pixels  # uint8 [n, H, W, C]
+    images: Pixels  # uint8 [n, H, W, C] or [n, N, 2 + P * P * C]
     positions: Integers  # int64 [n]
     weights: Floats  # float32 [n]
     conditions: Arrays  # [n, ...] each
@@ -60,7 +61,7 @@ class ReadPlan:
 
     index: Index
     steps: Steps
-    transform: Transform | None = None
+    transform: Transform | PatchTransform | None = None
     quarantine: bool = False  # report bad images instead of raising
     by_sample: bool = False  # one request per image: slower, less memory
     disk_cache: tuple[str, int] | None = None  # folder and size limit in bytes
@@ -68,10 +69,9 @@ class ReadPlan:
     skip: int = 0  # steps at the beginning that another process has read
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the images in a batch."""
-        height, width, channels = self.index.format.shape
-        return (*self.transform.size, channels) if self.transform else (height, width, channels)
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an image in a batch: (height, width, channels), or (patches, bytes of each)."""
+        return self.transform.row_shape(self.index.channels) if self.transform else self.index.format.shape
 
     @property
     def layout(self) -> dict[str, Field]:
@@ -164,7 +164,8 @@ class StepReader:
             np.take(decoded.images, rows, axis=0, out=batch.images[: len(rows)])  # one reader: rows 0..n-1
         else:
             for i, row in zip(to.tolist(), rows.tolist(), strict=True):
-                batch.images[i] = self._plan.transform(decoded.images[row], int(positions[i]))
+                image = decoded.images[row]
+                batch.images[i] = self._plan.transform(image, int(positions[i]), image.shape[:2])
         unknown = decoded.take_conditions(rows, positions, batch.conditions, to)
         if not decoded.bad:
             return Account([], unknown)
@@ -182,7 +183,7 @@ class StepReader:
         rows: Integers,
         images: Pixels,
         read_conditions: Callable[[Sample, int, int], None],
-        transform: Transform | None,
+        transform: Transform | PatchTransform | None,
     ) -> list[Quarantined]:
         """Decode the images at `places` to `rows` of `images`.
 
@@ -194,12 +195,16 @@ class StepReader:
         for i, ((epoch, part, row), position, to) in enumerate(pairs):
             try:
                 out = images[to] if transform is None else None
-                pixels = self.shards.decode(part, row, self._format, out)
+                if transform is None:
+                    pixels = self.shards.decode(part, row, self._format, out)
+                    size = pixels.shape[0], pixels.shape[1]
+                else:
+                    least = partial(transform.least, position=position)
+                    pixels, size = self.shards.decode_reduced(part, row, self._format, least)
                 if self._plan.conditions:
-                    sample = Sample(partial(self.shards.member, part, row), (pixels.shape[0], pixels.shape[1]))
-                    read_conditions(sample, i, to)
+                    read_conditions(Sample(partial(self.shards.member, part, row), size), i, to)
                 if transform is not None:
-                    images[to] = transform(pixels, position)
+                    images[to] = transform(pixels, position, size)
                 elif pixels is not out:
                     images[to] = pixels
             except DataError as error:

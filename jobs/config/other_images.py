@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.config import DataConfig
-from datasets.images.transform import output_format
+from datasets.loading.transforms import output_format
 from datasets.shards.columns import numbers
 from datasets.shards.index import Index
 from jobs.errors import ConfigError

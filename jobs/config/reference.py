@@ -114,12 +114,14 @@ def _sections(schema: Json) -> Iterator[_Section]:
     def visit(properties: Json, path: str, may_change: bool) -> Iterator[_Section]:
         for key, field in properties.items():
             below = may_change or bool(field.get("may_change"))
-            for name in _references(field):
+            alternatives = list(_references(field))
+            for name in alternatives:
                 if name not in seen:
                     seen.add(name)
                     definition = definitions[name]
                     kinds = _kinds(definition)
-                    heading = f"{path}{key}" + (f" (kind: {', '.join(kinds)})" if kinds else "")
+                    choice = f"kind: {', '.join(kinds)}" if kinds else definition.get("required", [""])[0]
+                    heading = f"{path}{key}" + (f" ({choice})" if kinds or len(alternatives) > 1 else "")
                     yield _Section(name, heading, 3 if path else 2, definition, below)
                     yield from visit(definition["properties"], f"{path}{key}.", below)
 

@@ -9,9 +9,10 @@ import torch
 
 from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage, absolute
+from datasets.config import PatchesConfig
 from datasets.errors import DataError
-from datasets.images.transform import output_format
 from datasets.loading.conditions import check_conditions
+from datasets.loading.transforms import grids_of, output_format
 from datasets.order.dealing import check_batch
 from datasets.order.streams import streams_of
 from datasets.order.versions import NEWEST
@@ -24,7 +25,7 @@ from jobs.config.tokenizers import known_tokenizers, texts_of
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import DESCRIPTION, load, recorded_config
 from trainer.distributed.device import ResolvedPrecision, resolve_precision
-from trainer.images import ImageSpec
+from trainer.images import ImageSpec, PatchSpec
 from trainer.models import Model
 from trainer.prompts import parse_prompts
 
@@ -101,7 +102,8 @@ def resolve(config: RunConfig, gpu: bool | None = None) -> ResolvedRun:
     config = config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
     check_conditions(config.data, index)
     tokenizers = known_tokenizers(config.data, Storage(config.run))
-    spec = ImageSpec(*output_format(config.data, index)[:5], texts=texts_of(config.data, tokenizers))
+    format, texts = output_format(config.data, index), texts_of(config.data, tokenizers)
+    spec = ImageSpec(*format[:5], texts=texts, patches=_patches(config, index))
     held_out = Index.held_out(config.data)
     if held_out is not None:
         check_format(spec, config.data, held_out)
@@ -114,6 +116,24 @@ def resolve(config: RunConfig, gpu: bool | None = None) -> ResolvedRun:
         tokenizers=tokenizers,
         precision=resolve_precision(config.trainer.precision, gpu),
     )
+
+
+def _patches(config: RunConfig, index: Index) -> PatchSpec | None:
+    """The patches of the images of `data.transform`; None: they are whole images of one size.
+
+    Raises ConfigError if the model takes no patches, DataError if the index does not list the sizes of the images.
+    """
+    transform, model = config.data.transform, config.model
+    if not isinstance(transform, PatchesConfig):
+        return None
+    if not model.takes_patches:
+        kind = model.model_dump()["kind"]
+        raise ConfigError(
+            f"data.transform.patches: this model of kind {kind} takes images of one size; set data.transform.size: "
+            "[height, width] instead, or use a diffusion with denoiser.network.kind: dit"
+        )
+    grids = grids_of(transform, index)
+    return PatchSpec(transform.patches, transform.patch, tuple((*grid, images) for grid, images in grids.items()))
 
 
 def _check_batch(config: RunConfig, streams: int) -> None:

@@ -37,7 +37,7 @@ lap("ours: the configuration")
 from datasets.shards.index import Index
 index = Index.of(config.data)
 lap("ours: the index of the data")
-from datasets.images.transform import output_format
+from datasets.loading.transforms import output_format
 from trainer.images import ImageSpec
 config.model.build(ImageSpec(*output_format(config.data, index)[:5]))
 lap("ours: the model")

@@ -118,3 +118,14 @@ def test_images_without_labels_feed_no_label(config_file: Callable[..., Path], t
         ConfigError, match=r"label: nothing in the data feeds this condition; the images have no labels"
     ):
         resolve(load_config(str(path))).build_model()
+
+
+@pytest.mark.parametrize("kind", ["vae", "hvae", "ladder"])
+def test_models_that_take_images_of_one_size_refuse_patches(config_file: Callable[..., Path], kind: str) -> None:
+    stages = {"stages": [{"width": 8, "latent": 2}]} if kind == "ladder" else {}
+    latents = {"latent": 4} if kind == "vae" else {"latents": [4, 4]} if kind == "hvae" else {}
+    path = config_file(model={"kind": kind, **latents, **stages}, data={"transform": {"patches": 4, "patch": 4}})
+    with pytest.raises(
+        ConfigError, match=rf"^data.transform.patches: this model of kind {kind} takes .*; set data.transform.size: \["
+    ):
+        resolve(load_config(str(path)))

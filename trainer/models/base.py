@@ -60,6 +60,11 @@ class ModelConfigBase(Config):
     URLS: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a URL, or a path relative to where the command runs."""
 
+    @property
+    def takes_patches(self) -> bool:
+        """Whether the model takes images of any shape, in patches (`ImageSpec.patches`)."""
+        return False
+
     def build(self, spec: ImageSpec) -> Model:
         """The model with initial weights, from nothing but this configuration and the images.
 

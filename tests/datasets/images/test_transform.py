@@ -11,8 +11,9 @@ from PIL import Image
 from datasets.config import DataConfig, TransformConfig
 from datasets.errors import DataError
 from datasets.images.decode import Format, decode_image, read_header
-from datasets.images.transform import Transform, output_format
+from datasets.images.transform import Transform
 from datasets.loading.build import evaluation_batches, training_batches
+from datasets.loading.transforms import output_format
 from datasets.shards.index import Index
 from datasets.shards.indexing import index_shards
 from tests.datasets.images.test_decode import encoded
