@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
             bad += len(shard.bad)
             bar.update(shard.images)
             _report(shard)
-    unknown = sorted(list_shards(ShardList.parse(absolute(options.url))).shards.keys() - _names(index))
+    unknown = [] if index.meta.selection else _not_indexed(absolute(options.url), index)
     for name in unknown:
         print(f"{name}: not in the index; run python -m jobs.index {options.url}")
     found = f"{bad} of them bad" if bad else "all good"
@@ -47,8 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if bad or unknown else 0
 
 
-def _names(index: Index) -> set[str]:
-    return {index.name(number) for number in range(len(index))}
+def _not_indexed(url: str, index: Index) -> list[str]:
+    """Names of shards that are not in the index."""
+    return sorted(list_shards(ShardList.parse(url)).shards.keys() - {index.name(n) for n in range(len(index))})
 
 
 def _report(shard: Verified) -> None:

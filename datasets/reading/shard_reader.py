@@ -84,6 +84,19 @@ def join_spans(columns: Iterable[Column]) -> list[tuple[int, int]]:
     return joined
 
 
+def parts_to_read(columns: Sequence[Column]) -> list[tuple[int, int]]:
+    """The ranges of a shard that are fetched for some samples: one, or several if their members are far apart.
+
+    `columns` are those of these samples, each with a member that is there.
+    """
+    begin = min(int(column.offset[column.size >= 0].min()) for column in columns)
+    end = max(int((column.offset + column.size).max()) for column in columns)
+    needed = sum(int(column.size[column.size >= 0].sum()) for column in columns)
+    if end - begin > 2 * needed + _CLOSE * (1 + len(columns[0].size)):
+        return join_spans(columns)
+    return [(begin, end)]
+
+
 class ShardMembers(NamedTuple):
     """The images of a shard and the other members that are read, one row per sample."""
 
@@ -154,13 +167,13 @@ class ShardReader:
         rows = slice(wanted.start, wanted.stop)
         others = (column.rows(rows) for column in members.others.values())
         columns = [members.image.rows(rows), *(column for column in others if (column.size >= 0).any())]
-        begin = min(int(column.offset[column.size >= 0].min()) for column in columns)
-        end = max(int((column.offset + column.size).max()) for column in columns)
-        needed = sum(int(column.size[column.size >= 0].sum()) for column in columns)
-        if end - begin > 2 * needed + _CLOSE * (1 + wanted.stop - wanted.start):
-            pieces = Pieces(begin, [(*piece, self._bytes(wanted.shard, *piece)) for piece in join_spans(columns)])
-            return EncodedRange(wanted.shard, rows, begin, pieces, members)
-        return EncodedRange(wanted.shard, rows, begin, self._bytes(wanted.shard, begin, end), members)
+        parts = parts_to_read(columns)
+        begin = parts[0][0]
+        data = [self._bytes(wanted.shard, *part) for part in parts]
+        if len(parts) == 1:
+            return EncodedRange(wanted.shard, rows, begin, data[0], members)
+        pieces = Pieces(begin, [(*part, some) for part, some in zip(parts, data, strict=True)])
+        return EncodedRange(wanted.shard, rows, begin, pieces, members)
 
     def decode(self, held: EncodedRange, row: int, format: Format, out: Pixels | None = None) -> Pixels:
         """The image of a sample, uint8 [H, W, C], in `out` if possible (see `decode_image`).
@@ -277,6 +290,11 @@ def _shard_members(index: Index, number: int, others: Collection[str]) -> ShardM
         image = Column(*(values[extension, np.arange(len(extension))] for values in stacked))
     found = {name: _column(table, name) for name in sorted(names.intersection(others))}
     return ShardMembers(table.column("key"), extensions, extension, image, found)
+
+
+def member_columns(table: pa.Table) -> dict[str, Column]:
+    """The columns of a member table, by extension."""
+    return {extension: _column(table, extension) for extension in sorted(extensions_of(table))}
 
 
 def _column(table: pa.Table, extension: str) -> Column:

@@ -86,7 +86,8 @@ class ShardFolder:
     @property
     def remedy(self) -> str:
         """The remedy for an index that does not match its shards."""
-        return f"run python -m jobs.index {quote(self.entry)}"
+        again = f"run python -m jobs.index {quote(self.entry)}"
+        return f"{again}, and select again" if self.meta.selection else again
 
 
 class Index:
@@ -172,9 +173,9 @@ class Index:
 
     @cached_property
     def bytes_per_image(self) -> float:
-        """Mean bytes per image, in the shard where that is largest."""
+        """Mean bytes that are read per image, in the shard where that is largest."""
         full = self.counts > 0
-        return float((self._column("bytes")[full] / self.counts[full]).max(initial=0))
+        return float((self._column("read_bytes")[full] / self.counts[full]).max(initial=0))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -49,9 +49,10 @@ SCHEMA = pa.schema(
         ("colour_key", pa.string()),  # key of the first of the others
         ("quarantined", pa.int64()),  # samples that cannot be used
         ("skipped", pa.int64()),  # files that belong to no sample
+        ("read_bytes", pa.int64()),  # that an epoch reads of it: `bytes`, or fewer of a selection
     ]
 )
-_COLOURS, _ACCOUNT = 9, 12  # number of columns of older indexes, without those from there on
+_COLOURS, _ACCOUNT, _READ = 9, 12, 14  # number of columns of older indexes, without those from there on
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("shard", pa.string()),  # relative to the folder
@@ -78,6 +79,7 @@ class Shard(NamedTuple):
     colour_key: str
     quarantined: int = 0
     skipped: int = 0
+    read_bytes: int = 0
 
 
 class Meta(NamedTuple):
@@ -94,6 +96,7 @@ class Meta(NamedTuple):
     image: str = ""  # extension of the images, where samples have several; "": the only one of each sample
     columns: tuple[str, ...] = ()  # that were requested besides those of every index: see `ScanOptions.columns`
     labels: LabelSource = LabelSource()
+    selection: str = ""  # how it was selected from another index, for a person; "": it was not
 
     @property
     def format(self) -> Format:
@@ -145,8 +148,10 @@ def _with_added_columns(table: pa.Table) -> pa.Table:
         ):
             table = table.append_column(field, pa.array(values, field.type))
     if table.schema.equals(pa.schema(list(SCHEMA)[:_ACCOUNT])):
-        for field in list(SCHEMA)[_ACCOUNT:]:
+        for field in list(SCHEMA)[_ACCOUNT:_READ]:
             table = table.append_column(field, pa.array(zeros, field.type))
+    if table.schema.equals(pa.schema(list(SCHEMA)[:_READ])):
+        table = table.append_column(SCHEMA[_READ], table.column("bytes"))
     return table
 
 
@@ -269,6 +274,8 @@ def _checked(meta: Meta) -> Meta:
 
 def _missing(url: str, location: str) -> str:
     if location == join(url, "index"):
+        if Storage(url).exists("index.json"):
+            return f"{url}: is an index, not a folder of shards: name it with data.index (--index), and its shards here"
         if next(Storage(url).list(), None) is None:
             return f"{url}: no such folder, or it is empty; data.shards names a folder of .tar shards"
         if sets := [name for name in PACKED_SPLITS if Storage(url).exists(f"{name}/index/index.json")]:

@@ -101,6 +101,8 @@ def index_shards(
     entries, compressed = list_shards(wanted)
     known = _Known.read(wanted.folder, location)
     before, how = known.meta, _scan_options(known.meta, options)
+    if before and before.selection:
+        raise DataError(f"{location}: is a selection ({before.selection}): update the index that it is of, then select")
     unfinished = Unfinished(Storage(location), how)
     rows = _Rows(*known.rows(location, how))
     rows.add_newer(*unfinished.read(), entries)
@@ -297,6 +299,7 @@ def index_shard(
         colour_key=next((sample.key for sample in scan.samples if sample.header.channels > 1), ""),
         quarantined=sum(bad.key != "" for bad in scan.bad),
         skipped=scan.skipped,
+        read_bytes=scan.bytes,
     )
     return ScannedShard(shard, tuple(scan.bad), scan.scattered, columns.schema, problem)
 

@@ -55,7 +55,7 @@ def check_members(table: pa.Table, shard_bytes: int) -> None:
 
 def _check_range(name: str, column: pa.ChunkedArray) -> None:
     values = numbers(column)
-    most = _MOST_BYTES if name == "bytes" else _MOST_IMAGES
+    most = _MOST_BYTES if name in ("bytes", "read_bytes") else _MOST_IMAGES
     if values.min() < 0 or int(values.max()) > most:
         wrong = int(values.min()) if values.min() < 0 else int(values.max())
         raise ValueError(f"{name}: {wrong} is not a number from 0 to {most}")

@@ -42,6 +42,7 @@ def make(folder: str) -> None:
         "colour_key": ["00000"] * SHARDS,
         "quarantined": np.zeros(SHARDS, np.int64),
         "skipped": np.zeros(SHARDS, np.int64),
+        "read_bytes": np.full(SHARDS, IMAGES * 10_000),
     }
     columns = [pa.array(rows[field.name], field.type) for field in SCHEMA]
     location.write("shards.arrow", encode_table(pa.Table.from_arrays(columns, schema=SCHEMA)))
