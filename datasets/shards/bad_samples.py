@@ -49,16 +49,22 @@ def summarise(shards: Sequence[Shard], quarantine: pa.Table) -> str:
         parts.append(f"{quarantine.num_rows - broken:,} of {samples:,} samples cannot be used")
     if broken:
         parts.append(f"{broken:,} of {len(shards):,} shards cannot be read to the end")
+    kinds = reasons(quarantine)
+    named = [f"{count:,} like {example}" for count, example in kinds[:_NAMED]]
+    if len(kinds) > _NAMED:
+        named.append(f"and {len(kinds) - _NAMED} other reasons")
+    return f"{' and '.join(parts)} ({'; '.join(named)})"
+
+
+def reasons(quarantine: pa.Table) -> list[tuple[int, str]]:
+    """Why samples cannot be used: how many for a reason, and the first of them, the most frequent reason first."""
     kinds: Counter[str] = Counter()
     first: dict[str, str] = {}
     for shard, key, reason in _rows(quarantine):
         kind = _kind(reason)
         kinds[kind] += 1
         first.setdefault(kind, f"{shard}: {f'sample {key!r}: ' * bool(key)}{reason}")
-    named = [f"{count:,} like {first[kind]}" for kind, count in kinds.most_common(_NAMED)]
-    if len(kinds) > _NAMED:
-        named.append(f"and {len(kinds) - _NAMED} other reasons")
-    return f"{' and '.join(parts)} ({'; '.join(named)})"
+    return [(count, first[kind]) for kind, count in kinds.most_common()]
 
 
 def describe_quarantine(url: str, quarantine: pa.Table) -> Iterator[str]:
