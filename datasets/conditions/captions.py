@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datasets.conditions.condition import Arrays, Field, Sample
 from datasets.errors import DataError
@@ -19,6 +21,17 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 IDS, LENGTHS = "ids", "lengths"
+
+
+_REMEMBERED, _SHORT = 1 << 15, 256  # captions that each process remembers, and their most characters
+
+
+class Encoded(NamedTuple):
+    """The tokens of a caption."""
+
+    ids: NDArray[np.int32]  # [max_tokens], padded by zeros
+    length: int
+    problem: str  # "truncated", or nothing
 
 
 @dataclass(frozen=True)
@@ -66,10 +79,8 @@ class TextCondition:
                 raise DataError(f"{self.name}: {source} is {text.problem}")
             ids[row], lengths[row] = 0, 0
             return text.problem
-        encoding = self._encoder.encode(text.caption)
-        count = len(encoding.ids)
-        ids[row, :count], ids[row, count:], lengths[row] = encoding.ids, 0, count
-        return "truncated" if encoding.overflowing else ""
+        ids[row], lengths[row], problem = self._encode(text.caption)
+        return problem
 
     def adjust(self, arrays: Arrays, rows: Integers, positions: Integers) -> None:
         """Nothing: a caption does not depend on the position once it is chosen."""
@@ -79,11 +90,22 @@ class TextCondition:
         return key_of(self.seed, f"condition/{self.name}")
 
     @cached_property
-    def _encoder(self) -> Tokenizer:
-        return encoder(self.tokenizer, self.max_tokens)
+    def _encode(self) -> Callable[[str], Encoded]:
+        """Remembers captions: those of a small set of small images cost more to encode than their images to decode."""
+        tokenizer = encoder(self.tokenizer, self.max_tokens)
+
+        def encode(caption: str) -> Encoded:
+            encoding = tokenizer.encode(caption)
+            count = len(encoding.ids)
+            ids = np.zeros(self.max_tokens, dtype=np.int32)
+            ids[:count] = encoding.ids
+            return Encoded(ids, count, "truncated" if encoding.overflowing else "")
+
+        remembering = lru_cache(_REMEMBERED)(encode)
+        return lambda caption: (remembering if len(caption) <= _SHORT else encode)(caption)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_encoder"}
+        return {name: value for name, value in self.__dict__.items() if name != "_encode"}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The diffusion transformer (Peebles and Xie 2023, DiT, arXiv 2212.09748), with adaLN-zero blocks.
 
-With captions, text and image tokens attend to each other, each with weights of their own (Esser et al. 2024, MM-DiT,
-arXiv 2403.03206).
+With captions as tokens, text and image tokens attend to each other, each with weights of their own (Esser et al. 2024,
+MM-DiT, arXiv 2403.03206).
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class DitConfig(Config):
     feedforward: Literal["gelu", "swiglu"] = "gelu"
     """The blocks' MLP: GELU of 4 times the width, or SwiGLU of 8/3 times it (Shazeer 2020, arXiv 2002.05202)."""
 
+    captions: Literal["tokens", "vector"] = "tokens"
+    """How captions enter. tokens: text and image tokens attend to each other. vector: by the embedding alone, as a
+    class does, which is cheaper."""
+
     def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int, text: int = 0) -> nn.Module:
         """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W).
 
@@ -54,7 +58,7 @@ class DitConfig(Config):
         """
         if shape[1] % self.patch or shape[2] % self.patch:
             raise ValueError(f"denoiser.network.patch: {self.patch} does not divide {shape[1]} x {shape[2]} pixels")
-        return Dit(self, shape, inputs, outputs, embedding, text)
+        return Dit(self, shape, inputs, outputs, embedding, text if self.captions == "tokens" else 0)
 
     def block(self) -> BlockConfig:
         """The part that the blocks need."""
@@ -78,7 +82,8 @@ class Dit(nn.Module):
         added = places(self.rows, self.columns, config.width)
         self.register_buffer("places", added, persistent=False)
         block, names = config.block(), [f"dit{i}" for i in range(config.depth)]
-        if text:
+        self.joint = text > 0
+        if self.joint:
             self.text_inward = nn.Linear(text, config.width)
             last = names[-1]
             self.blocks = nn.ModuleList(JointBlock(block, embedding, name, last=name == last) for name in names)
@@ -96,7 +101,7 @@ class Dit(nn.Module):
             tokens = tokens + self.places
         else:
             rotation = self.rotary(*grid(self.rows, self.columns, x.device))
-        if text is None:
+        if text is None or not self.joint:
             for block in self.blocks:
                 tokens = block(tokens, embedding, noise, rotation)
         else:

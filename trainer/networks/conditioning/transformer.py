@@ -33,7 +33,12 @@ class TransformerConfig(Config):
 
 
 class TextTransformer(nn.Module):
-    """Ids int32 [B, T] to [B, 1 + T, width]: a summary, and the tokens in their context."""
+    """Ids int32 [B, T] to [B, 1 + T, width]: a summary, and the tokens in their context.
+
+    The summary enters the blocks as the mean of the tokens' embeddings: a bag of words, from which it learns. The
+    embeddings are large at first, since Adam moves those of rare words by many times the learning rate each time they
+    occur.
+    """
 
     def __init__(self, config: TransformerConfig, name: str, vocabulary: int, max_tokens: int):
         super().__init__()
@@ -41,15 +46,17 @@ class TextTransformer(nn.Module):
         self.words = nn.Embedding(vocabulary, config.width)
         self.places = nn.Embedding(1 + max_tokens, config.width)
         self.summary = nn.Parameter(torch.zeros(config.width))
-        for embedding in (self.words, self.places):
-            nn.init.normal_(embedding.weight, std=0.02)
+        nn.init.normal_(self.words.weight, std=0.2)
+        nn.init.normal_(self.places.weight, std=0.02)
         self.blocks = nn.ModuleList(TextBlock(config, f"{name}{i}") for i in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, ids: Tensor, present: Tensor, noise: Noise) -> Tensor:
         """`present`, bool [B, 1 + T]: false for padding."""
-        first = self.summary.expand(len(ids), 1, -1)
-        tokens = torch.cat([first, self.words(ids)], 1) + self.places.weight[: present.shape[1]]
+        words = self.words(ids)
+        there = present[:, 1:, None].to(words.dtype)
+        mean = (words * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
+        tokens = torch.cat([self.summary + mean, words], 1) + self.places.weight[: present.shape[1]]
         for block in self.blocks:
             tokens = block(tokens, present, noise)
         return self.norm(tokens)
