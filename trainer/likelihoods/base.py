@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from trainer.ans.cumulative import Cumulative
+from trainer.errors import TrainingError
 from trainer.images import ImageSpec
 from trainer.noise import Noise
 
@@ -26,6 +28,19 @@ class Likelihood(nn.Module):
     def log_prob(self, output: Tensor, levels: Tensor) -> Tensor:
         """[B] nats: log p(levels | output), levels uint8 [B, C, H, W]."""
         raise NotImplementedError
+
+    @property
+    def coded_channels(self) -> list[slice]:
+        """The channels that `cumulative` takes together, in the order in which they depend on each other."""
+        return [slice(0, self.spec.channels)]
+
+    def cumulative(self, output: Tensor, levels: Tensor, channels: slice) -> Cumulative:
+        """p of the levels of `channels` in integers, [B, n] for the n values of these channels, for entropy coding.
+
+        Of `levels`, uint8 [B, C, H, W], only the channels before count. The same bits for the same arguments of the
+        same shapes. Raises TrainingError for a density.
+        """
+        raise TrainingError(f"a {type(self).__name__} likelihood is a density, which has no length in bits")
 
     def mean(self, output: Tensor) -> Tensor:
         """The expected image as the nearest levels, uint8 [B, C, H, W]."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.ans.cumulative import Cumulative, bernoulli, parameters
 from trainer.config import Config
 from trainer.images import ImageSpec
 from trainer.likelihoods.base import Likelihood
@@ -33,6 +34,9 @@ class Bernoulli(Likelihood):
 
     def log_prob(self, output: Tensor, levels: Tensor) -> Tensor:
         return -F.binary_cross_entropy_with_logits(output, levels.to(output.dtype), reduction="none").flatten(1).sum(1)
+
+    def cumulative(self, output: Tensor, levels: Tensor, channels: slice) -> Cumulative:
+        return bernoulli(parameters(output[:, channels]))
 
     def mean(self, output: Tensor) -> Tensor:
         return (output > 0).to(torch.uint8)

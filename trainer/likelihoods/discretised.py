@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.ans.cumulative import Cells, Cumulative, parameters
+from trainer.ans.tails import LOGISTIC, NORMAL, Tail
 from trainer.config import Config
 from trainer.images import ImageSpec
 from trainer.likelihoods.base import Likelihood
@@ -43,6 +45,7 @@ class Discretised(Likelihood):
     """The decoder's output is the mean of x and, below it along the channels, the log-scale less its initial value."""
 
     outputs_per_channel = 2
+    tail: Tail  # of the standard distribution, for entropy coding
 
     def log_mass(self, low: Tensor, high: Tensor) -> Tensor:
         """log(cdf(high) - cdf(low)) of the standard distribution, low < high."""
@@ -68,6 +71,11 @@ class Discretised(Likelihood):
         inside = self.log_mass(low, high)
         return torch.where(levels == 0, self.log_cdf(high), torch.where(levels == last, self.log_cdf(-low), inside))
 
+    def cumulative(self, output: Tensor, levels: Tensor, channels: slice) -> Cumulative:
+        mean, log_scale = (part[:, channels] for part in self._mean_and_log_scale(output))
+        scales = parameters(mean), parameters(torch.exp(-log_scale))
+        return Cells(self.tail, *scales, 2 / self.spec.levels, self.spec.levels)
+
     def mean(self, output: Tensor) -> Tensor:
         return self.spec.nearest_cell(self._mean_and_log_scale(output)[0])
 
@@ -84,6 +92,8 @@ class Discretised(Likelihood):
 class DiscretisedLogistic(Discretised):
     """cdf(x) = sigmoid(x)."""
 
+    tail = LOGISTIC
+
     def log_mass(self, low: Tensor, high: Tensor) -> Tensor:
         # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - e^(a - b)): no cancellation anywhere
         return F.logsigmoid(high) + F.logsigmoid(-low) + torch.log(-torch.expm1(low - high))
@@ -97,6 +107,8 @@ class DiscretisedLogistic(Discretised):
 
 class DiscretisedGaussian(Discretised):
     """cdf(x) = Phi(x)."""
+
+    tail = NORMAL
 
     def log_mass(self, low: Tensor, high: Tensor) -> Tensor:
         # The mirrored cell has the same mass; on the left tail it is computed without cancellation.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from trainer.ans.cumulative import Cumulative, MixtureCells, parameters
 from trainer.config import Config
 from trainer.images import ImageSpec
 from trainer.likelihoods.base import Likelihood
@@ -57,6 +59,23 @@ class LogisticMixture(Likelihood):
         means = mixture.means + (mixture.coupling * x[:, None, None]).sum(3)
         log_probs = self.channel.log_prob_values(means, mixture.log_scales, levels[:, None]).sum(2)  # [B, K, H, W]
         return torch.logsumexp(mixture.log_weights + log_probs, dim=1).flatten(1).sum(1)
+
+    @property
+    def coded_channels(self) -> list[slice]:
+        """One after another: the weights of the components given a channel depend on those before it."""
+        return [slice(c, c + 1) for c in range(self.spec.channels)]
+
+    def cumulative(self, output: Tensor, levels: Tensor, channels: slice) -> Cumulative:
+        mixture, c = self.mixture(output), channels.start
+        known = levels[:, None, :c]
+        x = self.spec.cell_centre(known, output.dtype)
+        means = mixture.means[:, :, c] + (mixture.coupling[:, :, c, :c] * x).sum(2)  # [B, K, H, W]
+        before = mixture.means[:, :, :c] + (mixture.coupling[:, :, :c, :c] * x[:, :, None]).sum(3)
+        seen = self.channel.log_prob_values(before, mixture.log_scales[:, :, :c], known).sum(2)
+        weights = (mixture.log_weights + seen).softmax(1)  # of the components, given the channels before
+        scales = torch.exp(-mixture.log_scales[:, :, c])
+        w, m, s = (np.stack([parameters(one) for one in part.unbind(1)]) for part in (weights, means, scales))
+        return MixtureCells(w, m, s, 2 / self.spec.levels, self.spec.levels)  # of [K, B, n] each
 
     def mean(self, output: Tensor) -> Tensor:
         """Of the likeliest component at each pixel; the mean of all would mix colours that the components separate."""

@@ -78,11 +78,15 @@ class Hvae(Autoencoder, Hierarchy):
     def ascend(self, first: Normal, noise: Noise, given: Tensor | None = None) -> tuple[list[Normal], list[Tensor]]:
         """From q(z_1 | x): the factors of q and a draw of z_1 .. z_T from them (equation 22)."""
         q, z = [first], [first.sample(self._eps(noise, 1))]
-        for level, up in enumerate(self.up, start=2):
-            proposed = up(beside(z[-1], given))
-            q.append(Normal(proposed.mean, at_most(proposed.log_scale, self._widest(level))))
+        for level in range(2, self.levels + 1):
+            q.append(self.posterior(level, z[-1], given))
             z.append(q[-1].sample(self._eps(noise, level)))
         return q, z
+
+    def posterior(self, level: int, below: Tensor, given: Tensor | None = None) -> Normal:
+        """q(z_t | z_t-1) for t = `level` > 1."""
+        proposed = self.up[level - 2](beside(below, given))
+        return Normal(proposed.mean, at_most(proposed.log_scale, self._widest(level)))
 
     def priors(self, z: list[Tensor], given: Tensor | None = None) -> list[Normal]:
         """p(z_1 | z_2) .. p(z_T-1 | z_T), p(z_T) (equation 23)."""

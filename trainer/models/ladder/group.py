@@ -43,7 +43,7 @@ class Group(nn.Module):
         p, h = self.prior(h, eps)
         q = None if features is None else self.posterior(h, features, p)
         z = (q or p).sample(eps)
-        return self.cells(h + self.merge(z)), Draw(z, p, q)
+        return self.below(h, z), Draw(z, p, q)
 
     def prior(self, h: Tensor, eps: Tensor) -> tuple[Normal, Tensor]:
         """p(z | above), and the features plus the residual of its head."""
@@ -58,6 +58,10 @@ class Group(nn.Module):
         """q(z | above, x), relative to the prior."""
         out = self.posterior_head(torch.cat([h, features], dim=1))
         return residual_normal(p, *out.to(p.mean.dtype).chunk(2, dim=1))
+
+    def below(self, h: Tensor, z: Tensor) -> Tensor:
+        """The features below, from those that `prior` gives and a draw."""
+        return self.cells(h + self.merge(z))
 
 
 def residual_normal(p: Normal, shift: Tensor, log_ratio: Tensor) -> Normal:

@@ -26,7 +26,7 @@ from trainer.models.conditioned import GivenVector
 from trainer.models.decoding import Decode, DecodeOptions, decoded
 from trainer.models.hierarchy import Hierarchy, held
 from trainer.models.ladder.config import StageConfig
-from trainer.models.ladder.group import Draw
+from trainer.models.ladder.group import Draw, Group
 from trainer.models.ladder.stages import Side, StageDown, StageUp
 from trainer.models.rates import WeightedRates, balance
 from trainer.networks.cells import CellsConfig
@@ -144,18 +144,36 @@ class Ladder(Hierarchy):
         Levels come from the prior; with `features` of images the upper `informed` (all if None) from the posterior.
         eps(level) ~ N(0, I) of the level's shape. `given`: the vector of the conditions.
         """
-        h = self.top.expand(len(noise.positions), *self.top.shape)
         draws: list[Draw] = []
+
+        def drawn(group: Group, h: Tensor, seen: Tensor | None) -> Tensor:
+            visible = seen if informed is None or len(draws) < informed else None
+            h, draw = self._run(group, h, eps(self.levels - len(draws)), visible)
+            draws.append(draw)
+            return h
+
+        return self.descend(len(noise.positions), given, features, drawn).to(noise.dtype), draws
+
+    def descend(
+        self,
+        rows: int,
+        given: Tensor | None,
+        features: Features | None,
+        latents: Callable[[Group, Tensor, Tensor | None], Tensor],
+    ) -> Tensor:
+        """The walk down with any latents: `latents(group, h, features of the image)` gives the features below a group.
+
+        Returns the output of `rows` images, in the type of the network.
+        """
+        h = self.top.expand(rows, *self.top.shape)
         stages = cast(list[StageDown], self.down)
         for stage, seen in zip(stages, features or [None] * len(self.down), strict=True):
             h = stage.enter(h, given)
-            for group in stage.groups:
-                visible = seen if informed is None or len(draws) < informed else None
-                h, draw = self._run(group, h, eps(self.levels - len(draws)), visible)
-                draws.append(draw)
+            for group in cast(list[Group], stage.groups):
+                h = latents(group, h, seen)
             for cell in stage.cells:
                 h = self._run(cell, h)
-        return self.output(h).to(noise.dtype), draws
+        return self.output(h)
 
     def sample(
         self,
