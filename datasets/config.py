@@ -160,6 +160,9 @@ class DataConfig(Section):
     (`trainer.checkpoints.keep_best`) by their bounds on the same set."""
     validation_index: Annotated[Urls, MayChange] = ""
     """URL of the index of the held-out shards, given as `index` is. Default: <validation>/index."""
+    image: str = ""
+    """Extension of the member that is the image, where samples have several (`image.jpg`, `mask.png`); the indexes of
+    all sets must have been made for it (jobs.index --image). Empty: as in the index."""
     streams: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """C: each batch of B images takes B/C from each of C streams. Must divide the global batch; at least the number of
     ranks. auto: the largest divisor of the batch up to 64 whose windows fit into 1 GiB; fixed for the life of a run. If

@@ -120,13 +120,27 @@ class Index:
     def of(cls, config: DataConfig) -> Index:
         """Open the index of a run's training data: one set, or the sets of its mixture. Raises `DataError`."""
         if not config.mixture:
-            return cls.open(config.shards, config.index)
-        return cls([_folders(mixed.shards, mixed.index) for mixed in config.mixture])
+            return cls.open(config.shards, config.index)._with_image(config.image)
+        return cls([_folders(mixed.shards, mixed.index) for mixed in config.mixture])._with_image(config.image)
 
     @classmethod
     def held_out(cls, config: DataConfig) -> Index | None:
         """Open the index of a run's held-out data; None if it has none. Raises `DataError`."""
-        return cls.open(config.validation, config.validation_index) if config.validation else None
+        if not config.validation:
+            return None
+        return cls.open(config.validation, config.validation_index)._with_image(config.image)
+
+    def _with_image(self, image: str) -> Index:
+        """Itself. Raises `DataError` if a set is indexed for another image of each sample than `image`, if given."""
+        for folder in self.folders:
+            if image and folder.meta.image != image:
+                which = f".{folder.meta.image}" if folder.meta.image else "the only image of each sample"
+                raise DataError(
+                    f"{folder.index_url}: is the index of {which}, not of data.image {image}; make another: python -m "
+                    f"jobs.index {quote(folder.entry)} --image {quote(image)} --out {quote(join(folder.url, 'index-'))}"
+                    f"{quote(image)}, and name it with data.index"
+                )
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, ([[(folder.entry, folder.location) for folder in folders] for folders in self._sets],)

@@ -13,13 +13,15 @@ import pytest
 from PIL import Image
 
 from cluster.storage.storage import Storage
+from datasets.config import DataConfig
 from datasets.errors import DataError
+from datasets.loading.build import evaluation_batches
 from datasets.shards.column_tables import column_file, join_by_key, read_columns, write_columns
 from datasets.shards.index import Index
 from datasets.shards.index_files import read_schema
 from datasets.shards.indexing import IndexOptions, index_shards, scan_one_by_one
 from datasets.shards.json_fields import column_of
-from tests.datasets.small_sets import png, write_members, write_set
+from tests.datasets.small_sets import number_of, png, write_members, write_set
 
 
 def jpeg(height: int, width: int, orientation: int = 1) -> bytes:
@@ -227,3 +229,24 @@ def test_images_that_look_alike_have_one_perceptual_hash(tmp_path):
     assert (a ^ d).bit_count() > 16
     assert e == f == 1
     assert g is None
+
+
+def test_data_image_is_the_image_that_the_set_is_indexed_for(tmp_path):
+    images = {"image.png": 0, "mask.png": 50}
+    members = [(f"{n}.{name}", png(n + offset)) for n in range(3) for name, offset in images.items()]
+    write_members(tmp_path / "0.tar", members)
+    url = str(tmp_path)
+    index_shards(url, f"{url}/index", IndexOptions(image="image.png"))
+    index_shards(url, f"{url}/index-mask.png", IndexOptions(image="mask.png"))
+    assert Index.of(DataConfig(shards=url)).images == 3
+    assert Index.of(DataConfig(shards=url, image="image.png")).images == 3
+    masks = DataConfig(shards=url, index=f"{url}/index-mask.png", image="mask.png", workers=0)
+    with evaluation_batches(masks, Index.of(masks), batch=3) as batches:
+        assert [number_of(image.numpy()) for image in next(iter(batches)).images] == [50, 51, 52]
+    assert Index.of(masks).members(0).column("image.png.size").to_pylist() == [len(png(n)) for n in range(3)]
+    command = f"python -m jobs.index {url} --image mask.png --out {url}/index-mask.png"
+    with pytest.raises(DataError, match=rf"is the index of .image.png, not of data.image mask.png; .*: {command}"):
+        Index.of(DataConfig(shards=url, image="mask.png"))
+    with pytest.raises(DataError, match=r"index of .image.png, not of data.image mask.png"):
+        Index.held_out(masks.model_copy(update={"validation": url}))
+    assert Index.of(DataConfig(shards=url)).fingerprint != Index.of(masks).fingerprint
