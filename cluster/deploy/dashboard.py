@@ -41,6 +41,7 @@ MACHINE = (
     PanelLine("seconds stalled by checkpoints, since the last row", ("checkpoint_stall",)),
     PanelLine("restarts", ("restarts",)),
     PanelLine("quarantined images", ("data/quarantined",)),
+    PanelLine("samples of the shards", ("data/samples", "data/indexed", "data/quarantined_by_index")),
     PanelLine("gradient norm", ("train/gradient_norm",)),
     PanelLine("learning rate", ("train/lr",)),
     PanelLine("skipped steps", ("train/skipped",)),

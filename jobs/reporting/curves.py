@@ -59,7 +59,7 @@ FIGURES = {
 ONLY_IF_POSITIVE = ("train/skipped", "data/quarantined")
 NO_CURVES = (  # places, or shown elsewhere
     *("images", "time", "elapsed", "restarts", "rollbacks", "data/epoch", "validation/standard_error"),
-    "data/quarantined_by_index",
+    *("data/samples", "data/indexed", "data/quarantined_by_index"),
     *("images_per_second_per_device", "train/nats", "train/bpd", "validation/nats", "validation/bpd"),
 )
 

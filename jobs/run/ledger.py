@@ -26,9 +26,9 @@ class Ledger:
     "quarantined": [{"epoch", "position", "shard", "key", "reason"} ...], one entry for each unusable image;
     "changed_shards": [{"shard", "images_before", "images" (null: left out), "at"} ...], at a resume after "at" images,
     in whose epoch some images come twice or not at all if counts changed, so that it has no entry in "ledger"; and the
-    totals "data/epoch", "data/quarantined" and "data/quarantined_by_index" (samples of the shards that are no part of
-    the set); "data/unknown/NAME/REASON", images whose condition NAME had no value. Raises DataError above
-    `data.bad_share`.
+    totals "data/epoch" and "data/quarantined"; where samples of the shards are no part of the set, "data/samples" and
+    its parts "data/indexed" and "data/quarantined_by_index"; "data/unknown/NAME/REASON", images whose condition NAME
+    had no value. Raises DataError above `data.bad_share`.
     """
 
     def __init__(self, config: DataConfig, index: Index, run: Storage):
@@ -37,7 +37,7 @@ class Ledger:
         self.has_conditions = bool(config.conditions)
         self.may_quarantine = config.on_bad == "quarantine"
         self.allowed = config.bad_share * index.images
-        self.left_out = index.quarantined
+        self.indexed, self.left_out = index.images, index.quarantined
         self.images = 0  # of the last row
         self.batches: Batches | None = None
         self.reported = 0  # entries of this rank's batches that are in a row
@@ -70,7 +70,7 @@ class Ledger:
         return self._row(images, fresh) if fresh or self.changes else {}
 
     def _row(self, images: int, fresh: list[Quarantined]) -> dict[str, Any]:
-        row: dict[str, Any] = {"data/quarantined_by_index": self.left_out} if self.left_out else {}
+        row: dict[str, Any] = self._of_index()
         if self.changes:
             row["changed_shards"] = self.changes
             self.changed, self.changes = self.changed + self.changes, []
@@ -93,6 +93,14 @@ class Ledger:
                 row["ledger"] = [epochs[epoch]._asdict() for epoch in ended]
         self.images = images
         return row
+
+    def _of_index(self) -> dict[str, Any]:
+        """What indexing found in the shards, if some of it cannot be used."""
+        if not self.left_out:
+            return {}
+        figures = {"samples": self.indexed + self.left_out, "indexed": self.indexed}
+        figures["quarantined_by_index"] = self.left_out
+        return {f"data/{name}": count for name, count in figures.items()}
 
     def _unknown(self) -> dict[str, Any]:
         """Images since the last row whose captions (or other conditions) were not known: data/unknown/NAME/REASON."""

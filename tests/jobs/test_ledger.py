@@ -55,5 +55,5 @@ def test_samples_that_the_index_quarantined_are_in_every_row(tmp_path):
     index_shards(str(tmp_path), f"{tmp_path}/index")
     ledger = Ledger(DataConfig(shards=str(tmp_path)), Index.open(str(tmp_path)), Storage(str(tmp_path / "run")))
     row = ledger.row(7)
-    assert row["data/quarantined_by_index"] == 1
+    assert (row["data/samples"], row["data/indexed"], row["data/quarantined_by_index"]) == (8, 7, 1)
     assert row["ledger"] == [{"epoch": 0, "expected": 7, "seen": 7, "quarantined": 0}]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,17 +13,26 @@ import pytest
 
 from cluster.deploy.dashboard import BOUND, MACHINE, PICTURES
 from cluster.storage.storage import Storage
+from datasets.shards.indexing import index_shards
 from jobs.config.loading import load_config
 from jobs.ray.metrics import gauge_name
 from jobs.run.training import train_rank
+from tests.datasets.small_sets import write_members
 from tests.jobs.conftest import config_file, digits  # noqa: F401  (fixtures)
 from tests.testbed.processes import REPOSITORY
 from tests.testbed.wandb_server import ENTITY, WandbServer
 from trainer.checkpoints.journal import read_metrics
 
 
-def test_every_panel_shows_something_that_a_run_logs(config_file: Callable[..., Path]) -> None:  # noqa: F811
-    path = config_file(data={"on_bad": "quarantine"}, trainer={"peak_flops": 1e12})
+def test_every_panel_shows_something_that_a_run_logs(
+    config_file: Callable[..., Path],  # noqa: F811
+    digits: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    wild = str(shutil.copytree(digits / "train", tmp_path / "wild"))
+    write_members(tmp_path / "wild" / "zz.tar", [("no-image.txt", b"")])
+    index_shards(wild, f"{wild}/index")
+    path = config_file(data={"shards": wild, "on_bad": "quarantine"}, trainer={"peak_flops": 1e12})
     config = load_config(str(path))
     train_rank(config)
     run = Storage(config.run)
