@@ -163,6 +163,9 @@ class DataConfig(Section):
     image: str = ""
     """Extension of the member that is the image, where samples have several (`image.jpg`, `mask.png`); the indexes of
     all sets must have been made for it (jobs.index --image). Empty: as in the index."""
+    columns: Annotated[tuple[str, ...], MayChange] = ()
+    """URLs of what `jobs.encode` made of these shards, training and held-out ones: their members are joined to the
+    samples by shard and key, and named in `conditions` like those of the shards. May change on resume to copies."""
     streams: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """C: each batch of B images takes B/C from each of C streams. Must divide the global batch; at least the number of
     ranks. auto: the largest divisor of the batch up to 64 whose windows fit into 1 GiB; fixed for the life of a run. If
@@ -217,6 +220,7 @@ class DataConfig(Section):
             else condition
             for name, condition in self.conditions.items()
         }
+        paths["columns"] = _absolute(self.columns)
         disk = self.disk_cache and self.disk_cache.model_copy(update={"folder": absolute(self.disk_cache.folder)})
         return self.model_copy(update={**paths, "mixture": mixture, "conditions": conditions, "disk_cache": disk})
 

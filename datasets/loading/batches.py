@@ -207,7 +207,7 @@ def _prepare(loader: Loader, steps: int | None, copier: _Copier | None, ready: _
 
 def _batch(filled: FilledBatch, copier: _Copier | None) -> _Prepared:
     positions, weights = torch.from_numpy(filled.positions), torch.from_numpy(filled.weights)
-    batch, copied = Batch(filled.images, positions, weights, _tensors(filled.conditions)), None
+    batch, copied = Batch(filled.images, positions, weights, tensors_of(filled.conditions)), None
     if copier is not None:
         batch, copied = copier.copy(batch)
     if batch.images.dim() == 4:
@@ -215,7 +215,7 @@ def _batch(filled: FilledBatch, copier: _Copier | None) -> _Prepared:
     return _Prepared(batch, filled.account, copied)
 
 
-def _tensors(arrays: Arrays) -> dict[str, Tensor | Tokens]:
+def tensors_of(arrays: Arrays) -> dict[str, Tensor | Tokens]:
     """The conditions of a batch by name; the arrays NAME.ids and NAME.lengths make up one."""
     conditions: dict[str, Tensor | Tokens] = {}
     for name, array in arrays.items():

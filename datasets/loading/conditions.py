@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from datasets.conditions.captions import TextCondition, caption_of
 from datasets.conditions.classes import ClassCondition
@@ -15,7 +16,7 @@ from datasets.errors import DataError
 from datasets.images.patches import PatchTransform
 from datasets.images.transform import Transform
 from datasets.order.order import Range
-from datasets.reading.shard_reader import ShardReader
+from datasets.reading.shard_reader import ShardReader, image_crcs
 from datasets.shards.columns import extensions_of
 from datasets.shards.index import Index
 from datasets.shards.json_fields import split_source
@@ -103,10 +104,21 @@ def _check_source(name: str, source: str, index: Index) -> None:
 def _check_member(name: str, extension: str, index: Index) -> int:
     """The first shard that has members with an extension."""
     seen: set[str] = set()
+    joined = extension in index.joins.extensions
     for shard in range(min(_LOOKED_AT, len(index))):
-        there = extensions_of(index.members(shard))
-        if extension in there:
+        own = extensions_of(index.members(shard))
+        if extension in own and joined:
+            raise DataError(
+                f"data.conditions.{name}: .{extension} is a member of {index.where(shard)} and in data.columns"
+            )
+        if extension in own:
             return shard
-        seen |= there
+        seen |= index.extensions(shard)
+    if joined:
+        try:
+            index.joins.check(extension, partial(image_crcs, index))
+        except DataError as error:
+            raise DataError(f"data.conditions.{name}: {error}") from error
+        return 0
     listed = ", ".join(sorted(seen))
     raise DataError(f"data.conditions.{name}: {index.url}: its samples have no member .{extension}; they have {listed}")

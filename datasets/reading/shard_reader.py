@@ -16,12 +16,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.storage.errors import StorageError
+from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
 from datasets.images.decode import IMAGE_FORMATS, Format, Pixels, decode_image, decode_reduced
 from datasets.order.order import Range
 from datasets.reading.disk_cache import DiskCache
 from datasets.shards.columns import extensions_of, numbers
+from datasets.shards.encoded import REMEDY
 from datasets.shards.index import Index
+from datasets.shards.joined import Join
 
 _CLOSE = 1 << 16  # bytes between two members that are read rather than making another request
 _SHARDS_KEPT = 64  # shards whose member tables are kept in memory
@@ -97,6 +100,28 @@ def parts_to_read(columns: Sequence[Column]) -> list[tuple[int, int]]:
     return [(begin, end)]
 
 
+class ShardFile(NamedTuple):
+    """A tar as it was when it was indexed."""
+
+    storage: Storage
+    name: str
+    bytes: int
+    etag: str
+    crc32: int  # of its contents
+    remedy: str  # where it was replaced
+
+    @property
+    def url(self) -> str:
+        return join(self.storage.url, self.name)
+
+
+class Located(NamedTuple):
+    """Members of a shard's samples in one tar, by extension, one row per sample."""
+
+    file: ShardFile
+    columns: dict[str, Column]
+
+
 class ShardMembers(NamedTuple):
     """The images of a shard and the other members that are read, one row per sample."""
 
@@ -104,7 +129,23 @@ class ShardMembers(NamedTuple):
     extensions: list[str]  # of images
     extension: NDArray[np.int64]  # of each sample's image: an index into `extensions`
     image: Column
-    others: dict[str, Column]  # by extension
+    own: Located  # in the shard itself, without the images
+    joined: list[Located]  # in encoded shards
+
+
+@dataclass(frozen=True)
+class HeldMembers:
+    """Members of neighbouring samples that have been read."""
+
+    located: Located
+    rows: slice  # of the shard's samples
+    begin: int  # offset of `data` in the tar, bytes
+    data: memoryview | Pieces
+
+    @cached_property
+    def spans(self) -> dict[str, Spans]:
+        """By extension."""
+        return {name: column.rows(self.rows).spans(self.begin) for name, column in self.located.columns.items()}
 
 
 @dataclass(frozen=True)
@@ -119,6 +160,7 @@ class EncodedRange:
     begin: int  # offset of `data` in the shard, bytes
     data: memoryview | Pieces
     members: ShardMembers
+    held: list[HeldMembers]  # the members besides the images: of the shard itself, then of encoded shards
 
     @cached_property
     def extensions(self) -> list[str]:
@@ -129,21 +171,18 @@ class EncodedRange:
     def _images(self) -> Spans:
         return self.members.image.rows(self.rows).spans(self.begin)
 
-    @cached_property
-    def _others(self) -> dict[str, Spans]:
-        return {name: column.rows(self.rows).spans(self.begin) for name, column in self.members.others.items()}
-
     def image(self, row: int) -> tuple[memoryview, int]:
         """The encoded image of a sample and its expected CRC-32."""
         starts, stops, crcs = self._images
         return self.data[starts[row] : stops[row]], crcs[row]
 
-    def member(self, row: int, extension: str) -> tuple[memoryview, int] | None:
-        """Another member of a sample and its expected CRC-32; None if it has none."""
-        if (spans := self._others.get(extension)) is None:
-            return None
-        start, stop = spans.starts[row], spans.stops[row]
-        return (self.data[start:stop], spans.crc32[row]) if start <= stop else None
+    def member(self, row: int, extension: str) -> tuple[memoryview, int, Located] | None:
+        """Another member of a sample, its expected CRC-32 and where it is; None if it has none."""
+        for held in self.held:
+            if (spans := held.spans.get(extension)) is not None:
+                start, stop = spans.starts[row], spans.stops[row]
+                return (held.data[start:stop], spans.crc32[row], held.located) if start <= stop else None
+        return None
 
 
 class ShardReader:
@@ -165,15 +204,26 @@ class ShardReader:
         """
         members = self._members(wanted.shard)
         rows = slice(wanted.start, wanted.stop)
-        others = (column.rows(rows) for column in members.others.values())
-        columns = [members.image.rows(rows), *(column for column in others if (column.size >= 0).any())]
+        own = members.own
+        others = (column.rows(rows) for column in own.columns.values())
+        begin, data = self._read(own.file, [members.image.rows(rows), *others])
+        held = [HeldMembers(own, rows, begin, data)]
+        for joined in members.joined:
+            columns = [column.rows(rows) for column in joined.columns.values()]
+            held.append(HeldMembers(joined, rows, *self._read(joined.file, columns)))
+        return EncodedRange(wanted.shard, rows, begin, data, members, held)
+
+    def _read(self, file: ShardFile, columns: list[Column]) -> tuple[int, memoryview | Pieces]:
+        """The bytes that hold the members of some columns, and where in the tar they begin."""
+        columns = [column for column in columns if (column.size >= 0).any()]
+        if not columns:
+            return 0, memoryview(b"")
         parts = parts_to_read(columns)
         begin = parts[0][0]
-        data = [self._bytes(wanted.shard, *part) for part in parts]
+        data = [self._bytes(file, *part) for part in parts]
         if len(parts) == 1:
-            return EncodedRange(wanted.shard, rows, begin, data[0], members)
-        pieces = Pieces(begin, [(*part, some) for part, some in zip(parts, data, strict=True)])
-        return EncodedRange(wanted.shard, rows, begin, pieces, members)
+            return begin, data[0]
+        return begin, Pieces(begin, [(*part, some) for part, some in zip(parts, data, strict=True)])
 
     def decode(self, held: EncodedRange, row: int, format: Format, out: Pixels | None = None) -> Pixels:
         """The image of a sample, uint8 [H, W, C], in `out` if possible (see `decode_image`).
@@ -194,68 +244,47 @@ class ShardReader:
         image, crc = held.image(row)
         extension = held.extensions[row]
         if crc32(image) != crc:
-            image = self._fetch_again(held, row, held.members.image, extension)
+            image = self._fetch_again(held, row, held.members.own.file, held.members.image, extension)
         return image, extension.rpartition(".")[2]
 
     def member(self, held: EncodedRange, row: int, extension: str) -> memoryview | None:
         """The bytes of another member, checked as those of an image are; None: the sample has none."""
         if (found := held.member(row, extension)) is None:
             return None
-        data, crc = found
+        data, crc, located = found
         if crc32(data) != crc:
-            return self._fetch_again(held, row, held.members.others[extension], extension)
+            return self._fetch_again(held, row, located.file, located.columns[extension], extension)
         return data
 
     def where(self, held: EncodedRange, row: int) -> tuple[str, str]:
         """The shard's URL and the sample's key."""
         return self.index.where(held.shard), held.members.keys[held.rows.start + row].as_py()
 
-    def _fetch_again(self, held: EncodedRange, row: int, column: Column, extension: str) -> memoryview:
+    def _fetch_again(self, held: EncodedRange, row: int, file: ShardFile, column: Column, extension: str) -> memoryview:
         index = held.rows.start + row
         offset, size = int(column.offset[index]), int(column.size[index])
-        if (cached := self._disk_entry(held.shard)) is not None:
-            cached[0].forget(cached[1], offset, offset + size)
-        data = self._fetch(held.shard, offset, offset + size)
+        if (disk := self._disk_of(file)) is not None:
+            disk.forget(_name_on_disk(file), offset, offset + size)
+        data = self._fetch(file, offset, offset + size)
         if len(data) == size and crc32(data) == int(column.crc32[index]):
             return data
-        raise DataError(f"{extension} does not match its checksum: {self._why_changed(held.shard)}")
+        raise DataError(f"{extension} does not match its checksum: {_why_changed(file)}")
 
-    def _why_changed(self, number: int) -> str:
-        """Why the bytes of a shard differ from those that were indexed, and the remedy."""
-        folder, _ = self.index.folder_of(number)
-        shard = self.index.shard(number)
-        now = folder.storage.stat(shard.name)
-        if now is None:
-            return "the shard no longer exists"
-        if now.size != shard.bytes:
-            sizes = f"the shard has {now.size} bytes, {shard.bytes} when it was indexed"
-            return f"{sizes}; if it was replaced, {folder.remedy}"
-        if now.etag != shard.etag:
-            return f"the shard has changed since it was indexed; if it was replaced, {folder.remedy}"
-        return "the shard is damaged; write it again"
+    def _bytes(self, file: ShardFile, begin: int, end: int) -> memoryview:
+        """The bytes [begin, end) of a tar; fewer, or none, if it is shorter or missing."""
+        if (disk := self._disk_of(file)) is None:
+            return self._fetch(file, begin, end)
+        return disk.read(_name_on_disk(file), begin, end, file.bytes, partial(self._fetch, file))
 
-    def _bytes(self, number: int, begin: int, end: int) -> memoryview:
-        """The bytes [begin, end) of a shard; fewer, or none, if it is shorter or missing."""
-        if (cached := self._disk_entry(number)) is None:
-            return self._fetch(number, begin, end)
-        disk, name, size = cached
-        return disk.read(name, begin, end, size, partial(self._fetch, number))
+    def _disk_of(self, file: ShardFile) -> DiskCache | None:
+        """The disk cache; None without one or for a local tar."""
+        return self._disk if file.storage.local_path() is None else None
 
-    def _disk_entry(self, number: int) -> tuple[DiskCache, str, int] | None:
-        """The disk cache, the shard's name in it and its size in bytes; None without a cache or for a local shard."""
-        folder, _ = self.index.folder_of(number)
-        if self._disk is None or folder.storage.local_path() is not None:
-            return None
-        shard = self.index.shard(number)
-        return self._disk, DiskCache.name(self.index.where(number), shard.etag, shard.bytes, shard.crc32), shard.bytes
-
-    def _fetch(self, number: int, begin: int, end: int) -> memoryview:
-        folder, _ = self.index.folder_of(number)
-        name = self.index.name(number)
+    def _fetch(self, file: ShardFile, begin: int, end: int) -> memoryview:
         try:
-            data = folder.storage.read_range(name, begin, end)
+            data = file.storage.read_range(file.name, begin, end)
         except StorageError:
-            now = folder.storage.stat(name)
+            now = file.storage.stat(file.name)
             if now is not None and now.size > begin:
                 raise
             data = memoryview(b"")
@@ -275,6 +304,11 @@ class ShardReader:
         return members
 
 
+def image_crcs(index: Index, number: int) -> NDArray[np.int64]:
+    """The CRC-32 of each image of a shard, as the index has it."""
+    return _shard_members(index, number, ()).image.crc32
+
+
 def _shard_members(index: Index, number: int, others: Collection[str]) -> ShardMembers:
     table = index.members(number)
     names = extensions_of(table)
@@ -288,8 +322,51 @@ def _shard_members(index: Index, number: int, others: Collection[str]) -> ShardM
     if len(columns) > 1:
         stacked = [np.stack([column[field] for column in columns]) for field in range(3)]
         image = Column(*(values[extension, np.arange(len(extension))] for values in stacked))
-    found = {name: _column(table, name) for name in sorted(names.intersection(others))}
-    return ShardMembers(table.column("key"), extensions, extension, image, found)
+    own = Located(_shard_file(index, number), {name: _column(table, name) for name in sorted(names & {*others})})
+    joined = _joined(index, number, table, image, sorted({*others} - names))
+    return ShardMembers(table.column("key"), extensions, extension, image, own, joined)
+
+
+def _joined(index: Index, number: int, table: pa.Table, image: Column, wanted: list[str]) -> list[Located]:
+    """The members of encoded shards with the extensions `wanted`. Raises `DataError` if they are of other samples."""
+    found: dict[Join, list[str]] = {}
+    for extension in wanted:
+        if (source := index.joins.of(number, extension)) is not None:
+            found.setdefault(source, []).append(extension)
+    located = []
+    for source, extensions in found.items():
+        encoded = source.encoded
+        try:
+            aligned = source.aligned(number, table, image.crc32)
+        except DataError as error:
+            raise DataError(f"{index.where(number)}: {error}") from error
+        shard = encoded.shard(int(source.rows[number]))
+        file = ShardFile(encoded.storage, shard.name, shard.bytes, shard.etag, shard.crc32, REMEDY)
+        there = extensions_of(aligned)
+        located.append(Located(file, {name: _column(aligned, name) for name in extensions if name in there}))
+    return located
+
+
+def _shard_file(index: Index, number: int) -> ShardFile:
+    folder, shard = index.folder_of(number)[0], index.shard(number)
+    return ShardFile(folder.storage, shard.name, shard.bytes, shard.etag, shard.crc32, folder.remedy)
+
+
+def _name_on_disk(file: ShardFile) -> str:
+    return DiskCache.name(file.url, file.etag, file.bytes, file.crc32)
+
+
+def _why_changed(file: ShardFile) -> str:
+    """Why the bytes of a tar differ from those that were indexed, and the remedy."""
+    now = file.storage.stat(file.name)
+    if now is None:
+        return "the shard no longer exists"
+    if now.size != file.bytes:
+        sizes = f"the shard has {now.size} bytes, {file.bytes} when it was indexed"
+        return f"{sizes}; if it was replaced, {file.remedy}"
+    if now.etag != file.etag:
+        return f"the shard has changed since it was indexed; if it was replaced, {file.remedy}"
+    return "the shard is damaged; write it again"
 
 
 def member_columns(table: pa.Table) -> dict[str, Column]:

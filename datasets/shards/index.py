@@ -21,8 +21,9 @@ from cluster.storage.storage import Storage, join
 from datasets.errors import DataError
 from datasets.images.decode import Format
 from datasets.shards.column_tables import read_columns
-from datasets.shards.columns import numbers
+from datasets.shards.columns import extensions_of, numbers
 from datasets.shards.index_files import SCHEMA, Meta, Shard, member_file, read_index, read_table, twice_from_a_store
+from datasets.shards.joined import Joins
 from datasets.shards.sample_columns import has_columns
 from datasets.shards.shard_list import ShardList
 from datasets.shards.table_checks import check_members
@@ -96,7 +97,8 @@ class Index:
     `counts`, int64 [S], are the images of each shard; set i has the shards set_bounds[i] to set_bounds[i + 1].
     """
 
-    def __init__(self, sets: Sequence[Sequence[ShardFolder]]):
+    def __init__(self, sets: Sequence[Sequence[ShardFolder]], columns: Sequence[str] = ()):
+        """`columns`: URLs of encoded shards that are joined to the samples."""
         self.folders = [folder for folders in sets for folder in folders]
         self.labels_differ = _label_difference(self.folders)
         """Why the images have no labels in common, though some have labels; "" if they do."""
@@ -107,28 +109,33 @@ class Index:
         self.set_bounds = _starts([sum(folder.table.num_rows for folder in folders) for folders in sets])
         self._sets = sets
         self._starts = _starts([folder.table.num_rows for folder in self.folders])
+        self.joins = Joins(self, tuple(columns))
+        """The encoded shards that are joined to the samples, whose members are as their own."""
 
     @classmethod
-    def open(cls, shards: str | Iterable[str], location: str | Iterable[str] = "") -> Index:
+    def open(
+        cls, shards: str | Iterable[str], location: str | Iterable[str] = "", columns: Sequence[str] = ()
+    ) -> Index:
         """Open the index of a folder, a pattern or a list of these, as one set. Raises `DataError`.
 
-        `location`: where the indexes are, one for each; default: <folder>/index.
+        `location`: where the indexes are, one for each; default: <folder>/index. `columns`: encoded shards to join.
         """
-        return cls([_folders(shards, location)])
+        return cls([_folders(shards, location)], columns)
 
     @classmethod
     def of(cls, config: DataConfig) -> Index:
         """Open the index of a run's training data: one set, or the sets of its mixture. Raises `DataError`."""
         if not config.mixture:
-            return cls.open(config.shards, config.index)._with_image(config.image)
-        return cls([_folders(mixed.shards, mixed.index) for mixed in config.mixture])._with_image(config.image)
+            return cls.open(config.shards, config.index, config.columns)._with_image(config.image)
+        sets = [_folders(mixed.shards, mixed.index) for mixed in config.mixture]
+        return cls(sets, config.columns)._with_image(config.image)
 
     @classmethod
     def held_out(cls, config: DataConfig) -> Index | None:
         """Open the index of a run's held-out data; None if it has none. Raises `DataError`."""
         if not config.validation:
             return None
-        return cls.open(config.validation, config.validation_index)._with_image(config.image)
+        return cls.open(config.validation, config.validation_index, config.columns)._with_image(config.image)
 
     def _with_image(self, image: str) -> Index:
         """Itself. Raises `DataError` if a set is indexed for another image of each sample than `image`, if given."""
@@ -143,7 +150,8 @@ class Index:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, ([[(folder.entry, folder.location) for folder in folders] for folders in self._sets],)
+        folders = [[(folder.entry, folder.location) for folder in folders] for folders in self._sets]
+        return _reopen, (folders, self.joins.urls)
 
     @property
     def url(self) -> str:
@@ -187,9 +195,10 @@ class Index:
 
     @cached_property
     def bytes_per_image(self) -> float:
-        """Mean bytes that are read per image, in the shard where that is largest."""
+        """Mean bytes that are read per image, joined columns included, in the shard where that is largest."""
         full = self.counts > 0
-        return float((self._column("read_bytes")[full] / self.counts[full]).max(initial=0))
+        own = float((self._column("read_bytes")[full] / self.counts[full]).max(initial=0))
+        return own + self.joins.bytes_per_sample
 
     @cached_property
     def fingerprint(self) -> str:
@@ -205,6 +214,18 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    @property
+    def names(self) -> pa.ChunkedArray:
+        """The names of the shards, relative to their folders."""
+        return pa.chunked_array(
+            [chunk for folder in self.folders for chunk in folder.table.column("name").chunks], pa.string()
+        )
+
+    @property
+    def crc32(self) -> NDArray[np.uint32]:
+        """uint32 [S]: the checksum of each shard's contents."""
+        return self._column("crc32")
 
     def folder_of(self, number: int) -> tuple[ShardFolder, int]:
         """The folder of shard `number`, and its row in the folder's table."""
@@ -264,6 +285,11 @@ class Index:
         folder, row = self.folder_of(number)
         return folder.members(row)
 
+    def extensions(self, number: int) -> set[str]:
+        """Of the members that samples of shard `number` have, joined ones included."""
+        joined = {extension for extension in self.joins.extensions if self.joins.of(number, extension)}
+        return extensions_of(self.members(number)) | joined
+
     def columns(self, number: int) -> pa.Table:
         """The column table of shard `number`: see `ShardFolder.columns`."""
         folder, row = self.folder_of(number)
@@ -280,8 +306,8 @@ def _folders(shards: str | Iterable[str], location: str | Iterable[str]) -> list
     return [ShardFolder(*each) for each in zip(entries, locations if location else [""] * len(entries), strict=True)]
 
 
-def _reopen(sets: list[list[tuple[str, str]]]) -> Index:
-    return Index([[ShardFolder(*folder) for folder in folders] for folders in sets])
+def _reopen(sets: list[list[tuple[str, str]]], columns: tuple[str, ...]) -> Index:
+    return Index([[ShardFolder(*folder) for folder in folders] for folders in sets], columns)
 
 
 def _starts(sizes: list[int]) -> NDArray[np.int64]:

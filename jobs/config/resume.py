@@ -18,19 +18,22 @@ from trainer.training.optimizer import learning_rate_rise
 
 ORDER_VERSION = "data.order_version"  # among the fixed settings of a fingerprint; runs without it have version 1
 BATCH = "trainer.batch"  # `data.streams: auto` follows from it
+COLUMNS = "columns"  # in a fingerprint; runs without it have none
 QUIET = ("run", "tracking", "ray")  # changes in these are not reported: they do not affect training
 
 
 def fingerprint(run: ResolvedRun) -> dict[str, Any]:
     """The settings that a checkpoint was made with, as JSON, by dotted key.
 
-    "config": those that are fixed for the life of a run. "changeable": the others. "data": a hash of the training set.
+    "config": those that are fixed for the life of a run. "changeable": the others. "data": a hash of the training set;
+    "columns": of what `data.columns` joins to it.
     """
     changeable = {key: value for key, value in _changeable(run.config) if key.partition(".")[0] not in QUIET}
     return {
         "config": fixed_settings(run.config) | {ORDER_VERSION: run.order_version},
         "changeable": changeable | {"trainer.precision": run.precision},
         "data": run.index.fingerprint,
+        COLUMNS: run.index.joins.fingerprint(),
     }
 
 
@@ -47,6 +50,12 @@ def check_same_run(run: ResolvedRun, saved: dict[str, Any]) -> list[ShardChange]
     settings = {key: value for key, value in saved["config"].items() if key != ORDER_VERSION}
     if differs := difference(completed(settings, run.config), fixed_settings(run.config)):
         raise TrainingError(f"{run.config.run}: {differs}; use another run folder (run=...), or the run's own settings")
+    if saved.get(COLUMNS, "") != run.index.joins.fingerprint() and not run.config.data.accept_changes:
+        listed = ", ".join(run.config.data.columns) or "none"
+        raise TrainingError(
+            f"{run.config.run}: was started with other results of encoders in data.columns (now {listed}): another "
+            "encoder, other options or other images; use the run's own, or another run folder (run=...)"
+        )
     return accepted_changes(run, saved["data"])
 
 

@@ -99,7 +99,8 @@ def _on_ray(call: Callable[[T], R], items: Sequence[T], gpu: bool) -> Iterator[R
     import ray
 
     if not ray.is_initialized():
-        ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}}, log_to_driver=False)
+        paths = os.pathsep.join(dict.fromkeys([str(_ROOT), os.getcwd()]))  # here are encoders of users
+        ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False)
     resources: Callable[[], dict[str, float]] = ray.cluster_resources  # untyped in Ray
     gpus, places = share(resources(), gpu)
     remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_call)

@@ -54,7 +54,7 @@ class Subject:
         if split == "train":
             return Index.of(self.config.data)
         if split != "validation":
-            return Index.open(split, location)
+            return Index.open(split, location, self.config.data.columns)
         held_out = Index.held_out(self.config.data)
         if held_out is None:
             raise ConfigError(f"{self.folder.url}: the run has no validation set; name shards by --split URL")

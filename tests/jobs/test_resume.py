@@ -45,6 +45,7 @@ FREE = {
     "data.shards": "s3://copy/of/a",
     "data.validation": "data/b",
     "data.index": "elsewhere",
+    "data.columns": ["elsewhere"],
     "data.workers": 3,
     "data.memory": 1,
     "data.cache": 1,

@@ -37,7 +37,7 @@ class PretrainedConfig(Config):
 
         Raises ValueError where it cannot be read, or does not know all ids of the tokenizer.
         """
-        encoder = _from_path(self.path) if self.architecture is None else _from_architecture(self.architecture)
+        encoder = read_encoder(self.path) if self.architecture is None else _from_architecture(self.architecture)
         known = encoder.get_input_embeddings().num_embeddings
         if vocabulary > known:
             raise ValueError(f"encoder.path: {self.path} knows {known:,} tokens, the tokenizer has {vocabulary:,}")
@@ -82,7 +82,8 @@ class PretrainedEncoder(nn.Module):
         return torch.cat([first[:, None], self.inward(hidden)], 1)
 
 
-def _from_path(path: str) -> Any:
+def read_encoder(path: str) -> Any:
+    """An encoder of `transformers` from a folder or the hub, its weights from safetensors. Raises ValueError."""
     transformers = _transformers()
     transformers.utils.logging.disable_progress_bar()
     local = Path(path).is_dir()
