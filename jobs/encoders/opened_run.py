@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from datasets.images.decode import Pixels
+from datasets.images.patches import PatchTransform
 from datasets.images.transform import Transform
+from datasets.loading.transforms import transform_of
 from datasets.order.order import Integers
 from datasets.shards.index import Index
 from jobs.config.other_images import check_format
+from jobs.errors import ConfigError
 from jobs.run.reports import Subject, subject_of
 from trainer.checkpoints.export import Loaded, open_model
 
@@ -34,13 +37,19 @@ class OpenedRun:
     def open(self, index: Index) -> None:
         """Raises ConfigError unless the model takes the images of a set."""
         data = self.subject.config.data
+        transform = transform_of(data, index.format, None)
+        if isinstance(transform, PatchTransform):
+            raise ConfigError(
+                f"{self.subject.folder.url}: its images are in patches (data.transform.patches), not whole"
+            )
         check_format(self.model.spec, data, index)
-        self._transform = Transform(data.transform, index.format, None) if data.transform else None
+        self._transform = transform
 
     def images(self, images: Sequence[Pixels], positions: Integers) -> Tensor:
         """uint8 [B, C, H, W] on the device, after the run's `data.transform` as in an evaluation."""
         if (transform := self._transform) is not None:
-            images = [transform(image, int(place)) for image, place in zip(images, positions, strict=True)]
+            pairs = zip(images, positions.tolist(), strict=True)
+            images = [transform(image, place, image.shape[:2]) for image, place in pairs]
         return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)
 
 
