@@ -2,6 +2,7 @@
 
 python -m jobs.evaluate RUN_URL [--split validation|train|URL] [--samples K] [--bound NAME] [--weights W]
 python -m jobs.evaluate RUN_URL --against OTHER | --against-condition none | --by-noise-level | --retrieval K
+python -m jobs.evaluate RUN_URL --rate-distortion
 torchrun --nproc-per-node 8 -m jobs.evaluate RUN_URL ...
 python -m jobs.evaluate RUN_URL --workers 8 ...            with Ray: on a cluster, or a local one
 """
@@ -19,6 +20,7 @@ from jobs.evaluating.against import OPTIONS as AGAINST
 from jobs.evaluating.against import evaluate_against
 from jobs.evaluating.by_noise_level import BINS, evaluate_by_noise_level
 from jobs.evaluating.opened import Opened, opened
+from jobs.evaluating.rate_distortion import evaluate_rate_distortion
 from jobs.evaluating.retrieval import evaluate_retrieval
 from jobs.ray.launch import on_ray
 from jobs.run.reports import keep, weights_text
@@ -59,6 +61,8 @@ def _task(settings: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
         asked["--by-noise-level"] = evaluate_by_noise_level
     if settings["retrieval"] is not None:
         asked["--retrieval"] = evaluate_retrieval
+    if settings["rate_distortion"]:
+        asked["--rate-distortion"] = evaluate_rate_distortion
     if len(asked) > 1:
         raise ConfigError(f"{' and '.join(asked)}: one at a time")
     return next(iter(asked.values()), evaluate_rank)
@@ -138,6 +142,11 @@ def _add_comparisons(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="K",
         help="how often the bound finds an image's caption among K, and a caption's image among K",
+    )
+    parser.add_argument(
+        "--rate-distortion",
+        action="store_true",
+        help="how close to the image each level of a hierarchy, or step of a diffusion, comes for the bits so far",
     )
 
 

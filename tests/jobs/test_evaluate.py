@@ -420,3 +420,21 @@ def test_models_on_other_images_are_not_compared(config_file, digits):
     ended = call_job("compare", str(one), str(two))
     assert ended.status == 1
     assert "one and two have different data.shards" in ended.error
+
+
+def test_rate_and_distortion_are_a_report_and_a_plot(config_file, capsys):
+    network = {"kind": "mlp", "hidden": [16]}
+    model = {"kind": "hvae", "latents": [4, 3], "encoder": network, "decoder": network, "hidden": [8]}
+    config = load_config(str(config_file(model=model)))
+    train_rank(config)
+    evaluate([config.run, "--rate-distortion", "--images", "40"])
+    (path,) = (Path(config.run) / "evaluations").glob("*rate-distortion.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["level"] for row in rows] == ["z2", "z1", "distortion"]
+    assert rows[0]["bpd"] < rows[1]["bpd"] < rows[2]["bpd"]
+    assert rows[-1]["mse"] == 0
+    assert rows[0]["bpd"] + rows[0]["bpd_left"] == pytest.approx(rows[2]["bpd"])
+    assert path.with_suffix(".png").stat().st_size > 1000
+    assert "bpd so far" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="one at a time"):
+        evaluate([config.run, "--rate-distortion", "--retrieval", "3"])

@@ -39,6 +39,14 @@ class Bound(NamedTuple):
     """(images, condition, noise, draws) -> [B] nats each; their sum is the estimate."""
 
 
+class Refinement(NamedTuple):
+    """What a decoder has of images when it has received a level of their latents and all above it."""
+
+    name: str
+    rate: Tensor  # [B] nats: of this level alone
+    images: Tensor  # uint8 levels [B, C, H, W]: the estimate of the images
+
+
 class NoiseLevels(NamedTuple):
     """The noise levels of a model whose latents are noisy versions of some x; gamma = -log SNR rises with t."""
 
@@ -179,6 +187,15 @@ class Model(nn.Module):
         Raises TrainingError if the model samples in one step.
         """
         raise TrainingError(f"a {type(self).__name__} samples in one step and has no trajectory")
+
+    def refinements(self, images: Tensor, condition: Condition, noise: Noise) -> Iterator[Refinement]:
+        """The levels of latents in the order in which a decoder receives them, at last the image itself (DISTORTION).
+
+        The rates add up to the bound.
+
+        Raises TrainingError if the model has one level.
+        """
+        raise TrainingError(f"a {type(self).__name__} has one level of latents: its bits come all at once")
 
     def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
         """Pictures to look at: samples, one for each position of `noise`, and held-out `images` beside their

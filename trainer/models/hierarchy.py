@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from trainer.condition_values import Condition
-from trainer.models.base import Picture
+from trainer.models.base import DISTORTION, Picture, Refinement
 from trainer.models.decoding import Decode, DecodingModel
 from trainer.noise import Noise
 
@@ -38,6 +39,14 @@ class Hierarchy(DecodingModel):
             of = "held-out images, each with its reconstructions from more and more upper levels"
             shown["decided"] = Picture(torch.stack([images, *made], dim=1).flatten(0, 1), 1 + len(made), of)
         return shown
+
+    def refinements(self, images: Tensor, condition: Condition, noise: Noise) -> Iterator[Refinement]:
+        """z_T first; of the levels that are missing the means of p."""
+        elbo = self(images, condition, noise, torch.zeros((), device=images.device))
+        for upper in range(1, self.levels + 1):
+            name = f"z{self.levels + 1 - upper}"
+            yield Refinement(name, elbo.rates[name], self.reconstruct(images, condition, noise, levels=upper))
+        yield Refinement(DISTORTION, elbo.distortion, images)
 
     def sample(
         self,

@@ -4,7 +4,7 @@ al. 2022, arXiv 2112.10752), with the bound of the whole."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -16,7 +16,7 @@ from trainer.config import Config
 from trainer.elbo import Elbo
 from trainer.gaussian_process import alpha
 from trainer.images import ImageSpec
-from trainer.models.base import Model, ModelConfigBase
+from trainer.models.base import Model, ModelConfigBase, Refinement
 from trainer.models.decoding import DecodeOptions, decoded, words_with_decode
 from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
@@ -130,6 +130,12 @@ class Latent(DiffusionBase):
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """The VAE's reconstructions; the diffusion has no part in them."""
         return self.vae.reconstruct(images, condition, noise)
+
+    def last_refinements(self, images: Tensor, noise: Noise, elbo: Elbo) -> Iterator[Refinement]:
+        """z itself, log q(z | x) - log p(z | z_0); then the image."""
+        rate = elbo.rates["posterior"] + elbo.rates["z0"]
+        yield Refinement("z", rate, self.vae.reconstruct(images, None, noise))
+        yield from super().last_refinements(images, noise, elbo)
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
         q = self.vae.encode(images, noise)

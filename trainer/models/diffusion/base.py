@@ -13,8 +13,9 @@ from torch import Tensor
 from trainer.condition_values import Condition
 from trainer.conditions import in_words, none_given
 from trainer.config import Config
-from trainer.gaussian_process import alpha
-from trainer.models.base import Bound, Model, NoiseLevels, Picture, known_conditions
+from trainer.elbo import Elbo
+from trainer.gaussian_process import alpha, diffuse, prior_rate
+from trainer.models.base import DISTORTION, Bound, Model, NoiseLevels, Picture, Refinement, known_conditions
 from trainer.models.conditioned import shares
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
@@ -110,6 +111,29 @@ class DiffusionBase(Model):
         kept = [path[round(i * (len(path) - 1) / (COLUMNS - 1))] for i in range(COLUMNS)]
         of = f"estimates on the way to samples, {in_words(none_given(known_conditions(self)))}"
         return shown | {"trajectories": Picture(torch.stack(kept, 1).flatten(0, 1), COLUMNS, of)}
+
+    def refinements(self, images: Tensor, condition: Condition, noise: Noise) -> Iterator[Refinement]:
+        """z_T first, then each step of the chain (VDM, equation 14), with the estimate of x at each; at last the terms
+        of the bound that are not the chain's.
+        """
+        x, diffuser = self.diffused(images, noise), self.diffuser
+        steps = diffuser.chain_steps
+        gammas = diffuser.schedule(torch.linspace(1, 0, steps + 1, dtype=x.dtype, device=x.device))[0]
+        denoise = diffuser.denoise(condition, noise)
+        rate = prior_rate(x, gammas[0])
+        for i, gamma in enumerate(gammas):
+            eps = noise.normal(f"eps{i}", diffuser.shape)
+            denoised = denoise(diffuse(x, eps, gamma), gamma)
+            yield Refinement(f"z{steps - i}", rate, self.shown(denoised.x))
+            if i < steps:
+                error = (eps - denoised.eps).square().flatten(1).sum(1)
+                rate = 0.5 * torch.expm1(gamma - gammas[i + 1]) * error
+        elbo = self(images, condition, noise, torch.zeros((), device=images.device))
+        yield from self.last_refinements(images, noise, elbo)
+
+    def last_refinements(self, images: Tensor, noise: Noise, elbo: Elbo) -> Iterator[Refinement]:
+        """What follows z_0."""
+        yield Refinement(DISTORTION, elbo.distortion, images)
 
     def gamma_0(self, like: Tensor) -> Tensor:
         """-log SNR of the least noisy latent, a scalar of the type of `like`."""
