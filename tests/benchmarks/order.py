@@ -58,7 +58,7 @@ def measure(folder: str) -> None:
     order = ShuffledOrder(index.counts, 1, STREAMS, WINDOW)
     order.locate(order.places(np.arange(BATCH)))
     opened, cpu = time.perf_counter() - began, time.process_time() - cpu
-    held = peak_memory()
+    held, mapped = peak_memory(), _status("RssFile")
     fingerprint = time.perf_counter()
     _ = index.fingerprint
     fingerprint = time.perf_counter() - fingerprint
@@ -70,15 +70,20 @@ def measure(folder: str) -> None:
         times.append(time.perf_counter() - began)
     print(f"{SHARDS:,} shards, {order.images:,} images")
     print(f"opened, first batch located: {opened:.2f} s ({cpu:.2f} s of CPU); fingerprint: {fingerprint:.2f} s")
-    print(f"peak memory {held:.0f} MB, after the imports {before:.0f} MB, at the end {peak_memory():.0f} MB")
+    print(f"peak memory {held:.0f} MB ({mapped:.0f} MB of mapped files), after the imports {before:.0f} MB")
+    print(f"at the end {peak_memory():.0f} MB")
     most = f"{1000 * statistics.median(times):.2f} ms (median), {1000 * max(times):.2f} ms (most)"
     print(f"{BATCH} positions located in {most}")
 
 
 def peak_memory() -> float:
     """The most that this process has held since it began, MB."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> float:
     status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return int(status.partition(f"{name}:")[2].split()[0]) / 1024
 
 
 if __name__ == "__main__":
