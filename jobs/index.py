@@ -79,6 +79,8 @@ def _print_index(url: str, location: str, done: Indexed) -> None:
         f"indexed {images:,} images, {size}, {meta.channels} channels, {meta.classes} classes, in {len(shards)} shards "
         f"({scanned}): {location}"
     )
+    if bad := sum(shard.quarantined for shard in shards):
+        print(f"{images + bad:,} samples seen = {images:,} indexed + {bad:,} quarantined")
     if done.quarantine.num_rows:
         print(f"quarantined, listed in {join(location, QUARANTINE)}: {summarise(shards, done.quarantine)}")
     if skipped:

@@ -55,7 +55,7 @@ def _warn(made: Made) -> None:
     if made.excess > _EXCESS:
         print(
             f"warning: {made.url}: reading fetches {made.excess:.1f} times the bytes of the selected samples, "
-            "which are far apart in their shards; to read them often, repack them",
+            "which are far apart in their shards; to read them often, write them to shards of their own",
             file=sys.stderr,
         )
 

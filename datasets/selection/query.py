@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from datasets.errors import DataError
 from datasets.selection.samples import PLACE, SampleColumns
 from datasets.shards.column_tables import KEY
+from datasets.shards.parquet_columns import PARQUET
 
 Integers = NDArray[np.int64]
 Duplicates = Literal["", "crc", "phash"]
 
 _SAME = {"crc": "crc32, bytes, width, height", "phash": "coalesce(phash::HUGEINT, -1 - place)"}  # of duplicates
 _NEEDED = {"": set[str](), "crc": {"crc32", "bytes", "width", "height"}, "phash": {"phash"}}
+_FROM_MEMBERS = ("json", PARQUET)
 _NAMED = 40  # columns in a message
 _SAMPLE, _SPLIT = "sample", "split"  # purposes of a key's hash: independent of each other
 
@@ -54,7 +57,9 @@ def find(columns: SampleColumns, wanted: Wanted) -> Found:
             f"add them with: python -m jobs.index {columns.folder.entry} --columns phash"
         )
     with _connection() as database:
-        needed = {KEY} | _NEEDED[wanted.deduplicate] | columns.matching(_references(database, wanted.where))
+        references = _references(database, wanted.where)
+        _check_fields(columns, wanted.where, references)
+        needed = {KEY} | _NEEDED[wanted.deduplicate] | columns.matching(references)
         _load(database, columns, needed)
         _choose(database, columns, wanted)
         matching = distinct = _count(database)
@@ -94,7 +99,7 @@ def _connection() -> Iterator[Any]:
 
 
 def _references(database: Any, where: str) -> set[tuple[str, ...]]:
-    """The identifiers in a condition, in lower case: (json, similarity) of json.similarity."""
+    """The identifiers in a condition: (json, similarity) of json.similarity."""
     if not where:
         return set()
     tree = json.loads(database.execute("SELECT json_serialize_sql(?)", [_select(where)]).fetchall()[0][0])
@@ -106,11 +111,22 @@ def _references(database: Any, where: str) -> set[tuple[str, ...]]:
         node = stack.pop()
         if isinstance(node, dict):
             if names := node.get("column_names"):
-                found.add(tuple(str(name).lower() for name in names))
+                found.add(tuple(map(str, names)))
             stack += node.values()
         elif isinstance(node, list):
             stack += node
     return found
+
+
+def _check_fields(columns: SampleColumns, where: str, references: set[tuple[str, ...]]) -> None:
+    """Raise `DataError` for a field of .json members or Parquet files that is no column of the index yet."""
+    for path in sorted(references):
+        if path[0].lower() in _FROM_MEMBERS and len(path) > 1 and not columns.matching({path}):
+            name = ".".join((path[0].lower(), *path[1:]))
+            raise DataError(
+                f"--where {where}: {columns.folder.index_url} has no column {name}; "
+                f"add it with: python -m jobs.index {quote(columns.folder.entry)} --columns {name}"
+            )
 
 
 def _select(where: str) -> str:

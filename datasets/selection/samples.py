@@ -51,11 +51,11 @@ class SampleColumns:
         return [KEY, SHARD, *names, *(f"{name}.{field}" for name in self._extensions for field in _MEMBER_FIELDS)]
 
     def matching(self, paths: set[tuple[str, ...]]) -> set[str]:
-        """The names of columns that paths of SQL identifiers (in lower case) may refer to, as a whole or in part."""
+        """The names of columns that paths of SQL identifiers may refer to, as a whole or in part."""
         found = set()
         for name in self.names:
             path = tuple(name.lower().split("."))
-            for wanted in paths:
+            for wanted in {tuple(part.lower() for part in path) for path in paths}:
                 for start in range(len(wanted)):  # samples.width, s.json.score
                     some = wanted[start:]
                     if path[: len(some)] == some or some[: len(path)] == path:

@@ -17,6 +17,7 @@ from datasets.shards.columns import numbers
 from datasets.shards.index import Index
 from datasets.shards.index_files import read_quarantine
 from datasets.shards.sample_columns import LABEL_NAME, SCHEMA
+from datasets.shards.scan import HASH
 
 _BAR = 30  # characters of the longest bar
 _TOP = 8  # values that are listed
@@ -34,6 +35,7 @@ class Description:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # of numbers in requested columns
     missing: Counter[str] = field(default_factory=Counter)  # nulls, by column
     prints: list[NDArray[np.uint64]] = field(default_factory=list)  # of the bytes of images
+    hashes: list[NDArray[np.uint64]] = field(default_factory=list)  # perceptual
 
     def add(self, table: pa.Table) -> None:
         """Add the column table of a shard."""
@@ -50,19 +52,13 @@ class Description:
         for name in ("width", "height", "bytes", "caption_length"):
             self._scale(name, table.column(name).drop_null())
         for name in table.column_names:
-            if name not in SCHEMA.names and name != LABEL_NAME:
+            if name not in SCHEMA.names and name not in (LABEL_NAME, HASH):
                 self._requested(name, table.column(name).drop_null())
         crc, size = (numbers(table.column(name)).astype(np.uint64) for name in ("crc32", "bytes"))
         if self.images <= _MOST_COMPARED:
             self.prints.append((crc << np.uint64(32)) ^ size)
-
-    @property
-    def duplicates(self) -> int | None:
-        """Images with the bytes of an image before them; None: too many images to compare."""
-        if self.images > _MOST_COMPARED:
-            return None
-        prints = np.concatenate([*self.prints, np.empty(0, np.uint64)])
-        return len(prints) - len(np.unique(prints))
+            if HASH in table.column_names:
+                self.hashes.append(numbers(table.column(HASH).drop_null()))
 
     def _count(self, name: str, column: pa.ChunkedArray) -> None:
         counts = pc.value_counts(column.drop_null())
@@ -105,8 +101,10 @@ def describe_set(index: Index, progress: Callable[[int], object] = lambda images
     yield from _labels(index, found)
     captions = found.images - found.missing["caption_length"]
     yield f"captions: {captions:,} of {found.images:,} images"
-    duplicates = found.duplicates
-    yield "duplicates: " + ("not counted" if duplicates is None else f"{duplicates:,} images repeat an earlier one")
+    if found.images <= _MOST_COMPARED:
+        yield f"duplicates: {_repeated(found.prints):,} images have the bytes of an earlier one"
+        if found.hashes:
+            yield f"look-alikes: {_repeated(found.hashes):,} images have the perceptual hash of an earlier one"
     yield from _requested_columns(found)
     for name, unit in (("width", "pixels"), ("height", "pixels"), ("bytes", "bytes"), ("caption_length", "characters")):
         yield from histogram(f"{name} ({unit})", found.scales.get(name, Counter()))
@@ -141,7 +139,7 @@ def _labels(index: Index, found: Description) -> Iterator[str]:
 
 
 def _requested_columns(found: Description) -> Iterator[str]:
-    shown = {"format", "grey", "orientation", "label", LABEL_NAME, "size"}
+    shown = {HASH, "format", "grey", "orientation", "label", LABEL_NAME, "size"}
     names = [*found.ranges, *(name for name in found.values if name not in shown)]
     for name in sorted({*names, *(name for name in found.missing if name not in SCHEMA.names and name not in shown)}):
         there = found.images - found.missing[name]
@@ -150,6 +148,12 @@ def _requested_columns(found: Description) -> Iterator[str]:
         else:
             text = _listed(found.values.get(name, Counter()))
         yield f"{name}: {there:,} of {found.images:,} images: {text}"
+
+
+def _repeated(parts: list[NDArray[np.uint64]]) -> int:
+    """Values that occur before."""
+    values = np.concatenate([*parts, np.empty(0, np.uint64)])
+    return len(values) - len(np.unique(values))
 
 
 def histogram(title: str, scales: Counter[int]) -> Iterator[str]:

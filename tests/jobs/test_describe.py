@@ -31,7 +31,7 @@ def test_the_figures_of_a_set(tmp_path, capsys):
         "width x height: 1 different: 6 x 4 41",
         "labels: none",
         "captions: 40 of 41 images",
-        "duplicates: 10 images repeat an earlier one",
+        "duplicates: 10 images have the bytes of an earlier one",
         "json.score: 32 of 41 images: 0 to 0.8",
     ):
         assert line in lines

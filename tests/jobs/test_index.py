@@ -43,8 +43,9 @@ def test_quarantined_samples_are_counted_by_reason_and_stop_lists_them(tmp_path)
     assert error.startswith(f"error: {tmp_path}: 2 of 10 samples cannot be used (2 like 0.tar: sample '3': ")
     ran = call_job("index", str(tmp_path))
     assert (ran.status, ran.stderr) == (0, "")
-    indexed, quarantined, skipped = ran.stdout.splitlines()
+    indexed, account, quarantined, skipped = ran.stdout.splitlines()
     assert indexed.startswith("indexed 8 images, ")
+    assert account == "10 samples seen = 8 indexed + 2 quarantined"
     assert quarantined == (
         f"quarantined, listed in {tmp_path}/index/quarantine.arrow: 2 of 10 samples cannot be used "
         "(2 like 0.tar: sample '3': '3.png': the image does not decode (empty))"

@@ -173,7 +173,8 @@ def test_other_indexes_are_not_overwritten(scored, tmp_path):
     [
         ("width >", "syntax error"),
         ("colour = 1", r'Referenced column "colour" not found.*; columns: key, shard, width, height, format'),
-        ("json.foo = 1", r"foo.*; columns: .*json.score"),
+        ("json.Foo = 1", r"index has no column json.Foo; add it with: python -m jobs.index .* --columns json.Foo$"),
+        ("json.score.x = 1", r"; columns: .*json.score"),
         ("width = 'wide'", "Could not convert string 'wide' to INT32"),
         ("1; DROP TABLE samples", "error"),
         ("key IN (SELECT content FROM read_text('/etc/passwd'))", "file system operations are disabled"),
