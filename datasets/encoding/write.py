@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -31,8 +33,9 @@ from datasets.shards.encoded import (
 from datasets.shards.index import Index
 from datasets.shards.index_files import encode_table
 from datasets.shards.member_tables import checksum
-from datasets.shards.tar import Member, RangeFile, members
+from datasets.shards.tar import Member
 
+Places = dict[str, dict[str, Member]]  # of the members, by key and extension
 _FIELD = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 _READ = 256  # samples of a range request
 
@@ -59,16 +62,13 @@ def encode_shard(job: EncodeJob, number: int) -> ShardRecord:
     rows = _Rows(job.dtype)
     reader = ShardReader(index, members=reads_of(encoder).members)
     with tempfile.TemporaryDirectory(prefix="encoding-") as folder:
-        scratch = Path(folder)
-        with (scratch / "tar").open("wb") as stream:
-            _write(stream, _encoded(index, number, reader, encoder, job, rows))
-        table = _member_table(
-            scratch, rows, source_crcs(index.members(number), image_crcs(index, number), reads_of(encoder))
-        )
-        entry = None
-        if len(table.schema.names) > 2:
-            out.write(shard.name, scratch / "tar")
+        path, entry = Path(folder, "tar"), None
+        places = _write(path, _encoded(index, number, reader, encoder, job, rows))
+        if places:
+            out.write(shard.name, path)
             entry = out.stat(shard.name)
+    sources = source_crcs(index.members(number), image_crcs(index, number), reads_of(encoder))
+    table = _member_table(places, rows, sources)
     columns = rows.column_table()
     if columns is not None:
         write_columns(out, shard.name, columns)
@@ -185,30 +185,29 @@ def _bytes(reader: ShardReader, held: EncodedRange, row: int, extension: str) ->
     return None if data is None else bytes(data)
 
 
-def _member_table(scratch: Path, rows: _Rows, sources: NDArray[np.uint32]) -> pa.Table:
+def _member_table(places: Places, rows: _Rows, sources: NDArray[np.uint32]) -> pa.Table:
     """Where the members of each sample are in the tar."""
-    found: dict[str, dict[str, Member]] = {}
-    if (scratch / "tar").stat().st_size:
-        for member in members(RangeFile(Storage(str(scratch)), "tar")):
-            found.setdefault(member.key, {})[member.extension] = member.place
     columns: dict[str, pa.Array] = {
         "key": pa.array(rows.keys, pa.string()),
         SOURCE: pa.array(sources[rows.numbers], pa.uint32()),
     }
-    for extension in sorted({extension for places in found.values() for extension in places}):
-        places = [found.get(key, {}).get(extension) for key in rows.keys]
+    for extension in sorted({extension for members in places.values() for extension in members}):
+        found = [places.get(key, {}).get(extension) for key in rows.keys]
         for i, (field, kind) in enumerate((("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32()))):
-            columns[f"{extension}.{field}"] = pa.array([place and place[i] for place in places], kind)
+            columns[f"{extension}.{field}"] = pa.array([member and member[i] for member in found], kind)
     return pa.table(columns)
 
 
-def _write(stream: Any, samples: Iterator[tuple[str, dict[str, bytes]]]) -> None:
-    """A tar by webdataset's own writer; nothing if there are no members."""
-    from webdataset import TarWriter
-
-    tar = None
-    for key, found in samples:
-        tar = tar or TarWriter(stream, user="", group="", mtime=0, encoder=False)
-        tar.write({"__key__": key, **found})
-    if tar is not None:
-        tar.close()
+def _write(path: Path, samples: Iterator[tuple[str, dict[str, bytes]]]) -> Places:
+    """Write a tar whose bytes are a function of the samples. Returns where the members of each are, by extension."""
+    places: Places = {}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for key, found in samples:
+            for extension, data in found.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size, info.mode = len(data), 0o444
+                tar.addfile(info, io.BytesIO(data))
+                tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps them all
+                padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                places.setdefault(key, {})[extension] = Member(tar.offset - padded, len(data), zlib.crc32(data))
+    return places
