@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from datasets.errors import DataError
 from datasets.images.kinds import HEAD, kind_of, not_an_image
+from datasets.packing.sources import manifest
 
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff", "npy"})
 _SYSTEM = frozenset({"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "thumbs.db", "desktop.ini"})
@@ -51,19 +52,21 @@ class Skipped:
         )
 
 
-def find_images(root: Path, follow_links: bool = False) -> tuple[list[File], Skipped]:
-    """The image files below a folder, sorted by path, and what was skipped.
+def find_images(root: Path, follow_links: bool = False) -> tuple[list[File], list[str], Skipped]:
+    """The image files below a folder, sorted by path; the paths of manifests with captions; and what was skipped.
 
     Links to folders are followed if they stay inside the folder, or if `follow_links`. Raises `DataError` if there are
     no images.
     """
     skipped = Skipped()
-    paths, captions = [], {}
+    paths, captions, manifests = [], {}, []
     for path in _walk(root, "", follow_links, skipped, (os.path.realpath(root),)):
         name, _, extension = path.rpartition(".")
         extension = extension.lower()
         if extension in EXTENSIONS:
             paths.append(path)
+        elif path.rpartition("/")[2] in manifest.NAMES:
+            manifests.append(path)
         elif extension == "txt":
             captions[name] = path
         else:
@@ -82,7 +85,7 @@ def find_images(root: Path, follow_links: bool = False) -> tuple[list[File], Ski
             skipped.add(".txt", path)
     if not files:
         raise DataError(f"{root}: no images in this folder{f'; skipped: {skipped}' if skipped.reasons else ''}")
-    return sorted(files), skipped
+    return sorted(files), sorted(manifests), skipped
 
 
 def read_unchanged(path: Path, stamp: Stamp) -> bytes:

@@ -1,4 +1,4 @@
-"""A folder of image files: splits and classes from the names of its folders, captions from .txt files beside images."""
+"""A folder of image files: splits and classes from the names of its folders, captions from .txt files or manifests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets.errors import DataError
 from datasets.packing.sources.files import File, find_images, is_inside, read_unchanged
 from datasets.packing.sources.layout import arrange, split_of
+from datasets.packing.sources.manifest import read_captions
 from datasets.packing.sources.source import SPLITS, Example, Part, shuffled
 from datasets.shards.index_files import Meta
 
@@ -35,7 +36,8 @@ class ImageFolder:
         if not self._root.is_dir():
             raise DataError(f"{folder}: no such folder")
         self._follow_links = follow_links
-        files, self._skipped = find_images(self._root, follow_links)
+        files, manifests, self._skipped = find_images(self._root, follow_links)
+        self._captions = self._read_captions(files, manifests)
         layout = arrange(folder, [file.path for file in files])
         for i in layout.outside:
             self._skipped.add("outside the split folders", files[i].path)
@@ -61,7 +63,9 @@ class ImageFolder:
     def part(self, split: str, start: int, stop: int) -> Part:
         numbers = {name: number for number, name in enumerate(self.class_names)}
         files = self._files[split][start:stop]
-        return _FilePart(self._root, self._follow_links, tuple((file, numbers.get(name)) for file, name in files))
+        captions = tuple(self._captions.get(file.path) for file, _ in files)
+        listed = tuple((file, numbers.get(name)) for file, name in files)
+        return _FilePart(self._root, self._follow_links, listed, captions if any(captions) else ())
 
     def found(self) -> list[str]:
         """For each split its images by format and by class; then what was skipped."""
@@ -70,7 +74,7 @@ class ImageFolder:
             folders = sorted({next(filter(split_of, file.path.split("/")[:-1]), "") for file, _ in files} - {""})
             kinds = Counter(file.kind for file, _ in files)
             formats = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-            captions = sum(file.caption is not None for file, _ in files)
+            captions = sum(file.caption is not None or file.path in self._captions for file, _ in files)
             where = f" ({', '.join(folders)})" if folders else ""
             texts = f", {captions:,} captions" if captions else ""
             lines.append(f"  {split}{where}: {len(files):,} images ({formats}){_class_counts(files)}{texts}")
@@ -83,12 +87,29 @@ class ImageFolder:
             lines.append(f"  skipped: {self._skipped}")
         return lines
 
+    def _read_captions(self, files: list[File], manifests: list[str]) -> dict[str, str]:
+        """The captions of manifests, by path of the image."""
+        for path in manifests:
+            if not self._follow_links and not is_inside(self._root / path, self._root):
+                raise DataError(
+                    f"{self._root / path}: is a link to a file outside the folder (--follow-links reads it)"
+                )
+        captions = read_captions(self._root, manifests, {file.path for file in files})
+        for file in files:
+            if file.caption is not None and file.path in captions:
+                raise DataError(
+                    f"{self._root / file.path}: has a caption in its .txt file and one in a manifest "
+                    f"({', '.join(manifests)}); remove one of them"
+                )
+        return captions
+
 
 @dataclass(frozen=True)
 class _FilePart:
     root: Path
     follow_links: bool
     files: tuple[tuple[File, int | None], ...]  # with their labels
+    captions: tuple[str | None, ...] = ()  # from manifests; empty: none
 
     def __len__(self) -> int:
         return len(self.files)
@@ -96,7 +117,8 @@ class _FilePart:
     def example(self, i: int) -> Example:
         file, label = self.files[i]
         path = self.root / file.path
-        text = None
+        given = self.captions[i] if self.captions else None
+        text = given.encode(errors="replace") if given else None
         if file.caption:
             caption = path.with_suffix(".txt")
             if not self.follow_links and not is_inside(caption, self.root):
@@ -108,7 +130,8 @@ class _FilePart:
         return str(self.root / self.files[i][0].path)
 
     def fingerprint(self) -> str:
-        return hashlib.blake2b(repr(self.files).encode(), digest_size=16).hexdigest()
+        contents = (self.files, self.captions) if self.captions else self.files  # as earlier versions had it
+        return hashlib.blake2b(repr(contents).encode(), digest_size=16).hexdigest()
 
 
 def _hold_out(numbers: list[int], fraction: float) -> dict[str, list[int]]:
