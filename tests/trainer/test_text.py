@@ -15,7 +15,7 @@ DIT = {"kind": "dit", "patch": 4, "width": 16, "depth": 2, "heads": 2}
 NETWORKS = {
     "dit": DIT,
     "dit-rotary": DIT | {"positions": "rotary", "qk_norm": True, "feedforward": "swiglu", "bottleneck": 8},
-    "dit-vector": DIT | {"captions": "vector"},
+    "dit-vector": DIT | {"captions": "vector", "layout": True},
     "unet": {"kind": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "heads": 2},
     "vdm_unet": {"kind": "vdm_unet", "channels": 8, "depth": 1, "heads": 2},
     "mlp": {"kind": "mlp", "width": 16, "depth": 1},

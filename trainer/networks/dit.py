@@ -50,6 +50,10 @@ class DitConfig(Config):
     """How captions enter. tokens: text and image tokens attend to each other. vector: by the embedding alone, as a
     class does, which is cheaper."""
 
+    layout: bool = False
+    """Add to each patch a linear function of the embedding with weights of its own, so that a condition can say at once
+    what is where. For images of few patches."""
+
     def build(self, shape: tuple[int, int, int], inputs: int, outputs: int, embedding: int, text: int = 0) -> nn.Module:
         """A network from [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W], for shape (C, H, W).
 
@@ -81,6 +85,11 @@ class Dit(nn.Module):
             self.rotary = Rotary(config.width // config.heads)
         added = places(self.rows, self.columns, config.width)
         self.register_buffer("places", added, persistent=False)
+        self.layout: nn.Linear | None = None
+        if config.layout:
+            self.layout = nn.Linear(embedding, self.rows * self.columns * config.width)
+            nn.init.normal_(self.layout.weight, std=0.01)
+            nn.init.zeros_(self.layout.bias)
         block, names = config.block(), [f"dit{i}" for i in range(config.depth)]
         self.joint = text > 0
         if self.joint:
@@ -101,6 +110,8 @@ class Dit(nn.Module):
             tokens = tokens + self.places
         else:
             rotation = self.rotary(*grid(self.rows, self.columns, x.device))
+        if self.layout is not None:
+            tokens = tokens + self.layout(embedding).unflatten(1, tokens.shape[1:])
         if text is None or not self.joint:
             for block in self.blocks:
                 tokens = block(tokens, embedding, noise, rotation)

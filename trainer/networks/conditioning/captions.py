@@ -53,7 +53,9 @@ class TextConfig(Config):
 class CaptionEmbedding(nn.Module):
     """Tokens [B, T] to vectors [B, width] and sequences of 1 + T vectors, of which the first is a summary.
 
-    An unknown caption has no tokens; its sequence is the summary alone.
+    The vector is the sum of the sequence over the square root of its length: words that are rare in captions, what an
+    image is of, keep their share beside those that are in all of them. An unknown caption has no tokens; its sequence
+    is the summary alone.
     """
 
     def __init__(self, encoder: nn.Module, width: int):
@@ -71,4 +73,6 @@ class CaptionEmbedding(nn.Module):
         first = torch.ones(len(caption.ids), 1, dtype=torch.bool, device=caption.ids.device)
         present = torch.cat([first, caption.present], 1)
         tokens = self.encoder(caption.ids, present, noise)
-        return self.outward(tokens[:, 0]), Text(tokens, present)
+        there = present[..., None].to(tokens.dtype)
+        vector = (self.outward(tokens) * there).sum(1) / there.sum(1).sqrt()
+        return vector, Text(tokens, present)
