@@ -75,7 +75,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The options as evaluations take them."""
-    more = {"split": options.set, "batch": None, "images": options.count, "seed": 0, "samples": 1, "bound": "elbo"}
+    more = {
+        "split": options.set,
+        "batch": None,
+        "images": options.count,
+        "seed": 0,
+        "samples": options.draws,
+        "bound": "elbo",
+    }
     return vars(options) | more | {"precision": "fp32", "by_noise_level": None}
 
 

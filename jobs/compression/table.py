@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jobs.compression.container import Container
 from jobs.evaluating.opened import Opened
-from jobs.run.reports import keep, weights_text
+from jobs.run.reports import keep, split_name, weights_text
 from trainer.elbo import bits_per_dimension
 from trainer.images import visible
 from trainer.tracking.plots import bars
@@ -55,7 +55,7 @@ def report_table(
             rows.append(row(name, measured))
     stream = size - initial - header.condition_bytes
     overhead = (stream - bound) / bound
-    report = own.facts(len(images)) | {"bound": "elbo", "samples": draws, "steps": header.steps}
+    report = own.facts(len(images)) | {"steps": header.steps}
     report["compression"] = {"lanes": header.lanes, "width": header.width, "file_bytes": size}
     report["rows"] = [each._asdict() for each in rows]
     report["figures"] = {
@@ -66,9 +66,10 @@ def report_table(
         "compress/encode_images_per_second": speeds[0],
         "compress/decode_images_per_second": speeds[1],
     }
-    title = f"{len(images):,} images of {own.settings['split']}, {type(own.model).__name__}, {weights_text(own.loaded)}"
+    split = split_name(own.settings["split"], own.index)
+    title = f"{len(images):,} images of {split}, {weights_text(own.loaded)}"
     plot = bars({each.name: each.bpd for each in rows}, title, "bits per dimension")
-    name = own.name("compress", header.steps and f"chain{header.steps}", draws)
+    name = own.name("compress", header.steps and f"chain{header.steps}")
     return [*_as_text(rows, overhead, draws), *lines, *keep(own.subject, name, report, plot)]
 
 
