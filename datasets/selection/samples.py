@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.storage.errors import MissingError
+from cluster.storage.json_files import MOST_JSON_BYTES, parse_json
 from cluster.storage.storage import Storage
 from datasets.errors import DataError
 from datasets.shards.column_tables import KEY, join_by_key, read_columns
@@ -19,6 +20,7 @@ from datasets.shards.index import Index, ShardFolder
 from datasets.shards.index_files import read_schema
 
 PLACE, SHARD = "place", "shard"
+_ENCODING = "encoding.json"  # what jobs.encode writes beside columns
 _READERS = 8  # shards whose tables are read at once
 _AT_ONCE = 1 << 19  # rows of a table
 _MEMBER_FIELDS = ("offset", "size", "crc32")
@@ -41,6 +43,8 @@ class SampleColumns:
         self._derived = {url: Storage(url) for url in derived}
         self._schemas: dict[str, pa.Schema] = {"": self._own_schema()}
         self._schemas |= {url: self._schema_of(url) for url in derived}
+        for url in derived:
+            self._check_set(url)
         self._extensions = self._find_extensions()
         self._check_names()
 
@@ -140,6 +144,20 @@ class SampleColumns:
             raise DataError(
                 f"{self.folder.index_url}: an index of an earlier version, without columns; {self.folder.remedy}"
             ) from error
+
+    def _check_set(self, url: str) -> None:
+        """Raise `DataError` for complete columns of another set. Parts of a set have other hashes."""
+        if self.folder.meta.selection or self.folder.list.names:
+            return
+        try:
+            made = parse_json(self._derived[url].read(_ENCODING, MOST_JSON_BYTES))
+            other = made.get("complete") is True and made.get("set") != self.index.fingerprint
+        except MissingError:  # of another program
+            return
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{url}/{_ENCODING}: damaged") from error
+        if other:
+            raise DataError(f"{url}: holds columns of other images than {self.folder.index_url}; encode these again")
 
     def _schema_of(self, url: str) -> pa.Schema:
         for number in range(len(self.index)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import itertools
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -125,6 +126,22 @@ def test_columns_that_a_job_derived_are_joined_by_key(scored, tmp_path):
         chosen(scored, f"{tmp_path}/out", derived=[f"{tmp_path}/other"])
     with pytest.raises(DataError, match=r"columns bound.nats are in two places"):
         chosen(scored, f"{tmp_path}/out", derived=[location.url, f"{tmp_path}/./bound"])
+
+
+def test_complete_columns_of_another_set_are_refused(scored, tmp_path):
+    location = Storage(str(tmp_path / "bound"))
+    write_columns(location, "0.tar", pa.table({"key": ["0003"], "bound.nats": [1.0]}))
+    for complete, of, refused in (
+        (True, "another", True),
+        (False, "another", False),
+        (True, scored.fingerprint, False),
+    ):
+        location.write("encoding.json", json.dumps({"set": of, "complete": complete}).encode())
+        if refused:
+            with pytest.raises(DataError, match="holds columns of other images than"):
+                chosen(scored, f"{tmp_path}/out", "bound.nats = 1", derived=[location.url])
+        else:
+            assert chosen(scored, f"{tmp_path}/out", "bound.nats = 1", derived=[location.url]) == [3]
 
 
 def test_a_selection_is_an_index_that_is_trained_on_exactly_once(scored, tmp_path):
