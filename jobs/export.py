@@ -25,6 +25,7 @@ from trainer.checkpoints.provenance import code
 from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.checkpoints.weights import in_words
 from trainer.errors import TrainingError
+from trainer.images import ImageSpec
 from trainer.models import KINDS
 from trainer.tracking.captions import caption_of
 
@@ -95,7 +96,7 @@ def card(
     `pictures`: captions of NAME.png beside the card, by name.
     """
     model, images = description["model"], description["images"]
-    size = f"{images['height']} x {images['width']} pixels, {images['channels']} channels, {images['levels']} levels"
+    size = f"{_size(images)}, {images['channels']} channels, {images['levels']} levels"
     classes = f", {images['classes']} classes" if images["classes"] else ""
     lines = [
         "---",
@@ -124,6 +125,13 @@ def card(
     return "\n".join(lines)
 
 
+def _size(images: dict[str, Any]) -> str:
+    if images.get("patches") is None:
+        return f"{images['height']} x {images['width']} pixels"
+    most, side, _ = images["patches"]
+    return f"of any shape, up to {most} patches of {side} x {side} pixels"
+
+
 def _trained(description: dict[str, Any]) -> str:
     """On how many images; how often it has seen each of its set is known of runs that record the set's size."""
     seen, size = description["images_seen"], description.get("images_in_set")
@@ -145,7 +153,10 @@ def _usage(description: dict[str, Any], url: str, conditions: Collection[str]) -
     images = description["images"]
     python, options = _example_condition(description, conditions)
     means = description["model"]["kind"] in DECODING
-    shape = f"[16, {images['channels']}, {images['height']}, {images['width']}]"
+    shape = ImageSpec.from_json(images).batch_shape
+    text = f"uint8 [16, {', '.join(map(str, shape))}], levels 0 to {images['levels'] - 1}"
+    if images.get("patches") is not None:
+        text = "in patches; trainer.patches.whole_images(images, model.spec) has them whole"
     return [
         "## Samples",
         "",
@@ -153,7 +164,7 @@ def _usage(description: dict[str, Any], url: str, conditions: Collection[str]) -
         "import trainer",
         "",
         f"model = trainer.load({url!r})",
-        f"images = trainer.sample(model, 16{python}, seed=0)  # uint8 {shape}, levels 0 to {images['levels'] - 1}",
+        f"images = trainer.sample(model, 16{python}, seed=0)  # {text}",
         *(["means = trainer.sample(model, 16, decode='mean')  # of p(x | z): smoother, no samples"] if means else []),
         "```",
         "",

@@ -38,11 +38,12 @@ from jobs.sampling.plan import SamplingPlan, model_here, opened, sample, uses_of
 from trainer.condition_values import Value, as_condition, join_values, map_value
 from trainer.conditions import all_given, in_words
 from trainer.distributed.device import full_precision
-from trainer.images import visible
+from trainer.images import ImageSpec, visible
 from trainer.models import Model
 from trainer.models.base import known_conditions
+from trainer.patches import by_shape
 from trainer.sampling import SampleConditions
-from trainer.training.sample_quality import INCEPTION, NEIGHBOURS, compare, features
+from trainer.training.sample_quality import INCEPTION, NEIGHBOURS, Features, compare, features
 
 
 class RealImages(NamedTuple):
@@ -135,10 +136,17 @@ def real_images(plan: SamplingPlan, subject: Subject, index: Index, name: str) -
         for batch in batches:
             rows = batch.weights.nonzero()[:, 0]  # of images, not of padding
             if len(rows):
-                found.append(extract(visible(batch.images[rows], model.spec.levels)).cpu())
+                found.append(features_of(batch.images[rows], model.spec, extract))
             for condition, value in (as_condition(batch.conditions, known_conditions(model)) or {}).items():
                 given[condition].append(map_value(partial(_rows, rows), value))
     return RealImages(torch.cat(found), {name: join_values(values) for name, values in given.items()})
+
+
+def features_of(images: Tensor, spec: ImageSpec, extract: Features) -> Tensor:
+    """[N, F] of a batch of images on the CPU; images of each shape together."""
+    found = [(numbers, extract(visible(part, spec.levels)).cpu()) for numbers, part in by_shape(images, spec)]
+    order = torch.cat([numbers for numbers, _ in found]).argsort()
+    return torch.cat([values for _, values in found])[order]
 
 
 def _rows(rows: Tensor, column: Tensor) -> Tensor:
@@ -160,7 +168,7 @@ def sampled_features(plan: SamplingPlan, name: str, first: int) -> tuple[int, Te
     positions = torch.arange(first, min(first + plan.unit, plan.count))
     images, (model, device) = sample(plan, positions), model_here(plan)
     with full_precision(device):  # whatever the samples were made in
-        return first, features(name)(visible(images, model.spec.levels).to(device)).cpu()
+        return first, features_of(images.to(device), model.spec, features(name))
 
 
 def as_text(report: dict[str, Any], weights: str) -> str:

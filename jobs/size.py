@@ -11,9 +11,12 @@ from datasets.config import format_bytes
 from datasets.order.dealing import deal, largest_share
 from datasets.order.streams import memory_needed
 from jobs.config.resolved import ResolvedRun
+from trainer.images import PatchSpec
 from trainer.models import Model
 from trainer.tracking.flops import Pass, measure
 from trainer.training.posthoc_ema import WIDTHS
+
+SHAPES = 3  # of the images that are listed, the most frequent
 
 
 class StateBytes(NamedTuple):
@@ -60,11 +63,25 @@ def size_report(run: ResolvedRun) -> str:
         "images": f"{run.index.images:,} per epoch; {trainer.images:,} in total, {epochs:.3g} epochs",
         "steps": f"{-(-trainer.images // trainer.batch):,} of {trainer.batch} images; {ranks}, at most {share} images "
         "per rank",
+        "patches": "" if run.spec.patches is None else _patches(run.spec.patches),
         "checkpoint": f"{format_bytes(state.checkpoint)}, every {trainer.checkpoint_every:,} images; "
         f"{max(trainer.checkpoints.keep, 2)} are kept",
         "loader": _loader(run, least),
     }
-    return "".join(f"{name:11} {text}\n" for name, text in lines.items())
+    return "".join(f"{name:11} {text}\n" for name, text in lines.items() if text)
+
+
+def _patches(patches: PatchSpec) -> str:
+    """The shapes of the training images, and the share of the tokens that is padding."""
+    images = sum(count for *_, count in patches.grids)
+    used = sum(rows * columns * count for rows, columns, count in patches.grids)
+    listed = ", ".join(
+        f"{rows * patches.side} x {columns * patches.side}" for rows, columns, _ in patches.grids[:SHAPES]
+    )
+    more = f" and {len(patches.grids) - SHAPES:,} more" if len(patches.grids) > SHAPES else ""
+    padding = 1 - used / (images * patches.most)
+    each = f"{patches.side} x {patches.side}"
+    return f"up to {patches.most:,} of {each} pixels an image, {padding:.1%} padding; {listed}{more}"
 
 
 def _ranks(run: ResolvedRun) -> tuple[int, int]:

@@ -18,6 +18,7 @@ class Elbo(NamedTuple):
     rates: dict[str, Tensor]  # [B] each: the signed contribution of each level ("z1".."zT"; "prior", "diffusion"):
     #                           a KL where it is closed, a sampled log-ratio where not
     objective: Tensor | None = None  # [B]  minimised instead of the bound (KL warm-up, free bits, min-SNR ...)
+    dimensions: Tensor | None = None  # [B]  D of each image where they differ
 
     @property
     def negative_bound(self) -> Tensor:
@@ -33,6 +34,9 @@ class Elbo(NamedTuple):
         return self.negative_bound if self.objective is None else self.objective
 
 
-def bits_per_dimension(nats: float, dimensions: int) -> float:
-    """Nats per image to bits per dimension (one channel of one pixel); the only conversion in the project."""
+def bits_per_dimension(nats: float, dimensions: float) -> float:
+    """Nats per image to bits per dimension (one channel of one pixel); the only conversion in the project.
+
+    Where images differ in size, both are means over the images, so that it is total bits / total dimensions.
+    """
     return nats / (dimensions * math.log(2))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.patches import Patches, sum_over_image
+
 
 def expand_to(values: Tensor, x: Tensor) -> Tensor:
     """One value per image, [B], reshaped to broadcast over x [B, ...]; a scalar stays a scalar."""
@@ -31,10 +33,10 @@ def diffuse(x: Tensor, eps: Tensor, gamma: Tensor) -> Tensor:
     return alpha(gamma) * x + sigma(gamma) * eps
 
 
-def prior_rate(x: Tensor, gamma_1: Tensor) -> Tensor:
+def prior_rate(x: Tensor, gamma_1: Tensor, patches: Patches | None = None) -> Tensor:
     """[B] nats: KL(q(z_1 | x) || N(0, I)), closed."""
     signal = torch.sigmoid(-gamma_1)  # alpha^2; sigma^2 - 1 = -alpha^2 and -log sigma^2 = softplus(-gamma)
-    return 0.5 * (signal * (x.square() - 1) + F.softplus(-gamma_1)).flatten(1).sum(1)
+    return 0.5 * sum_over_image(signal * (x.square() - 1) + F.softplus(-gamma_1), patches)
 
 
 def posterior(z: Tensor, x: Tensor, gamma_t: Tensor, gamma_s: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.condition_values import TextSpec
+from trainer.patches import PLACE, Patches
 
 GAP_LEVEL = 96  # grey between pictures, of 0 .. 255
 
@@ -51,13 +52,29 @@ class ImageSpec(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)"""
+        """(channels, height, width); of images in patches that of their strip (`trainer.patches`)."""
+        if self.patches is not None:
+            return self.channels, self.patches.most * self.patches.side, self.patches.side
         return self.channels, self.height, self.width
 
     @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of an image in a batch: (channels, height, width), or (patches, bytes of each)."""
+        if self.patches is not None:
+            return self.patches.most, PLACE + self.channels * self.patches.side**2
+        return self.shape
+
+    @property
     def dimensions(self) -> int:
-        """D, the number of values in an image: the divisor of bits per dimension."""
-        return self.channels * self.height * self.width
+        """D, the number of values in an image: the divisor of bits per dimension. Of images in patches the largest."""
+        channels, height, width = self.shape
+        return channels * height * width
+
+    def dimensions_of(self, images: Tensor) -> Tensor:
+        """float64 [B]: D of each image of a batch; 0 for padding in patches."""
+        if self.patches is None:
+            return torch.full((len(images),), float(self.dimensions), dtype=torch.float64, device=images.device)
+        return Patches.of_images(images).counts.double() * (self.channels * self.patches.side**2)
 
     def scaled(self, levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Levels v in 0..L-1 to x = 2 (v + 1/2) / L - 1 in (-1, 1); but x = -1, +1 where L = 2. Any shape.

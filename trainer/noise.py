@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trainer.patches import Patches
+
 Purpose = Literal["train", "evaluate", "sample"]
 
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive counters
@@ -38,22 +40,45 @@ class Noise:
     draw: int = 0  # which of several draws for the same images (importance samples, diffusion times)
     draws: int = 1  # how many there are
     dtype: torch.dtype = torch.float32
+    patches: Patches | None = None  # of images in patches: the noise of a patch belongs to its place in its image
 
     def with_draw(self, draw: int, draws: int) -> Noise:
         """The same images' noise for draw number `draw` of `draws`."""
         return replace(self, draw=draw, draws=draws)
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal values, [B, *shape]; independent for each name."""
+        """Standard normal values, [B, *shape]; independent for each name.
+
+        Of images in patches `shape` is that of their strips, and each has the noise of a whole image of its shape.
+        """
+        if self.patches is not None:
+            return self._normal_in_patches(name, shape, self.patches)
         n = math.prod(shape)
         half = (n + 1) // 2
         bits = self._bits(name, 2 * half)
-        # u in (0, 1]: 31 bits reach out to 6.6 standard deviations
-        u = ((bits[:, :half] & 0x7FFFFFFF).to(self.dtype) + 1) * 2.0**-31
-        angle = (bits[:, half:] & 0xFFFFFF).to(self.dtype) * (2 * math.pi * 2.0**-24)
-        radius = torch.sqrt(-2 * torch.log(u.clamp(max=1)))
-        values = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+        values = self._box_muller(bits[:, :half], bits[:, half:])
         return values[:, :n].reshape(-1, *shape)
+
+    def _normal_in_patches(self, name: str, shape: tuple[int, ...], patches: Patches) -> Tensor:
+        channels, _, side = shape
+        index, values = patches.elements(channels, side)  # in the image; [B, *shape] and [B]
+        half = ((values + 1) // 2).to(torch.int32)[:, None]
+        most = (math.prod(shape) + 1) // 2
+        element = torch.arange(most, dtype=torch.int32, device=index.device)
+        radius = self._hash(name, self.positions, self.draw, element)
+        angle = self._hash(name, self.positions, self.draw, element + half)
+        index, half = index.flatten(1), half.long()
+        source = torch.where(index < half, index, index - half + most)
+        drawn = self._box_muller(radius, angle).gather(1, source).reshape(-1, *shape)
+        return torch.where(patches.pixels(side), drawn, 0)
+
+    def _box_muller(self, first: Tensor, second: Tensor) -> Tensor:
+        """Normal values [B, 2 n] from two words [B, n] for each pair."""
+        # u in (0, 1]: 31 bits reach out to 6.6 standard deviations
+        u = ((first & 0x7FFFFFFF).to(self.dtype) + 1) * 2.0**-31
+        angle = (second & 0xFFFFFF).to(self.dtype) * (2 * math.pi * 2.0**-24)
+        radius = torch.sqrt(-2 * torch.log(u.clamp(max=1)))
+        return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
 
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform values in [0, 1), [B, *shape], multiples of 2^-24."""
@@ -66,12 +91,13 @@ class Noise:
         Training: (u0(step) + place in the GLOBAL batch / B) mod 1, so that each of the B cells of [0, 1) holds one
         image over all ranks together. Else: (u(image) + k / K) mod 1 for the k-th of K draws of an image.
         """
+        zero = torch.zeros(1, dtype=torch.int32, device=self.positions.device)
         if self.purpose == "train":
             step = torch.div(self.positions, self.batch, rounding_mode="floor")
-            u = _unit(self._hash(name, step, 0, 1), self.dtype)[:, 0]
+            u = _unit(self._hash(name, step, 0, zero), self.dtype)[:, 0]
             offset = (self.positions - step * self.batch).to(self.dtype) / self.batch
         else:
-            u = _unit(self._hash(name, self.positions, 0, 1), self.dtype)[:, 0]
+            u = _unit(self._hash(name, self.positions, 0, zero), self.dtype)[:, 0]
             offset = torch.full_like(u, self.draw / self.draws)
         return torch.remainder(u + offset, 1.0)
 
@@ -83,15 +109,16 @@ class Noise:
         return x * keep.to(x.dtype) / (1 - p)
 
     def _bits(self, name: str, n: int) -> Tensor:
-        return self._hash(name, self.positions, self.draw, n)
+        elements = torch.arange(n, dtype=torch.int32, device=self.positions.device)
+        return self._hash(name, self.positions, self.draw, elements)
 
-    def _hash(self, name: str, counter: Tensor, draw: int, n: int) -> Tensor:
-        """int32 [B, n], all 32 bits random."""
+    def _hash(self, name: str, counter: Tensor, draw: int, elements: Tensor) -> Tensor:
+        """int32 [B, n] from elements int32 [n] or [B, n], all 32 bits random."""
         first, second = _words(self.seed, f"{self.purpose}/{name}")
         low, high = counter.to(torch.int32), (counter >> 32).to(torch.int32)
         low = _mix(low + _signed(first + draw * _GOLDEN))
         key = _mix(low ^ _mix(high + _signed(second)))[:, None]
-        element = torch.arange(n, dtype=torch.int32, device=counter.device) * _signed(_GOLDEN)
+        element = elements * _signed(_GOLDEN)
         # The draw enters twice, with different multipliers: two images that collide in one differ in the other.
         return _mix(element + key, inject=_mix(low + _signed(second + draw * _SILVER))[:, None])
 

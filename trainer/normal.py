@@ -31,8 +31,12 @@ class Normal:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """[B] nats: log density of z."""
+        return self.log_prob_elements(z).flatten(1).sum(1)
+
+    def log_prob_elements(self, z: Tensor) -> Tensor:
+        """[B, ...] nats: log density of each element of z."""
         squares = ((z - self.mean) * torch.exp(-self.log_scale)) ** 2
-        return -(0.5 * squares + self.log_scale + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+        return -(0.5 * squares + self.log_scale + 0.5 * math.log(2 * math.pi))
 
     def kl_elements(self, p: Normal) -> Tensor:
         """KL(self || p) of every element, [B, ...] nats."""

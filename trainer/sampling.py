@@ -64,7 +64,7 @@ def make_samples(
 ) -> Tensor:
     """`sample` with arguments that are checked and encoded already."""
     device = next(model.parameters()).device
-    images = [torch.empty(0, *model.spec.shape, dtype=torch.uint8, device=device)]
+    images = [torch.empty(0, *model.spec.batch_shape, dtype=torch.uint8, device=device)]
     training = model.training
     model.eval()
     try:

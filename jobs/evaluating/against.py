@@ -78,7 +78,8 @@ def _report(own: Opened, other: Opened, found: PairedDifference, differences: li
         "captions": own.settings["against_caption"],
     }
     report = own.facts(found.images) | {"against": against}
-    report |= {"figures": found.row(None if is_density else spec.dimensions)}
+    in_nats = is_density or spec.patches is not None  # images of any shape have no D in common
+    report |= {"figures": found.row(None if in_nats else spec.dimensions)}
     report |= {"best": _named(own, found.best), "worst": _named(own, found.worst)}
     title = f"{_side(other, own)} - {_side(own, other)}"
     plot = histogram(differences, f"{title}: mean {found.nats:.4g} ± {found.standard_error:.2g} nats", "nats an image")
@@ -97,7 +98,7 @@ def as_text(own: Opened, other: Opened, found: PairedDifference, report: dict[st
     for name, nats, side in zip(names, (found.own, found.other), (own, other), strict=True):
         lines.append(f"  {name:<{width}} {nats:12.4f} nats, {side.in_words()}, {weights_text(side.loaded)}")
     bits = ""
-    if not density:
+    if not density and own.model.spec.patches is None:
         parts = (bits_per_dimension(x, own.model.spec.dimensions) for x in (found.nats, found.standard_error))
         bits = " ({:.5f} ± {:.5f} bpd)".format(*parts)
     lines.append(

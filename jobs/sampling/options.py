@@ -28,7 +28,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         metavar = "|".join(choices) if choices else name.upper()
         text = f"{field.description or name} Default: the run's configuration."
-        parser.add_argument(_flag(name), metavar=metavar, help=text)
+        if name == "size":
+            parser.add_argument(_flag(name), nargs=2, metavar=("HEIGHT", "WIDTH"), help=text)
+        else:
+            parser.add_argument(_flag(name), metavar=metavar, help=text)
     parser.add_argument(
         "--precision", choices=get_args(ReportPrecision), default="fp32", help="fp32: float32 without TF32; bf16"
     )

@@ -29,6 +29,7 @@ from trainer.images import pictured
 from trainer.models import Model
 from trainer.models.base import known_conditions
 from trainer.noise import Noise
+from trainer.patches import whole_images
 from trainer.prompts import Captions, in_one_line
 from trainer.sampling import SampleConditions, encode_conditions
 from trainer.tracking.captions import with_prompt
@@ -198,14 +199,16 @@ def _write(plan: SamplingPlan, first: int, images: Tensor) -> None:
     storage, name = Storage(plan.out), plan.name(first)
     if plan.format == "grid":
         storage.write(name, safetensors.torch.save({"images": images.contiguous()}))
-    elif plan.format == "images":
-        levels = opened(plan.run, plan.weights).model.spec.levels
-        for i, image in enumerate(pictured(images, levels)):
-            png = encode_png(image.permute(1, 2, 0).numpy())
+        return
+    spec = opened(plan.run, plan.weights).model.spec
+    whole = whole_images(images, spec)
+    if plan.format == "images":
+        for i, image in enumerate(whole):
+            png = encode_png(pictured(image[None], spec.levels)[0].permute(1, 2, 0).numpy())
             prompt = plan.prompt(first + i)
             storage.write(f"{first + i:08d}.png", with_prompt(png, in_one_line(prompt)) if prompt else png)
     else:
-        pairs = enumerate(images.permute(0, 2, 3, 1).numpy(), first)
+        pairs = enumerate((image.permute(1, 2, 0).numpy() for image in whole), first)
         examples = ((f"{i:08d}", _example(plan, i, image)) for i, image in pairs)
         with tempfile.TemporaryDirectory() as folder:
             write_tar(Path(folder) / "shard.tar", examples)

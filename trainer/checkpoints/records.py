@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import TypedDict
 
 from cluster.storage.json_files import parse_json
@@ -94,14 +103,33 @@ class HeaderRecord(TypedDict):
     data_offsets: Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
+Side = Annotated[Count, Field(ge=1, le=1 << 16)]
+
+
 class ImagesRecord(Record):
     """The images of a model."""
 
     channels: Annotated[Count, Field(ge=1, le=1 << 16)]
-    height: Annotated[Count, Field(ge=1, le=1 << 16)]
-    width: Annotated[Count, Field(ge=1, le=1 << 16)]
+    height: Annotated[Count, Field(le=1 << 16)]
+    width: Annotated[Count, Field(le=1 << 16)]
     levels: Annotated[Count, Field(ge=2, le=1 << 16)] = 256
     classes: Annotated[Count, Field(le=1 << 40)] = 0
+    patches: tuple[Side, Side, list[tuple[Side, Side, Count]]] | None = None
+    """Most patches, side of a patch, and (rows, columns, images) of each shape; null: images of height x width."""
+
+    @field_validator("patches", mode="before")
+    @classmethod
+    def _tuples(cls, value: object) -> object:
+        """JSON's lists as tuples; anything else is refused by the type."""
+        if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], list):
+            return value
+        return (*value[:2], [tuple(grid) if isinstance(grid, list) else grid for grid in value[2]])
+
+    @model_validator(mode="after")
+    def _has_a_size(self) -> Self:
+        if self.patches is None and not (self.height and self.width):
+            raise ValueError("images have a height and a width of at least 1, or patches")
+        return self
 
 
 class BestRecord(Record):

@@ -51,7 +51,8 @@ class NoiseLevels(NamedTuple):
     """The noise levels of a model whose latents are noisy versions of some x; gamma = -log SNR rises with t."""
 
     ends: tuple[float, float]  # gamma at t = 0 and t = 1
-    dimensions: int  # of x
+    dimensions: Callable[[Tensor], Tensor]
+    """Images -> number of values of x of each, float64 [B]."""
     level: Callable[[Tensor], tuple[Tensor, Tensor]]
     """t [B] -> gamma [B] and the weight w [B], so that the bound has E[w |eps - eps'|^2 / 2] over t ~ U(0, 1)."""
     squared_error: Callable[[Tensor, Condition, Noise, Tensor], Tensor]

@@ -113,7 +113,7 @@ class Latent(DiffusionBase):
         z = self.vae.encode(images, noise).sample(noise.normal("z", (self.vae.latent,)))
         return z[:, :, None, None]
 
-    def shown(self, x: Tensor) -> Tensor:
+    def shown(self, x: Tensor, noise: Noise) -> Tensor:
         return self.vae.likelihood.mean(self.vae.decode(x.flatten(1)))
 
     def drawn(self, x: Tensor, noise: Noise, sampling: SamplingConfig) -> Tensor:

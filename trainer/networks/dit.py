@@ -20,6 +20,7 @@ from trainer.networks.float32 import in_float32, last_layer
 from trainer.networks.residual import zeroed
 from trainer.networks.rotary import Rotary
 from trainer.noise import Noise
+from trainer.patches import Patches
 
 
 class DitConfig(Config):
@@ -41,6 +42,9 @@ class DitConfig(Config):
     2511.13720). null: none."""
     positions: Literal["sincos", "rotary"] = "sincos"
     """Positions of the patches: added to the tokens, or as rotations of queries and keys by row and column."""
+    scale_positions: bool = False
+    """For images of any shape: scale the positions of a grid of n patches by sqrt(N / n), so that a small grid spans as
+    much as the largest, N, for multi-resolution training. false: positions count patches."""
     qk_norm: bool = False
     """Normalise queries and keys in each head (root mean square), which keeps long training in bf16 stable."""
     feedforward: Literal["gelu", "swiglu"] = "gelu"
@@ -79,12 +83,12 @@ class Dit(nn.Module):
         self.patch = config.patch
         self.exact = outputs == shape[0]  # one estimate for each value
         self.rows, self.columns = shape[1] // config.patch, shape[2] // config.patch
+        self.scale_positions = config.scale_positions
         self.inward = _inward(inputs * config.patch**2, config)
         self.rotary: Rotary | None = None
         if config.positions == "rotary":
             self.rotary = Rotary(config.width // config.heads)
-        added = places(self.rows, self.columns, config.width)
-        self.register_buffer("places", added, persistent=False)
+        self.register_buffer("places", places(*grid(self.rows, self.columns), config.width), persistent=False)
         self.layout: nn.Linear | None = None
         if config.layout:
             self.layout = nn.Linear(embedding, self.rows * self.columns * config.width)
@@ -105,42 +109,49 @@ class Dit(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, noise: Noise, text: Text | None = None) -> Tensor:
         embedding = F.silu(embedding)
         patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)  # [B, n, inputs * patch^2]
-        tokens, rotation = in_float32(self.inward, patches), None
-        if self.rotary is None:
-            tokens = tokens + self.places
-        else:
-            rotation = self.rotary(*grid(self.rows, self.columns, x.device))
+        tokens, rotation = self._with_positions(in_float32(self.inward, patches), noise.patches)
+        attended = None if noise.patches is None else noise.patches.attended
         if self.layout is not None:
             tokens = tokens + self.layout(embedding).unflatten(1, tokens.shape[1:])
         if text is None or not self.joint:
             for block in self.blocks:
-                tokens = block(tokens, embedding, noise, rotation)
+                tokens = block(tokens, embedding, noise, rotation, attended)
         else:
             words = self.text_inward(text.tokens)
             for block in self.blocks:
-                tokens, words = block(tokens, words, text.present, embedding, noise, rotation)
+                tokens, words = block(tokens, words, text.present, embedding, noise, rotation, attended)
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=-1)
         tokens = last_layer(self.outward, self.norm(tokens) * (1 + scale) + shift, self.exact)
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (self.rows, self.columns)), self.patch)
 
+    def _with_positions(self, tokens: Tensor, patches: Patches | None) -> tuple[Tensor, Tensor | None]:
+        """The tokens [B, n, width] with their positions added, or the angles of these."""
+        if patches is None:
+            if self.rotary is None:
+                return tokens + self.places, None
+            return tokens, self.rotary(*grid(self.rows, self.columns, tokens.device))
+        rows, columns = patches.rows.float(), patches.columns.float()
+        if self.scale_positions:
+            factor = (patches.rows.shape[1] / patches.counts.clamp(min=1)).sqrt()[:, None]
+            rows, columns = rows * factor, columns * factor
+        if self.rotary is None:
+            return tokens + places(rows, columns, tokens.shape[2]).to(tokens.dtype), None
+        return tokens, self.rotary(rows, columns)[:, None]
 
-def grid(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+
+def grid(rows: int, columns: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Row and column of each patch, float32 [rows * columns], row by row."""
     row, column = torch.arange(rows, device=device), torch.arange(columns, device=device)
     return row.repeat_interleave(columns).float(), column.repeat(rows).float()
 
 
-def places(rows: int, columns: int, width: int) -> Tensor:
-    """[rows * columns, width] sines and cosines of the row in one half, of the column in the other; width % 4 == 0."""
+def places(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """[..., n, width] sines and cosines of the rows [..., n] in one half, of the columns in the other."""
     if width % 4:
         raise ValueError(f"denoiser.network.width: {width} is not a multiple of 4")
-    frequencies = 10_000 ** -(torch.arange(width // 4) / (width // 4))
-    row, column = (torch.arange(n)[:, None] * frequencies for n in (rows, columns))
-    rowwise, columnwise = (torch.cat([angle.sin(), angle.cos()], 1) for angle in (row, column))
-    return torch.cat(
-        [rowwise.repeat_interleave(columns, 0), columnwise.repeat(rows, 1)],
-        dim=1,
-    )
+    frequencies = 10_000 ** -(torch.arange(width // 4, device=rows.device) / (width // 4))
+    angles = [place[..., None] * frequencies for place in (rows, columns)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], -1)
 
 
 def _inward(inputs: int, config: DitConfig) -> nn.Module:

@@ -72,9 +72,18 @@ class Stream(nn.Module):
 class DitBlock(Stream):
     """A block of image tokens [B, n, width]."""
 
-    def forward(self, tokens: Tensor, embedding: Tensor, noise: Noise, rotation: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        embedding: Tensor,
+        noise: Noise,
+        rotation: Tensor | None = None,
+        attended: Tensor | None = None,
+    ) -> Tensor:
+        """`attended`, bool [B, n]: the tokens that are no padding; None: all."""
         modulated = self.project(tokens, embedding, rotation)
-        mixed = F.scaled_dot_product_attention(*modulated.heads)
+        mask = None if attended is None else attended[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(*modulated.heads, attn_mask=mask)
         return self.finish(tokens, merged(mixed), modulated, noise)
 
 
@@ -94,11 +103,16 @@ class JointBlock(nn.Module):
         embedding: Tensor,
         noise: Noise,
         rotation: Tensor | None = None,
+        attended: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens [B, n, width] and words [B, T, width], of which bool [B, T] are `present`."""
+        """Tokens [B, n, width] and words [B, T, width], of which bool [B, T] are `present`.
+
+        `attended`: as in DitBlock.
+        """
         image = self.image.project(tokens, embedding, rotation)
-        everywhere = present.new_ones(1).expand(len(tokens), tokens.shape[1])
-        mask = torch.cat([present, everywhere], 1)[:, None, None, :]
+        if attended is None:
+            attended = present.new_ones(1).expand(len(tokens), tokens.shape[1])
+        mask = torch.cat([present, attended], 1)[:, None, None, :]
         if isinstance(self.text, TextSource):
             query, key, value = image.heads
             text_key, text_value = self.text(words, embedding)

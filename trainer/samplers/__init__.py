@@ -49,6 +49,10 @@ class SamplingConfig(Config):
     """Share by which each image's guided estimate of x gets the standard deviation of the conditional one, against
     contrast that guidance exaggerates (Lin et al. 2023, section 3.4)."""
 
+    size: tuple[int, int] | None = None
+    """Height and width of the samples in pixels, of models of images of any shape (`data.transform.patches`). null: the
+    shapes of the training set, in proportion."""
+
     @model_validator(mode="after")
     def _ordered_interval(self) -> Self:
         if self.guidance_to is not None and self.guidance_to <= self.guidance_from:

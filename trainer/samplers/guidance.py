@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.gaussian_process import alpha, sigma
+from trainer.patches import Patches, sum_over_image
 from trainer.samplers.base import Denoise, Denoised
 
 
@@ -15,6 +16,7 @@ def guided(
     scale: float,
     interval: tuple[float, float | None] = (0.0, None),
     rescale: float = 0.0,
+    patches: Patches | None = None,
 ) -> Denoise:
     """other + scale (conditional - other) at noise levels sigma / alpha in (low, high], `conditional` at the others.
 
@@ -34,23 +36,29 @@ def guided(
             return without
         given = conditional(z, gamma)
         mixed = Denoised(*(w + scale * (c - w) for c, w in zip(given, without, strict=True)))
-        return rescaled(mixed, given, gamma, rescale) if rescale else mixed
+        return rescaled(mixed, given, gamma, rescale, patches) if rescale else mixed
 
     return denoise
 
 
-def rescaled(mixed: Denoised, conditional: Denoised, gamma: Tensor, phi: float) -> Denoised:
+def rescaled(
+    mixed: Denoised, conditional: Denoised, gamma: Tensor, phi: float, patches: Patches | None = None
+) -> Denoised:
     """The guided estimate of x with the standard deviation, over each image, of the conditional one, to the share phi
     (Lin et al. 2023, arXiv 2305.08891, equations 15 and 16); eps follows from z = alpha x + sigma eps.
     """
-    wanted, found = (_deviation(estimate.x) for estimate in (conditional, mixed))
+    wanted, found = (_deviation(estimate.x, patches) for estimate in (conditional, mixed))
     factor = 1 + phi * (torch.where(found > 0, wanted / found, 1) - 1)
     shift = alpha(gamma) / sigma(gamma) * (1 - factor) * mixed.x  # without the difference z - alpha x, which cancels
     return Denoised(factor * mixed.x, mixed.eps + shift)
 
 
-def _deviation(x: Tensor) -> Tensor:
+def _deviation(x: Tensor, patches: Patches | None) -> Tensor:
     """[B, 1, ...]: the standard deviation of each image."""
+    if patches is not None:
+        count = (patches.counts * (x.shape[1] * x.shape[3] ** 2)).clamp(min=1)
+        mean = (sum_over_image(x, patches) / count).reshape(-1, 1, 1, 1)
+        return (sum_over_image((x - mean).square(), patches) / count).sqrt().reshape(-1, 1, 1, 1)
     return x.flatten(1).std(1, correction=0).reshape(-1, *[1] * (x.dim() - 1))
 
 

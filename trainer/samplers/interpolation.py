@@ -23,7 +23,9 @@ class Between(Noise):
     share: Tensor = field(default_factory=lambda: torch.zeros(1))  # [B] in [0, 1]
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        start = Noise(self.seed, self.purpose, self.positions, dtype=self.dtype).normal(name, shape)
-        end = Noise(self.seed, self.purpose, self.ends, dtype=self.dtype).normal(name, shape)
+        start, end = (
+            Noise(self.seed, self.purpose, positions, dtype=self.dtype, patches=self.patches).normal(name, shape)
+            for positions in (self.positions, self.ends)
+        )
         angle = (self.share.to(self.dtype) * (math.pi / 2)).reshape(-1, *[1] * len(shape))
         return angle.cos() * start + angle.sin() * end

@@ -122,7 +122,7 @@ def measure(model: Model, precision: torch.dtype) -> Pass:
 
         autocast = torch.autocast(some.device.type, precision, precision != torch.float32)
         with eager, mode, _ModelFlops() as flops, autocast, torch.device(some.device):
-            batch = torch.zeros(images, *model.spec.shape, dtype=torch.uint8)
+            batch = torch.zeros(images, *model.spec.batch_shape, dtype=torch.uint8)
             condition = {"label": torch.zeros(images, dtype=torch.int64)} if model.spec.classes else None
             noise = Noise(0, "train", torch.arange(images), images)
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

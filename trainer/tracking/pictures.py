@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from trainer.distributed.device import full_precision
 from trainer.images import GAP_LEVEL, ImageSpec, pictured
 from trainer.models.base import Model, condition
 from trainer.noise import Noise
+from trainer.patches import whole_images
 from trainer.tracking.captions import as_metadata
 
 if TYPE_CHECKING:
@@ -24,24 +26,44 @@ SIDE = 48  # pixels; smaller images are enlarged by an integer factor to about t
 CAPTION = 26  # pixels, the height of a name
 
 
-def grid(images: Tensor, spec: ImageSpec, columns: int | None = None, caption: str = "") -> bytes:
-    """A PNG of images (uint8 levels [N, C, H, W]) in rows of `columns` (about a square if None), with a caption."""
+def grid(
+    images: Tensor,
+    spec: ImageSpec,
+    columns: int | None = None,
+    caption: str = "",
+    cell: tuple[int, int] | None = None,
+) -> bytes:
+    """A PNG of images (a batch of `spec`) in rows of `columns` (about a square if None), with a caption.
+
+    Images of several shapes are in the middle of cells of `cell` = (height, width) pixels; None: of the largest height
+    and width among them.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
-    scaled = pictured(images, spec.levels).cpu()
-    channels = scaled.shape[1]
-    factor = max(1, SIDE // max(spec.height, spec.width))
-    scaled = scaled.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    rows = math.ceil(len(images) / columns)
-    height, width = scaled.shape[2] + 2, scaled.shape[3] + 2  # a gap of two pixels
+    whole = whole_images(images.cpu(), spec)
+    cell = cell or cell_of(whole)
+    factor = max(1, SIDE // max(cell))
+    tiles = [
+        pictured(image[None], spec.levels)[0].repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+        for image in whole
+    ]
+    channels, rows = tiles[0].shape[0], math.ceil(len(images) / columns)
+    beside = tiles[0].shape[2] - factor * whole[0].shape[2]  # of several channels side by side
+    height, width = factor * cell[0] + 2, factor * cell[1] + beside + 2  # a gap of two pixels
     canvas = torch.full((channels, rows * height + 2, columns * width + 2), GAP_LEVEL, dtype=torch.uint8)
-    for i, image in enumerate(scaled):
-        y, x = (i // columns) * height + 2, (i % columns) * width + 2
+    for i, image in enumerate(tiles):
+        y = (i // columns) * height + 2 + (height - 2 - image.shape[1]) // 2
+        x = (i % columns) * width + 2 + (width - 2 - image.shape[2]) // 2
         canvas[:, y : y + image.shape[1], x : x + image.shape[2]] = image
     array = canvas.permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     picture = Image.fromarray(array[:, :, 0] if channels == 1 else array)
     picture.save(buffer, format="PNG", pnginfo=as_metadata(caption))
     return buffer.getvalue()
+
+
+def cell_of(images: Sequence[Tensor]) -> tuple[int, int]:
+    """The largest height and the largest width of images [C, H, W]."""
+    return max(image.shape[1] for image in images), max(image.shape[2] for image in images)
 
 
 @torch.no_grad()

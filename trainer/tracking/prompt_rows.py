@@ -11,10 +11,11 @@ from torch import Tensor
 from trainer.conditions import all_given, none_given
 from trainer.images import ImageSpec
 from trainer.models.base import Model, known_conditions
+from trainer.patches import whole_images
 from trainer.prompts import encode, in_one_line, parse_prompts
 from trainer.sampling import SampleConditions, make_samples
 from trainer.tracking.captions import as_metadata
-from trainer.tracking.pictures import grid
+from trainer.tracking.pictures import cell_of, grid
 
 IMAGES = 8  # of each prompt at an evaluation
 COLUMNS = 16  # images of a prompt beside each other; more go to the next line
@@ -43,12 +44,13 @@ def draw_prompts(model: Model, prompts: Sequence[str], seed: int) -> dict[str, b
 def prompt_rows(images: Tensor, spec: ImageSpec, prompts: Sequence[str], caption: str = "") -> bytes:
     """A PNG with a row for each prompt, the prompt to the left, cut if it does not fit; at least an image of each.
 
-    Of `images` (uint8 levels [N, C, H, W]) image i has prompt i mod their number. The file's metadata has the caption
+    Of `images` (a batch of `spec`) image i has prompt i mod their number. The file's metadata has the caption
     (Description) and the whole prompts (Prompt), one a line.
     """
     count = len(prompts)
     columns = min(COLUMNS, -(-len(images) // count))
-    grids = [Image.open(io.BytesIO(grid(images[row::count], spec, columns))) for row in range(count)]
+    cell = cell_of(whole_images(images.cpu(), spec))
+    grids = [Image.open(io.BytesIO(grid(images[row::count], spec, columns, cell=cell))) for row in range(count)]
     height = grids[0].height - GAP  # neighbours share a line
     canvas = Image.new(grids[0].mode, (WIDTH + grids[0].width, count * height + GAP), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(SIZE)

@@ -40,17 +40,26 @@ class Evaluation(NamedTuple):
     standard_error: float  # of `nats`, over the images
     distortion: float  # NaN for a bound without this term
     rates: dict[str, float]
-    dimensions: int
+    dimensions: float  # D of an image, the mean over the set: bits per dimension are total bits / total dimensions
     is_density: bool
     bound: str = "elbo"
     precision: ReportPrecision = "fp32"
     conditions: ConditionUses = {}  # by name, of those that the model takes and its data set has
     worst: tuple[ImageBound, ...] = ()  # the images with the largest bounds, the largest first
+    ratio_error: float | None = (
+        None  # of nats per dimension, times `dimensions`, where D differs; None: `standard_error`
+    )
 
     @property
     def bpd(self) -> float:
         """The negative bound in bits per dimension; NaN for a density, which has no place on that axis."""
         return math.nan if self.is_density else bits_per_dimension(self.nats, self.dimensions)
+
+    @property
+    def bpd_error(self) -> float:
+        """The standard error of `bpd` over the images; where D differs that of the ratio of the sums."""
+        error = self.standard_error if self.ratio_error is None else self.ratio_error
+        return bits_per_dimension(error, self.dimensions)
 
     @property
     def collapsed(self) -> list[str]:
@@ -62,6 +71,8 @@ class Evaluation(NamedTuple):
         row = {f"{prefix}/nats": self.nats, f"{prefix}/standard_error": self.standard_error}
         if not self.is_density:
             row[f"{prefix}/bpd"] = self.bpd
+        if self.ratio_error is not None:
+            row |= {f"{prefix}/bpd_error": self.bpd_error, f"{prefix}/dimensions": self.dimensions}
         if self.rates:
             row[f"{prefix}/distortion"] = self.distortion
         return row | {f"{prefix}/rate/{name}": rate for name, rate in self.rates.items()}
@@ -70,8 +81,7 @@ class Evaluation(NamedTuple):
         error = self.standard_error
         if self.is_density:
             return f"{self.nats:.3f} ± {error:.3f} nats (a density), {in_words(self.conditions)}, {self.precision}"
-        bits = bits_per_dimension(error, self.dimensions)
-        figures = f"{self.bpd:.4f} ± {bits:.4f} bpd ({self.nats:.2f} nats)"
+        figures = f"{self.bpd:.4f} ± {self.bpd_error:.4f} bpd ({self.nats:.2f} nats)"
         return f"{figures}, {in_words(self.conditions)}, {self.precision}"
 
 
@@ -103,13 +113,14 @@ def evaluate(
         for batch in batches:
             terms = estimate.terms(model, batch, condition_by_use(model, batch, uses, partners))
             names = list(terms)
-            part = _sums(list(terms.values()), batch.weights > 0)
+            part = _sums(list(terms.values()), model.spec.dimensions_of(batch.images), batch.weights > 0)
             sums = part if sums.numel() == 0 else sums + part
             rows = _rows(list(terms.values()), batch)
             worst = _largest(rows if worst.numel() == 0 else torch.cat([worst, rows]))
             interruption_point()
-    count, total, squares, *means = all_reduce_sum(sums).tolist()
-    mean = total / count
+    count, total, squares, dimensions, their_squares, products, *means = all_reduce_sum(sums).tolist()
+    mean, ratio = total / count, total / dimensions
+    residuals = squares - 2 * ratio * products + ratio**2 * their_squares  # of nats - ratio * D
     figures = {name: value / count for name, value in zip(names, means, strict=True)}
     distortion = figures.pop(DISTORTION, math.nan)
     return Evaluation(
@@ -118,11 +129,12 @@ def evaluate(
         standard_error=math.sqrt(max(squares / count - mean**2, 0.0) / count),
         distortion=distortion,
         rates=figures if DISTORTION in names else {},
-        dimensions=model.spec.dimensions,
+        dimensions=dimensions / count,
         is_density=model.is_density,
         bound=bound,
         precision=precision,
         conditions=uses,
+        ratio_error=None if model.spec.patches is None else math.sqrt(max(residuals, 0.0)) / count,
         worst=_named_bounds(_largest(_of_all_ranks(worst)), names),
     )
 
@@ -162,8 +174,12 @@ def _named_bounds(rows: Tensor, names: list[str]) -> tuple[ImageBound, ...]:
     )
 
 
-def _sums(terms: list[Tensor], counted: Tensor) -> Tensor:
-    """float64 [3 + terms]: images, bounds, squares of bounds and each term, summed over the `counted` images [B]."""
+def _sums(terms: list[Tensor], dimensions: Tensor, counted: Tensor) -> Tensor:
+    """float64 [6 + terms]: images, bounds, their squares, D, its squares, bounds times D, and each term.
+
+    Summed over the `counted` images [B].
+    """
     columns = [term.double() for term in terms]
     nats = torch.stack(columns).sum(0)
-    return torch.stack([torch.ones_like(nats), nats, nats**2, *columns])[:, counted].sum(1)
+    moments = [torch.ones_like(nats), nats, nats**2, dimensions, dimensions**2, nats * dimensions]
+    return torch.stack([*moments, *columns])[:, counted].sum(1)

@@ -24,6 +24,7 @@ class Metrics:
         self.device = device
         self.names: list[str] = []
         self.nats: Tensor | None = None  # float64: images, distortion, each rate; this rank's part
+        self.dimensions: Tensor | None = None  # float64: sum of D over these images, where D differs
         self.norms = torch.zeros(2, dtype=torch.float64, device=device)  # steps, sum of norms; the same on every rank
 
     @torch.no_grad()
@@ -34,6 +35,9 @@ class Metrics:
         counted = columns.isfinite().all(0) & (weights > 0)
         part = torch.where(counted, columns * weights, 0).double().sum(1)
         self.nats = part if self.nats is None else self.nats + part
+        if elbo.dimensions is not None:
+            dimensions = torch.where(counted, elbo.dimensions, 0).sum()
+            self.dimensions = dimensions if self.dimensions is None else self.dimensions + dimensions
 
     @torch.no_grad()
     def add_norm(self, norm: Tensor) -> None:
@@ -53,18 +57,20 @@ class Metrics:
         if images:  # else no image had a finite bound
             row["train/nats"] = nats = (distortion + sum(rates)) / images
             if not model.is_density:
-                row["train/bpd"] = bits_per_dimension(nats, model.spec.dimensions)
+                total = None if self.dimensions is None else all_reduce_sum(self.dimensions).item()
+                row["train/bpd"] = bits_per_dimension(nats, total / images if total else model.spec.dimensions)
             row["train/distortion"] = distortion / images
             row |= {f"train/rate/{name}": rate / images for name, rate in zip(self.names, rates, strict=True)}
         row["train/gradient_norm"] = norms / max(steps, 1)
-        self.nats = None
+        self.nats = self.dimensions = None
         self.norms.zero_()
         return row
 
     def state_dict(self) -> dict[str, Any]:
         """The sums over all ranks, as numbers. All ranks together."""
         nats = None if self.nats is None else all_reduce_sum(self.nats).tolist()
-        return {"names": self.names, "nats": nats, "norms": self.norms.tolist()}
+        dimensions = None if self.dimensions is None else all_reduce_sum(self.dimensions).item()
+        return {"names": self.names, "nats": nats, "norms": self.norms.tolist(), "dimensions": dimensions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the sums of a checkpoint: rank 0 takes all of them."""
@@ -73,6 +79,9 @@ class Metrics:
             nats = torch.tensor(state["nats"], dtype=torch.float64, device=self.device)
             self.nats = nats if rank() == 0 else torch.zeros_like(nats)
         self.norms = torch.tensor(state["norms"], dtype=torch.float64, device=self.device)
+        if (dimensions := state.get("dimensions")) is not None:
+            total = torch.tensor(dimensions, dtype=torch.float64, device=self.device)
+            self.dimensions = total if rank() == 0 else torch.zeros_like(total)
 
 
 class Clock:

@@ -121,12 +121,12 @@ def velocity_error_by_level(
 
     def values(images: Tensor, condition: Condition, positions: Tensor) -> Tensor:
         """float64 [B, 8] mean squared errors."""
-        found = []
+        found, dimensions = [], levels.dimensions(images).clamp(min=1)
         for i, gamma in enumerate(gammas):
             noise = estimate.noise(positions).with_draw(i, FLUX_LEVELS)
             at = torch.full((len(images),), gamma, dtype=noise.dtype, device=images.device)
             error = levels.squared_error(images, condition, noise, at)
-            found.append(error.double() * (1 + math.exp(gamma / 2)) ** 2 / levels.dimensions)
+            found.append(error.double() * (1 + math.exp(gamma / 2)) ** 2 / dimensions)
         return torch.stack(found, 1)
 
     columns = _moments(model, batches, estimate, uses, partners, values, torch.mean)

@@ -19,6 +19,7 @@ from trainer.models.base import DISTORTION, Bound, Model, NoiseLevels, Picture, 
 from trainer.models.conditioned import shares
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
+from trainer.patches import Patches, grid_for, sampled_grids
 from trainer.samplers import SamplingConfig
 
 TRAJECTORIES, COLUMNS = 6, 10  # of the picture that shows estimates of x on the way to a sample
@@ -33,13 +34,18 @@ class DiffusionBase(Model):
         """The x that is diffused, [B, *diffuser.shape], from levels uint8 [B, C, H, W]."""
         raise NotImplementedError
 
-    def shown(self, x: Tensor) -> Tensor:
+    def diffused_dimensions(self, images: Tensor) -> Tensor:
+        """float64 [B]: values in the x of each image."""
+        found = torch.full((len(images),), math.prod(self.diffuser.shape), dtype=torch.float64, device=images.device)
+        return found if self.spec.patches is None else self.spec.dimensions_of(images)
+
+    def shown(self, x: Tensor, noise: Noise) -> Tensor:
         """x, or an estimate of it, [B, *diffuser.shape] as levels of images, uint8 [B, C, H, W]."""
         raise NotImplementedError
 
     def drawn(self, x: Tensor, noise: Noise, sampling: SamplingConfig) -> Tensor:
         """The sample that ends in x, [B, *diffuser.shape], uint8 [B, C, H, W]."""
-        return self.shown(x)
+        return self.shown(x, noise)
 
     @property
     def conditions(self) -> Collection[str]:
@@ -63,7 +69,7 @@ class DiffusionBase(Model):
     @property
     def noise_levels(self) -> NoiseLevels:
         low, high = self.diffuser.schedule.ends.tolist()
-        return NoiseLevels((low, high), math.prod(self.diffuser.shape), self.diffuser.level, self._squared_error)
+        return NoiseLevels((low, high), self.diffused_dimensions, self.diffuser.level, self._squared_error)
 
     def set_steps(self, steps: int) -> None:
         self.diffuser.steps = steps
@@ -75,7 +81,10 @@ class DiffusionBase(Model):
     def sampling_with(self, options: Mapping[str, Any], conditioned: bool) -> Config:
         if options.get("guidance") not in (None, 1.0) and not conditioned:
             raise ValueError("guidance: needs a condition to guide to, such as a label or a prompt")
-        return super().sampling_with(options, conditioned)
+        chosen = super().sampling_with(options, conditioned)
+        if (size := getattr(chosen, "size", None)) is not None:
+            grid_for(self.spec, size)
+        return chosen
 
     def sample(
         self,
@@ -87,6 +96,7 @@ class DiffusionBase(Model):
     ) -> Tensor:
         """New images, uint8 [B, C, H, W]; `options` are fields of `sampling`. Guidance leads away from `negative`."""
         chosen = self._chosen(options)
+        noise = self._with_shapes(noise, chosen)
         *_, last = self.diffuser.trajectory(noise, condition, temperature, chosen, negative)
         return self.drawn(last.z / alpha(last.gamma), noise, chosen)
 
@@ -100,8 +110,9 @@ class DiffusionBase(Model):
     ) -> Iterator[Tensor]:
         """The estimates of x at every step and the sample, uint8 [B, C, H, W] each, one more than there are steps."""
         chosen = self._chosen(options)
+        noise = self._with_shapes(noise, chosen)
         for step in self.diffuser.trajectory(noise, condition, temperature, chosen, negative):
-            yield self.shown(step.x)
+            yield self.shown(step.x, noise)
         yield self.drawn(step.z / alpha(step.gamma), noise, chosen)
 
     def pictures(self, images: Tensor | None, condition: Condition, noise: Noise) -> dict[str, Picture]:
@@ -140,7 +151,18 @@ class DiffusionBase(Model):
         return self.diffuser.schedule.ends.to(like.dtype)[0]
 
     def _squared_error(self, images: Tensor, condition: Condition, noise: Noise, gamma: Tensor) -> Tensor:
+        noise = self.placed(noise, images)
         return self.diffuser.squared_error(self.diffused(images, noise), condition, noise, gamma)
+
+    def placed(self, noise: Noise, images: Tensor) -> Noise:
+        """The noise of a batch of images, which knows the places of their patches if they are in patches."""
+        return noise if self.spec.patches is None else replace(noise, patches=Patches.of_images(images))
+
+    def _with_shapes(self, noise: Noise, sampling: SamplingConfig) -> Noise:
+        """The noise of new images, with the shapes that they are to have if the model's images are in patches."""
+        if self.spec.patches is None or noise.patches is not None:
+            return noise
+        return replace(noise, patches=sampled_grids(self.spec, noise.uniform("grid"), sampling.size))
 
     def _chosen(self, options: dict[str, Any]) -> SamplingConfig:
         return type(self.sampling).model_validate(self.sampling.model_dump() | options)

@@ -55,6 +55,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: DenoiserConfig, shape: tuple[int, int, int], images: ImageSpec, latent: bool):
         super().__init__()
+        _check_patches(config.network, images)
         self.fourier = config.fourier
         self.prediction = config.prediction.build(None if latent else images)
         self.conditioning = Conditioning(config.embedding, config.conditions, images)
@@ -73,3 +74,16 @@ class Denoiser(nn.Module):
         embedding, text = self.conditioning(gamma, condition, noise)
         output = self.network(torch.cat(features, 1), embedding, noise, text)
         return self.prediction(output.to(z.dtype), z, gamma)
+
+
+def _check_patches(network: DenoiserNetworkConfig, images: ImageSpec) -> None:
+    """Raises ValueError unless the network takes the images, where these are in patches."""
+    if images.patches is None:
+        return
+    if not isinstance(network, DitConfig):
+        raise ValueError(
+            f"denoiser.network.kind: {network.kind} takes images of one size; set data.transform.size: [height, width] "
+            "instead of data.transform.patches, or use dit"
+        )
+    if network.patch != images.patches.side:
+        raise ValueError(f"denoiser.network.patch: is {network.patch}; data.transform.patch is {images.patches.side}")

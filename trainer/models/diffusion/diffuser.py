@@ -24,6 +24,7 @@ from trainer.models.diffusion.weightings import BoundConfig, WeightingConfig
 from trainer.networks.conditioning import ConditionConfig, contained, rebuilt_as
 from trainer.noise import Noise
 from trainer.normal import Normal
+from trainer.patches import Patches, sum_over_image
 from trainer.samplers import SAMPLERS, SamplerStep, SamplingConfig, noise_levels
 from trainer.samplers.base import Denoise, Denoised
 from trainer.samplers.guidance import guided
@@ -98,16 +99,16 @@ class Diffuser(nn.Module):
             condition = dropped(condition, noise, self.condition_dropout)
         gamma, slope = self.level(noise.stratified("t"))
         error = self.squared_error(x, condition, noise, gamma)
-        prior, diffusion = prior_rate(x, self.schedule.ends.to(x.dtype)[1]), 0.5 * slope * error
-        return Rates(
-            prior, diffusion, self._objective(prior, diffusion, gamma, slope) if noise.purpose == "train" else None
-        )
+        prior, diffusion = prior_rate(x, self.schedule.ends.to(x.dtype)[1], noise.patches), 0.5 * slope * error
+        if noise.purpose != "train":
+            return Rates(prior, diffusion, None)
+        return Rates(prior, diffusion, self._objective(prior, diffusion, gamma, slope, noise.patches))
 
     def squared_error(self, x: Tensor, condition: Condition, noise: Noise, gamma: Tensor) -> Tensor:
         """[B]: |eps - eps'|^2 of the denoiser's estimate from z at gamma [B]."""
         eps = noise.normal("eps", self.shape)
         denoised = self.denoiser(diffuse(x, eps, gamma), gamma, condition, noise)
-        return (eps - denoised.eps).square().flatten(1).sum(1)
+        return sum_over_image((eps - denoised.eps).square(), noise.patches)
 
     def level(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """gamma at random times t in [0, 1), [B], and twice the weight of the squared error of eps there.
@@ -120,10 +121,14 @@ class Diffuser(nn.Module):
         gamma = self.schedule(later)[0]
         return gamma, self.steps * torch.expm1(gamma - self.schedule(later - 1 / self.steps)[0])
 
-    def _objective(self, prior: Tensor, diffusion: Tensor, gamma: Tensor, slope: Tensor) -> Tensor | None:
+    def _objective(
+        self, prior: Tensor, diffusion: Tensor, gamma: Tensor, slope: Tensor, patches: Patches | None
+    ) -> Tensor | None:
         weight = self.weighting.weight(gamma, slope)
         loss = diffusion if weight is None else weight * diffusion
-        dimensions = self.shape[0] * self.shape[1] * self.shape[2]
+        dimensions: int | Tensor = self.shape[0] * self.shape[1] * self.shape[2]
+        if patches is not None:
+            dimensions = (patches.counts * (self.shape[0] * self.shape[2] ** 2)).clamp(min=1).to(loss.dtype)
         variance = self.schedule.variance_objective(gamma, loss / dimensions)
         if weight is None and variance is None:
             return None
@@ -151,7 +156,7 @@ class Diffuser(nn.Module):
         z = temperature * noise.normal("z1", self.shape)
         conditional, other = self.denoise(condition, noise), self.denoise(negative, noise)
         interval = sampling.guidance_from, sampling.guidance_to
-        denoise = guided(conditional, other, sampling.guidance, interval, sampling.guidance_rescale)
+        denoise = guided(conditional, other, sampling.guidance, interval, sampling.guidance_rescale, noise.patches)
         return SAMPLERS[sampling.sampler](denoise, z, gammas, noise, temperature)
 
     @property
@@ -168,7 +173,8 @@ class Diffuser(nn.Module):
         gammas = self.schedule(torch.linspace(1, 0, steps + 1, dtype=x.dtype, device=x.device))[0]
         z = diffuse(x, noise.normal("z1", self.shape), gammas[0])
         q = Normal(alpha(gammas[0]) * x, torch.log(sigma(gammas[0])).expand_as(x))
-        ratio = Normal.standard(z).log_prob(z) - q.log_prob(z)
+        prior, q_density = Normal.standard(z).log_prob_elements(z), q.log_prob_elements(z)
+        ratio = sum_over_image(prior, noise.patches) - sum_over_image(q_density, noise.patches)
         denoise = self.denoise(condition, noise)
         for i in range(steps):
             p_mean, scale = posterior(z, denoise(z, gammas[i]).x, gammas[i], gammas[i + 1])
@@ -176,5 +182,5 @@ class Diffuser(nn.Module):
             eps = noise.normal(f"chain{i}", self.shape)
             z = q_mean + scale * eps
             shift = (q_mean - p_mean) / scale
-            ratio = ratio - (0.5 * shift.square() + shift * eps).flatten(1).sum(1)
+            ratio = ratio - sum_over_image(0.5 * shift.square() + shift * eps, noise.patches)
         return z, ratio

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainer.gaussian_process import alpha
 from trainer.noise import Noise
+from trainer.patches import sum_over_image
 from trainer.samplers.base import Denoise
 
 
@@ -34,7 +35,7 @@ def flow_log_density(denoise: Denoise, y: Tensor, gammas: Tensor, noise: Noise) 
         slope, divergence = _slope(denoise, y, gammas[i + 1], probe)
     z = y * alpha(gammas[-1])
     normal = -0.5 * (z.square() + math.log(2 * math.pi)) + torch.log(alpha(gammas[-1]))
-    return total + normal.flatten(1).sum(1)
+    return total + sum_over_image(normal, noise.patches)
 
 
 def _slope(denoise: Denoise, y: Tensor, gamma: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,4 +44,4 @@ def _slope(denoise: Denoise, y: Tensor, gamma: Tensor, probe: Tensor) -> tuple[T
         y = y.detach().requires_grad_()
         eps = denoise(y * alpha(gamma), gamma).eps
         (gradient,) = torch.autograd.grad(eps, y, probe)
-    return eps.detach(), (gradient * probe).flatten(1).sum(1)
+    return eps.detach(), (gradient * probe).flatten(1).sum(1)  # the probe is 0 at padding

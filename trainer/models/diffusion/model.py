@@ -18,7 +18,9 @@ from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.diffusion.flow import flow_log_density
 from trainer.models.diffusion.reconstruction import level_log_prob, reconstruction_cost
+from trainer.networks.dit import DitConfig
 from trainer.noise import Noise
+from trainer.patches import as_batch, grid_for, strips, sum_over_image
 from trainer.samplers import noise_levels
 
 FLOW_STEPS = 100
@@ -29,7 +31,16 @@ class DiffusionConfig(DiffuserConfig):
 
     kind: Literal["diffusion"]
 
+    @property
+    def takes_patches(self) -> bool:
+        return isinstance(self.denoiser.network, DitConfig)
+
     def build(self, spec: ImageSpec) -> Diffusion:
+        if self.sampling.size is not None:
+            try:
+                grid_for(spec, self.sampling.size)
+            except ValueError as error:
+                raise ValueError(f"sampling.{error}") from error
         return Diffusion(self, spec)
 
     def self_contained(self, model: Model) -> Self:
@@ -46,35 +57,45 @@ class Diffusion(DiffusionBase):
         self.diffuser = Diffuser(config, spec.shape, spec)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
+        noise = self.placed(noise, images)
         x = self.diffused(images, noise)
         # 1. reconstruction: p(x | z_0), exact in z_0
-        distortion = reconstruction_cost(self.spec, images, self.gamma_0(x))  # [B]
+        distortion = reconstruction_cost(self.spec, self._levels(images), self.gamma_0(x), noise.patches)  # [B]
         # 2. prior, and 3. diffusion, at one time an image
         rates = self.diffuser(x, condition, noise)
         objective = None if rates.objective is None else distortion + rates.objective
-        return Elbo(distortion, {"prior": rates.prior, "diffusion": rates.diffusion}, objective)
+        dimensions = None if noise.patches is None else self.spec.dimensions_of(images)
+        return Elbo(distortion, {"prior": rates.prior, "diffusion": rates.diffusion}, objective, dimensions)
 
     def diffused(self, images: Tensor, noise: Noise) -> Tensor:
-        """The scaled levels."""
-        return self.spec.scaled(images, noise.dtype)
+        """The scaled levels, as strips where the images are in patches: 0 at padding."""
+        x = self.spec.scaled(self._levels(images), noise.dtype)
+        return x if noise.patches is None else torch.where(noise.patches.pixels(x.shape[-1]), x, 0)
 
-    def shown(self, x: Tensor) -> Tensor:
-        return self.spec.nearest_level(x)
+    def shown(self, x: Tensor, noise: Noise) -> Tensor:
+        levels = self.spec.nearest_level(x)
+        return levels if noise.patches is None else as_batch(levels, noise.patches)
+
+    def _levels(self, images: Tensor) -> Tensor:
+        """uint8 [B, *diffuser.shape]"""
+        return images if self.spec.patches is None else strips(images, self.spec)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """The denoiser's estimate from the middle latent, z_t at t = 1/2."""
-        x = self.spec.scaled(images, noise.dtype)
+        noise = self.placed(noise, images)
+        x = self.diffused(images, noise)
         gamma = self.diffuser.schedule(torch.full_like(x[:, 0, 0, 0], 0.5))[0]
         z = diffuse(x, noise.normal("eps", self.spec.shape), gamma)
-        return self.spec.nearest_level(self.diffuser.denoiser(z, gamma, condition, noise).x)
+        return self.shown(self.diffuser.denoiser(z, gamma, condition, noise).x, noise)
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
-        x = self.spec.scaled(images, noise.dtype)
+        noise = self.placed(noise, images)
+        x, levels = self.diffused(images, noise), self._levels(images)
         gamma_0 = self.gamma_0(x)
         weights = []
         for draw in range(k):
             z_0, ratio = self.diffuser.log_ratio(x, condition, noise.with_draw(draw, k))
-            weights.append(ratio + level_log_prob(self.spec, images, z_0 / alpha(gamma_0), gamma_0))
+            weights.append(ratio + level_log_prob(self.spec, levels, z_0 / alpha(gamma_0), gamma_0, noise.patches))
         return torch.stack(weights, 1)
 
     @property
@@ -89,13 +110,16 @@ class Diffusion(DiffusionBase):
         E_q(z_0 | x)[-log p(x | z_0) + log q(z_0 | x) - log p(z_0)], p(z_0) by the flow, of one z_0 an image.
         The solver takes T steps, in continuous time 100.
         """
-        x = self.spec.scaled(images, noise.dtype)
+        noise = self.placed(noise, images)
+        x, levels = self.diffused(images, noise), self._levels(images)
         gammas = noise_levels(self.diffuser.schedule, self._flow_steps, "log_snr", x.dtype).flip(0).detach()
         eps = noise.normal("z0", self.spec.shape)
         y = x + torch.exp(gammas[0] / 2) * eps
-        entropy = (0.5 * (eps.square() + math.log(2 * math.pi) + gammas[0])).flatten(1).sum(1)  # -log q(y_0 | x)
+        entropy = sum_over_image(
+            0.5 * (eps.square() + math.log(2 * math.pi) + gammas[0]), noise.patches
+        )  # -log q(y_0 | x)
         log_p = flow_log_density(self.diffuser.denoise(condition, noise), y, gammas, noise)
-        return -level_log_prob(self.spec, images, y, gammas[0]) - entropy - log_p
+        return -level_log_prob(self.spec, levels, y, gammas[0], noise.patches) - entropy - log_p
 
     @property
     def _flow_steps(self) -> int:

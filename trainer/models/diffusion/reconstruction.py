@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.images import ImageSpec
+from trainer.patches import Patches, sum_over_image
 
 _NODES, _REACH = 48, 6.0  # of the trapezoidal rule, which converges exponentially for this analytic integrand
 _EDGE = 32  # levels at either end whose own cost is computed; those between are so far from both ends that their costs
@@ -34,13 +35,15 @@ def level_costs(spec: ImageSpec, gamma_0: Tensor) -> Tensor:
     return torch.cat([costs, costs[: spec.levels - half].flip(0)])
 
 
-def reconstruction_cost(spec: ImageSpec, images: Tensor, gamma_0: Tensor) -> Tensor:
-    """[B] nats: E_q[-log p(x | z_0)] of images uint8 [B, C, H, W]."""
-    return level_costs(spec, gamma_0)[images.long()].flatten(1).sum(1)
+def reconstruction_cost(spec: ImageSpec, levels: Tensor, gamma_0: Tensor, patches: Patches | None) -> Tensor:
+    """[B] nats: E_q[-log p(x | z_0)] of levels uint8 [B, C, H, W]."""
+    return sum_over_image(level_costs(spec, gamma_0)[levels.long()], patches)
 
 
-def level_log_prob(spec: ImageSpec, images: Tensor, y: Tensor, gamma_0: Tensor) -> Tensor:
+def level_log_prob(
+    spec: ImageSpec, levels: Tensor, y: Tensor, gamma_0: Tensor, patches: Patches | None = None
+) -> Tensor:
     """[B] nats: log p(x | z_0) for a given y = z_0 / alpha_0 [B, C, H, W]."""
     values = spec.scaled(torch.arange(spec.levels, device=y.device), y.dtype)
     logits = -0.5 * (y[..., None] - values).square() * torch.exp(-gamma_0)
-    return logits.log_softmax(-1).gather(-1, images.long()[..., None]).flatten(1).sum(1)
+    return sum_over_image(logits.log_softmax(-1).gather(-1, levels.long()[..., None])[..., 0], patches)
