@@ -10,6 +10,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from tests.trainer.models import batch
+from trainer.coding.streams import coder_of
+from trainer.errors import TrainingError
 from trainer.images import ImageSpec, PatchSpec
 from trainer.models import Model, ModelConfig
 from trainer.noise import Noise
@@ -221,3 +223,8 @@ def test_scaled_positions_span_the_same_range():
     square, small = packed([image_of((4, 4))]), packed([image_of((2, 2))])
     assert torch.equal(terms(plain, square, [1]), terms(scaled, square, [1]))
     assert not torch.equal(terms(plain, small, [1]), terms(scaled, small, [1]))
+
+
+def test_images_of_any_shape_cannot_be_compressed_yet():
+    with pytest.raises(TrainingError, match="no coder takes them yet"):
+        coder_of(build(SPEC), torch.device("cpu"))

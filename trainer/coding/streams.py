@@ -45,6 +45,8 @@ def coder_of(model: Model, device: torch.device) -> ImageCoder:
         raise TrainingError(f"a {type(model).__name__} has no coder; trainer/coding has one for each family")
     if model.is_density:
         raise TrainingError("the model's likelihood is a density, which has no length in bits: it cannot compress")
+    if model.spec.patches is not None:
+        raise TrainingError("the model's images are of any shape (data.transform.patches): no coder takes them yet")
     return kind(model, device)
 
 
