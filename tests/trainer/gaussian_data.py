@@ -54,6 +54,7 @@ class FixedNoise:
     """Noise whose draws a test has chosen, by name; times are the middles of cells unless they are chosen too."""
 
     purpose = "evaluate"
+    patches = None
     dtype = torch.float64
 
     def __init__(self, **draws: Tensor):
