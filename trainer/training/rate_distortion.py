@@ -12,6 +12,7 @@ from trainer.conditions import ConditionUses
 from trainer.distributed.device import report_precision
 from trainer.distributed.interruption import interruption_point
 from trainer.distributed.ranks import all_reduce_sum
+from trainer.images import ImageSpec
 from trainer.models.base import Model
 from trainer.training.condition_table import PartnerConditions
 from trainer.training.data import Batch
@@ -55,7 +56,7 @@ def rate_distortion(
             with report_precision(estimate.precision, batch.images.device):
                 for name, rate, images in model.refinements(batch.images, given, noise):
                     names.append(name)
-                    columns += [rate.double(), _squared_error(images, batch.images, model.spec.levels)]
+                    columns += [rate.double(), _squared_error(images, batch.images, model.spec)]
             part = torch.stack([column[kept].sum() for column in columns])
             sums = part if sums.numel() == 0 else sums + part
             interruption_point()
@@ -67,7 +68,7 @@ def rate_distortion(
     return RateDistortion(round(count), received)
 
 
-def _squared_error(made: Tensor, images: Tensor, levels: int) -> Tensor:
-    """float64 [B]: mean over the values of uint8 levels [B, C, H, W], on a scale of 0 to 255."""
-    difference = (made.double() - images.double()) * (255 / (levels - 1))
-    return difference.square().flatten(1).mean(1)
+def _squared_error(made: Tensor, images: Tensor, spec: ImageSpec) -> Tensor:
+    """float64 [B]: mean over the values of two batches of images, on a scale of 0 to 255."""
+    difference = (made.double() - images.double()) * (255 / (spec.levels - 1))  # 0 at padding
+    return difference.square().flatten(1).sum(1) / spec.dimensions_of(images).clamp(min=1)

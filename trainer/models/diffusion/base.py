@@ -19,7 +19,7 @@ from trainer.models.base import DISTORTION, Bound, Model, NoiseLevels, Picture, 
 from trainer.models.conditioned import shares
 from trainer.models.diffusion.diffuser import Diffuser
 from trainer.noise import Noise
-from trainer.patches import Patches, grid_for, sampled_grids
+from trainer.patches import Patches, grid_for, sampled_grids, sum_over_image
 from trainer.samplers import SamplingConfig
 
 TRAJECTORIES, COLUMNS = 6, 10  # of the picture that shows estimates of x on the way to a sample
@@ -127,17 +127,18 @@ class DiffusionBase(Model):
         """z_T first, then each step of the chain (VDM, equation 14), with the estimate of x at each; at last the terms
         of the bound that are not the chain's.
         """
+        noise = self.placed(noise, images)
         x, diffuser = self.diffused(images, noise), self.diffuser
         steps = diffuser.chain_steps
         gammas = diffuser.schedule(torch.linspace(1, 0, steps + 1, dtype=x.dtype, device=x.device))[0]
         denoise = diffuser.denoise(condition, noise)
-        rate = prior_rate(x, gammas[0])
+        rate = prior_rate(x, gammas[0], noise.patches)
         for i, gamma in enumerate(gammas):
             eps = noise.normal(f"eps{i}", diffuser.shape)
             denoised = denoise(diffuse(x, eps, gamma), gamma)
-            yield Refinement(f"z{steps - i}", rate, self.shown(denoised.x))
+            yield Refinement(f"z{steps - i}", rate, self.shown(denoised.x, noise))
             if i < steps:
-                error = (eps - denoised.eps).square().flatten(1).sum(1)
+                error = sum_over_image((eps - denoised.eps).square(), noise.patches)
                 rate = 0.5 * torch.expm1(gamma - gammas[i + 1]) * error
         elbo = self(images, condition, noise, torch.zeros((), device=images.device))
         yield from self.last_refinements(images, noise, elbo)
