@@ -52,7 +52,7 @@ def _report(own: Opened, found: RateDistortion, lines: list[str]) -> None:
 
 def _rows(own: Opened, found: RateDistortion) -> list[dict[str, Any]]:
     """A row for each level, from the top; the last is the image itself."""
-    dimensions, whole = own.model.spec.dimensions, found.levels[-1].nats
+    dimensions, whole = found.dimensions, found.levels[-1].nats
     return [
         {
             "level": level.name,

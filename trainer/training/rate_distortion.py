@@ -32,6 +32,7 @@ class RateDistortion(NamedTuple):
 
     images: int
     levels: list[Received]
+    dimensions: float  # D of an image, the mean over the set
 
 
 def rate_distortion(
@@ -51,7 +52,7 @@ def rate_distortion(
         for batch in batches:
             given = condition_by_use(model, batch, uses, partners)
             kept, noise = batch.weights > 0, estimate.noise(batch.positions)
-            columns = [kept.double()]
+            columns = [kept.double(), model.spec.dimensions_of(batch.images)]
             names = []
             with report_precision(estimate.precision, batch.images.device):
                 for name, rate, images in model.refinements(batch.images, given, noise):
@@ -60,12 +61,12 @@ def rate_distortion(
             part = torch.stack([column[kept].sum() for column in columns])
             sums = part if sums.numel() == 0 else sums + part
             interruption_point()
-    count, *rows = all_reduce_sum(sums).tolist()
+    count, dimensions, *rows = all_reduce_sum(sums).tolist()
     received, nats = [], 0.0
     for name, rate, error in zip(names, rows[::2], rows[1::2], strict=True):
         nats += rate / count
         received.append(Received(name, nats, error / count))
-    return RateDistortion(round(count), received)
+    return RateDistortion(round(count), received, dimensions / count)
 
 
 def _squared_error(made: Tensor, images: Tensor, spec: ImageSpec) -> Tensor:
