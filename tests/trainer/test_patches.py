@@ -196,6 +196,8 @@ def test_other_networks_and_patches_of_another_size_are_refused():
         TypeAdapter(ModelConfig).validate_python(unet).build(SPEC)
     with pytest.raises(ValueError, match=r"denoiser.network.patch: is 4; data.transform.patch is 2"):
         build(SPEC, network={"patch": 4})
+    with pytest.raises(ValueError, match=r"denoiser.network.layout: needs images of one size"):
+        build(SPEC, network={"layout": True})
 
 
 def test_bits_per_dimension_of_a_set_are_total_bits_over_total_dimensions():

@@ -85,5 +85,7 @@ def _check_patches(network: DenoiserNetworkConfig, images: ImageSpec) -> None:
             f"denoiser.network.kind: {network.kind} takes images of one size; set data.transform.size: [height, width] "
             "instead of data.transform.patches, or use dit"
         )
+    if network.layout:
+        raise ValueError("denoiser.network.layout: needs images of one size; leave it out with data.transform.patches")
     if network.patch != images.patches.side:
         raise ValueError(f"denoiser.network.patch: is {network.patch}; data.transform.patch is {images.patches.side}")
