@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -34,7 +35,18 @@ class NpyHeader(NamedTuple):
 
 def read_npy_header(data: bytes | memoryview) -> NpyHeader:
     """The header of a .npy file of version 1.0. Raises `DataError` if the rest does not have the size that it says."""
-    stream = io.BytesIO(data[: _MAX_HEADER + 16])
+    length = int.from_bytes(data[8:10], "little")
+    header = _parsed(bytes(data[: 10 + min(length, _MAX_HEADER + 1)]))
+    found = len(data) - header.start
+    if math.prod(header.shape) * header.dtype.itemsize != found:
+        raise DataError(f"the array of {header.dtype} of shape {header.shape} has {found} bytes")
+    return header
+
+
+@lru_cache(256)  # the arrays of a set have few shapes, and parsing takes longer than reading a vector
+def _parsed(start: bytes) -> NpyHeader:
+    """The header in the first bytes of a file."""
+    stream = io.BytesIO(start)
     try:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
@@ -49,9 +61,6 @@ def read_npy_header(data: bytes | memoryview) -> NpyHeader:
         raise DataError(f"the array is object of shape {shape}, which would have to be unpickled")
     if any(type(length) is not int or length < 0 for length in shape):
         raise DataError(f"the array has shape {shape}; lengths are integers of at least 0")
-    found = len(data) - stream.tell()
-    if math.prod(shape) * dtype.itemsize != found:
-        raise DataError(f"the array of {dtype} of shape {shape} has {found} bytes")
     return NpyHeader(shape, dtype, fortran, stream.tell())
 
 
