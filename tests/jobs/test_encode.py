@@ -26,6 +26,7 @@ from jobs.encode import main as encode
 from jobs.errors import ConfigError
 from jobs.evaluate import main as evaluate
 from jobs.run.training import train_rank
+from jobs.select import main as select
 from tests.datasets.conditions.captioned_sets import caption, tokenizer, write_captioned
 from tests.datasets.small_sets import write_set
 from tests.testbed.processes import start_module, wait_until
@@ -88,6 +89,16 @@ def test_the_bound_of_each_image_is_the_one_that_an_evaluation_finds(run, digits
     assert np.mean(bpd) == pytest.approx(figures["evaluation/bpd"], rel=1e-9)
     worst = json.loads(report.read_text())["worst"][0]
     assert max(nats) == pytest.approx(worst["nats"], abs=1e-3)
+
+
+def test_images_are_selected_by_their_bound(run, digits, tmp_path, capsys):
+    url, out = str(digits / "validation"), str(tmp_path / "bound")
+    encode([url, "--with", f"bound:{run}", "--out", out])
+    nats = np.array(column(tmp_path / "bound", "bound.nats"))
+    limit = round(float(np.median(nats)), 3)
+    select([url, "--where", f"bound.nats < {limit}", "--columns", out, "--out", str(tmp_path / "easy")])
+    assert Index.open(url, str(tmp_path / "easy")).images == (nats < limit).sum() > 0
+    assert "images match" in capsys.readouterr().out
 
 
 def test_the_latents_are_those_that_the_model_infers(run, digits, tmp_path):

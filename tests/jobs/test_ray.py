@@ -22,6 +22,7 @@ from jobs.config.loading import load_config
 from jobs.evaluate import main as evaluate
 from jobs.ray.metrics import gauge_name
 from jobs.run.training import train_rank
+from tests.datasets import small_sets
 from tests.jobs import captioned
 from tests.jobs.captioned import assert_same_run, folder_of, write_config, write_set
 from tests.jobs.conftest import BATCH
@@ -170,6 +171,17 @@ def test_shards_are_packed_indexed_and_verified_by_ray(cluster, tmp_path):
     verified = run_job("verify", str(shards), env=cluster, timeout=RAY_SECONDS)
     assert verified.status == 0, verified.stderr
     assert verified.stdout == "verified 1,527 images in 26 shards: all good\n"
+
+
+def test_ray_encodes_a_set_as_local_processes_do(cluster, tmp_path):
+    small_sets.write_set(tmp_path / "set", [7, 5, 9, 6])
+    encoded = ["encode", str(tmp_path / "set"), "--with", "tests.datasets.encoding.encoders:Numbers", "--out"]
+    for name, environment in (("local", {}), ("ray", cluster)):
+        ended = run_job(*encoded, str(tmp_path / name), env=environment, timeout=RAY_SECONDS)
+        assert ended.status == 0, ended.stderr
+    tars = sorted(path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.tar"))
+    assert tars
+    assert all((tmp_path / "ray" / tar).read_bytes() == (tmp_path / "local" / tar).read_bytes() for tar in tars)
 
 
 def test_workers_start_from_a_folder_with_a_space_and_brackets_in_its_name(tmp_path):
