@@ -29,7 +29,7 @@ from jobs.sampling.plan import weights_checksum
 from trainer.ans.stack import Stack
 from trainer.checkpoints.weights import HELP as WEIGHTS
 from trainer.coding.streams import coder_of, decode_images, encode_images, lanes_for, width_for
-from trainer.condition_values import Condition, Tokens, Value, map_value
+from trainer.condition_values import Condition, join_values, map_value
 from trainer.models.base import condition
 from trainer.models.diffusion import DiffusionBase
 
@@ -99,16 +99,8 @@ def _read(own: Opened) -> ImageSet:
             )
     for line in own.warnings(own.uses, sum(map(len, images))):
         print(f"warning: {line}", file=sys.stderr)
-    joined = {name: _joined([part[name] for part in conditions]) for name in conditions[0]}
+    joined = {name: join_values([part[name] for part in conditions]) for name in conditions[0]}
     return ImageSet(torch.cat(images).contiguous(), joined or None)
-
-
-def _joined(parts: list[Value]) -> Value:
-    if isinstance(parts[0], Tensor):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    return Tokens(
-        *(torch.cat(columns) for columns in zip(*(part for part in parts if isinstance(part, Tokens)), strict=True))
-    )
 
 
 def _encoded(own: Opened, images: ImageSet, options: argparse.Namespace) -> Container:

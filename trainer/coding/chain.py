@@ -20,7 +20,8 @@ from trainer.condition_values import Condition
 from trainer.models.diffusion.diffuser import Diffuser
 
 BINS = 8
-"""Bins of z in the standard deviation of the narrowest distribution that codes it. Measured on binary MNIST."""
+"""Bins of z in the standard deviation of the narrowest distribution that codes it. 2 to 16 made no clear difference
+for an untrained model of 8 x 8 pixels."""
 SPREAD = 6.5  # standard deviations of noise that the bins reach beyond the signal; the outer two are open
 
 
