@@ -49,8 +49,8 @@ def two_steps_in_small_buckets() -> None:
         elbo.loss.mean().backward()
     assert len(graphs) > 2  # the backward pass of each is one call
     assert events.index("last gradient") >= 2
-    # Not `destroy_process_group` alone: a gloo thread that drops the last bucket's work needs the interpreter's lock for
-    # what the compiled code left in it, and DDP's destructor would join that thread while it holds the lock.
+    # Not `destroy_process_group` alone: a gloo thread that drops the last bucket's work needs the interpreter's lock
+    # for what the compiled code left in it, and DDP's destructor would join that thread while it holds the lock.
     shutdown()
 
 
