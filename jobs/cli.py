@@ -9,6 +9,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
 
 from cluster.storage.errors import StorageError
 from datasets.errors import DataError
@@ -81,3 +84,16 @@ def config_parser(name: str, doc: str | None, optional: bool = False) -> argpars
     parser.add_argument("config", nargs="?" if optional else None, help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override by dotted key: optim.lr=1e-4")
     return parser
+
+
+def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
+    """Raises ConfigError if an option is given and below 1."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: at least 1")
+
+
+def progress_bar(total: int | None, unit: str = "images", initial: int = 0, what: str | None = None) -> tqdm[Any]:
+    """A progress bar on stderr; silent where that is no terminal."""
+    return tqdm(total=total, initial=initial, unit=f" {unit}", desc=what, disable=not sys.stderr.isatty())

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cluster.storage.storage import Storage, absolute
-from jobs.cli import command_parser, run
+from jobs.cli import check_at_least_one, command_parser, progress_bar, run
 from jobs.compression.container import Container, Header, packed, pixels_crc
 from jobs.compression.environment import environment
 from jobs.compression.table import report_table
@@ -45,9 +44,7 @@ class ImageSet:
 def main(arguments: Sequence[str]) -> None:
     """Compress, write the file, and print its size; with --table the comparison too."""
     options = _parser().parse_args(arguments)
-    for name in ("count", "steps", "lanes", "draws"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"--{name} {getattr(options, name)}: at least 1")
+    check_at_least_one(options, "count", "steps", "lanes", "draws")
     options.run, options.out = absolute(options.run), absolute(options.out)
     own = opened(_settings(options))
     if "shuffled" in own.uses.values():
@@ -108,7 +105,7 @@ def _encoded(own: Opened, images: ImageSet, options: argparse.Namespace) -> Cont
     coder = coder_of(model, own.device)
     lanes = min(options.lanes or lanes_for(count), count)
     stack = Stack(lanes, width_for(count, lanes, model.spec.dimensions))
-    with _bar(count, "encoding") as bar:
+    with progress_bar(count, what="encoding") as bar:
         encode_images(coder, stack, images.images, images.condition, bar.update)
     conditions, blob = packed(images.condition)
     header = Header(
@@ -132,16 +129,12 @@ def _check(own: Opened, container: Container, images: ImageSet) -> None:
     """Raises ConfigError unless the file decodes to the images."""
     stack = Stack.restore(container.stack.heads, container.stack.words)
     coder = coder_of(own.model, own.device)
-    with _bar(len(images.images), "decoding") as bar:
+    with progress_bar(len(images.images), what="decoding") as bar:
         made = decode_images(coder, stack, len(images.images), images.condition, own.device, bar.update)
     if not torch.equal(made, images.images.cpu()) or not stack.is_initial():
         raise ConfigError(
             "the images did not decode to themselves: networks do not repeat their results on this device"
         )
-
-
-def _bar(count: int, what: str) -> tqdm[Any]:
-    return tqdm(total=count, unit=" images", desc=what, disable=not sys.stderr.isatty())
 
 
 def _lines(own: Opened, container: Container, data: bytes, seconds: float) -> list[str]:

@@ -7,7 +7,6 @@ are not those that were compressed (CRC-32).
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,14 +14,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cluster.storage.errors import MissingError
 from cluster.storage.storage import Storage, absolute, join
 from datasets.packing.sources.source import Example
 from datasets.packing.write import write_tar
 from datasets.shards.indexing import IndexOptions, index_shards
-from jobs.cli import command_parser, run
+from jobs.cli import command_parser, progress_bar, run
 from jobs.compression.container import Container, Header, parse, pixels_crc
 from jobs.compression.environment import differences, environment
 from jobs.errors import ConfigError
@@ -75,7 +73,7 @@ def decoded(file: str, container: Container, model: Model, device: torch.device)
         given = condition and {
             name: map_value(lambda part: part.to(device), value) for name, value in condition.items()
         }
-        with tqdm(total=header.count, unit=" images", desc="decoding", disable=not sys.stderr.isatty()) as bar:
+        with progress_bar(header.count, what="decoding") as bar:
             images = decode_images(coder_of(model, device), stack, header.count, given, device, bar.update)
     except (ExhaustedError, ValueError, IndexError, TrainingError) as error:
         raise ConfigError(wrong) from error

@@ -8,13 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from cluster.storage.storage import Storage, absolute
 from datasets.reading.contact_sheet import contact_sheet
 from datasets.shards.description import describe_set
 from datasets.shards.index import Index
-from jobs.cli import command_parser, run
+from jobs.cli import command_parser, progress_bar, run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images (default 0)")
     options = parser.parse_args(arguments)
     index = Index.open(absolute(options.url), options.index and absolute(options.index))
-    with tqdm(total=index.images, unit=" images", disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(index.images) as bar:
         lines = list(describe_set(index, bar.update))
     print(*lines, sep="\n", flush=True)
     if options.pictures:

@@ -17,14 +17,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from tqdm import tqdm
-
 from cluster.storage.storage import absolute, join
 from datasets.encoding.encode import Encoded, encode_set
 from datasets.encoding.encoder import EncoderName, SetName, hash_of, open_encoder
 from datasets.encoding.write import EncodeJob
 from datasets.npy import FLOAT_TYPES
-from jobs.cli import command_parser, run
+from jobs.cli import check_at_least_one, command_parser, progress_bar, run
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
 
@@ -39,8 +37,7 @@ _SHOWN = 20  # samples that were left out
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    if options.batch < 1:
-        raise ConfigError(f"--batch {options.batch}: at least 1")
+    check_at_least_one(options, "batch")
     sys.path.insert(0, os.getcwd())  # modules of encoders are looked for here, also by other processes
     name = encoder_name(options.encoder, options.option)
     shards, out = absolute(options.set), absolute(options.out)
@@ -52,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     digest = hash_of(name, encoder)
     job = EncodeJob(given, out, name, digest, options.batch, options.dtype, options.on_bad == "skip")
     spread = partial(each, processes=options.processes, gpu=True)
-    with tqdm(total=index.images, unit=" samples", disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(index.images, "samples") as bar:
         done = encode_set(job, spread, bar.update)
     _print(done, job)
     return 0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from cluster.storage.storage import absolute
-from jobs.cli import command_parser, run
+from jobs.cli import check_at_least_one, command_parser, run
 from jobs.errors import ConfigError
 from jobs.evaluating.against import OPTIONS as AGAINST
 from jobs.evaluating.against import evaluate_against
@@ -36,10 +36,7 @@ from trainer.training.evaluation import Evaluation, evaluate
 def main(arguments: Sequence[str]) -> int | None:
     """Evaluate, print the figures and write them to <run>/evaluations/."""
     options = _parser().parse_args(arguments)
-    for name in ("samples", "steps", "batch", "images"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: at least 1")
+    check_at_least_one(options, "samples", "steps", "batch", "images")
     settings = vars(options) | {"run": absolute(options.run), "index": options.index and absolute(options.index)}
     if settings["against"] is not None:
         settings["against"] = absolute(settings["against"])

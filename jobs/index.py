@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from tqdm import tqdm
-
 from cluster.storage.errors import StorageError
 from cluster.storage.storage import Storage, absolute, join
 from datasets.shards.bad_samples import BadSamplesError, describe_quarantine, summarise
@@ -20,7 +18,7 @@ from datasets.shards.index_files import QUARANTINE
 from datasets.shards.indexing import Indexed, IndexOptions, ScannedShard, index_shard, index_shards
 from datasets.shards.scan import ScanOptions
 from datasets.shards.shard_list import ShardList
-from jobs.cli import command_parser, run
+from jobs.cli import command_parser, progress_bar, run
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
 
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         location = absolute(options.out) if options.out else join(ShardList.parse(url).folder, "index")
         scan = partial(_scan_all, processes=options.processes)
         try:
-            with tqdm(unit=" shards", disable=not sys.stderr.isatty()) as bar:
+            with progress_bar(None, "shards") as bar:
                 done = index_shards(url, location, how, scan, bar.update)
         except BadSamplesError as error:
             _print_bad(error, _MOST if options.on_bad == "stop" else _SOME)

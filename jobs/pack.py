@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from cluster.storage.storage import absolute, is_local
 from datasets.config import parse_bytes
@@ -31,7 +30,7 @@ from datasets.packing.sources.idx import KNOWN, Idx
 from datasets.packing.sources.source import InMemory, Source
 from datasets.packing.write import BadImage, Written
 from datasets.shards.index import Index
-from jobs.cli import command_parser, run
+from jobs.cli import command_parser, progress_bar, run
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
 
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     total = sum(source.count(split) for split in source.splits)
     spread: Callable[..., Iterable[Written]] = partial(each, processes=options.processes) if source.parallel else map
     try:
-        with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
+        with progress_bar(total) as bar:
             packed = pack(source, absolute(options.out), pack_options, bar.update, spread)
     except BadImagesError as error:
         _print_bad(error.bad)

@@ -14,33 +14,32 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cluster.storage.storage import absolute
 from datasets.loading.build import evaluation_batches
 from datasets.shards.index import Index
-from jobs.cli import command_parser, run
+from jobs.cli import check_at_least_one, command_parser, progress_bar, run
 from jobs.config.other_images import check_format
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
 from jobs.run.reports import OWN_SPLITS, Subject, file_name, keep, split_name, subject_of, weights_text
-from jobs.sampling.options import add_options, check_at_least_one, labels_of, sampling_options
+from jobs.sampling.options import add_options, labels_of, sampling_options
 from jobs.sampling.plan import SamplingPlan, model_here, opened, sample, uses_of, weights_checksum
-from trainer.condition_values import Value, as_condition, join_values, map_value
+from trainer.condition_values import Value, join_values, map_value
 from trainer.conditions import all_given, in_words
 from trainer.distributed.device import full_precision
 from trainer.images import ImageSpec, visible
 from trainer.models import Model
-from trainer.models.base import known_conditions
+from trainer.models.base import condition
 from trainer.patches import by_shape
 from trainer.sampling import SampleConditions
 from trainer.training.sample_quality import INCEPTION, NEIGHBOURS, Features, compare, features
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
-    check_at_least_one(options, "batch", *(["count"] if options.count is not None else []))
+    check_at_least_one(options, "batch", "count")
     if options.condition and options.label:
         raise ConfigError("--label: cannot be used with --condition given")
     return SamplingPlan(
@@ -123,9 +122,9 @@ def _plan(options: argparse.Namespace, model: Model) -> SamplingPlan:
     )
 
 
-def real_images(plan: SamplingPlan, subject: Subject, index: Index, name: str) -> RealImages:
+def real_images(plan: SamplingPlan, subject: Subject, index: Index, features_name: str) -> RealImages:
     """Features and conditions of every image of a split, as the run sees them."""
-    config, extract, (model, device) = subject.config, features(name), model_here(plan)
+    config, extract, (model, device) = subject.config, features(features_name), model_here(plan)
     check_format(model.spec, config.data, index)
     found: list[Tensor] = []
     given: dict[str, list[Value]] = defaultdict(list)
@@ -137,8 +136,8 @@ def real_images(plan: SamplingPlan, subject: Subject, index: Index, name: str) -
             rows = batch.weights.nonzero()[:, 0]  # of images, not of padding
             if len(rows):
                 found.append(features_of(batch.images[rows], model.spec, extract))
-            for condition, value in (as_condition(batch.conditions, known_conditions(model)) or {}).items():
-                given[condition].append(map_value(partial(_rows, rows), value))
+            for name, value in (condition(model, batch.conditions) or {}).items():
+                given[name].append(map_value(lambda column: column.cpu(), map_value(itemgetter(rows), value)))
     return RealImages(torch.cat(found), {name: join_values(values) for name, values in given.items()})
 
 
@@ -149,14 +148,10 @@ def features_of(images: Tensor, spec: ImageSpec, extract: Features) -> Tensor:
     return torch.cat([values for _, values in found])[order]
 
 
-def _rows(rows: Tensor, column: Tensor) -> Tensor:
-    return column[rows].cpu()
-
-
 def all_sampled_features(plan: SamplingPlan, name: str, processes: int | None) -> Tensor:
     """[N, F] of the samples of a plan, made by `processes` (None: one per GPU, else one per core)."""
     made: dict[int, Tensor] = {}
-    with tqdm(total=plan.count, unit=" images", disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(plan.count) as bar:
         for first, found in each(partial(sampled_features, plan, name), plan.units(), processes, gpu=True):
             made[first] = found
             bar.update(len(found))

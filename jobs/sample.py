@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from tqdm import tqdm
 
 from cluster.storage.storage import Storage, absolute, join
-from jobs.cli import command_parser, run
+from jobs.cli import check_at_least_one, command_parser, progress_bar, run
 from jobs.errors import ConfigError
 from jobs.ray.tasks import each
-from jobs.sampling.options import add_options, check_at_least_one, labels_of, sampling_options
+from jobs.sampling.options import add_options, labels_of, sampling_options
 from jobs.sampling.plan import (
     Format,
     SamplingPlan,
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     todo = plan.left()
     sizes = {first: min(plan.unit, plan.count - first) for first in plan.units()}
     done = plan.count - sum(sizes[first] for first in todo)
-    with tqdm(total=plan.count, initial=done, unit=" images", disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(plan.count, initial=done) as bar:
         for count in each(partial(make_unit, plan), todo, options.processes, gpu=True):
             bar.update(count)
     where = assemble_grid(plan, loaded) if plan.format == "grid" else plan.out

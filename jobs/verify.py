@@ -5,18 +5,15 @@ Exit status 0 if everything matches, else 1. Prints a line for each bad image, a
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
-
-from tqdm import tqdm
 
 from cluster.storage.storage import absolute
 from datasets.reading.verify import Verified, verify_shard
 from datasets.shards.index import Index
 from datasets.shards.indexing import list_shards
 from datasets.shards.shard_list import ShardList
-from jobs.cli import command_parser, run
+from jobs.cli import command_parser, progress_bar, run
 from jobs.ray.tasks import each
 
 _MOST = 100  # lines per shard
@@ -30,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     index = Index.open(absolute(options.url), options.index and absolute(options.index))
     images = bad = 0
-    with tqdm(total=index.images, unit=" images", disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(index.images) as bar:
         for shard in each(partial(verify_shard, index), range(len(index)), options.processes):
             images += shard.images
             bad += len(shard.bad)

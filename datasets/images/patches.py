@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from datasets.errors import DataError
-from datasets.hashing import derive, key_of, uniform
+from datasets.hashing import key_of
 from datasets.images.decode import Format, Pixels
-from datasets.images.transform import Box, resized
+from datasets.images.transform import Box, four_draws, resized
 
 if TYPE_CHECKING:  # loader processes without a transform need not import pydantic
     from datasets.config import PatchesConfig
@@ -111,10 +111,7 @@ class PatchTransform:
 
     def _draws(self, position: int) -> list[float] | None:
         """Four uniform numbers in [0, 1) for a position; None if nothing is random."""
-        if self._key is None:
-            return None
-        draws: list[float] = uniform(derive(derive(self._key, position), np.arange(4))).tolist()
-        return draws
+        return None if self._key is None else four_draws(self._key, position)
 
     def _grid(self, height: int, width: int, draws: list[float] | None) -> Grid:
         config = self._config

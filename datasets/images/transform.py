@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.errors import DataError
-from datasets.hashing import derive, key_of, uniform
+from datasets.hashing import Key, derive, key_of, uniform
 from datasets.images.decode import Format, Pixels
 
 if TYPE_CHECKING:  # loader processes without a transform need not import pydantic
@@ -73,10 +73,7 @@ class Transform:
 
     def _draws(self, position: int) -> list[float] | None:
         """Four uniform numbers in [0, 1) for a position; None if nothing is random."""
-        if self._key is None:
-            return None
-        draws: list[float] = uniform(derive(derive(self._key, position), np.arange(4))).tolist()
-        return draws
+        return None if self._key is None else four_draws(self._key, position)
 
     def _box(self, width: int, height: int, draws: list[float] | None) -> Box:
         if self._config.crop == "none":
@@ -92,6 +89,12 @@ class Transform:
         if unit == 1:
             x, y = round(x), round(y)  # whole pixels: a crop without resampling
         return x, y, x + across, y + down
+
+
+def four_draws(key: Key, position: int) -> list[float]:
+    """Four uniform numbers in [0, 1): what is random at a position."""
+    draws: list[float] = uniform(derive(derive(key, position), np.arange(4))).tolist()
+    return draws
 
 
 def resized(image: Pixels, width: int, height: int, box: Box, highest: int) -> Pixels:

@@ -68,7 +68,7 @@ class Joins:
 
     @property
     def bytes_per_sample(self) -> float:
-        """At most so many bytes are read for a sample."""
+        """Upper bound on the bytes that are read for a sample."""
         return sum(join.encoded.bytes_per_sample for join in self._joins)
 
     def of(self, number: int, extension: str) -> Join | None:

@@ -44,13 +44,6 @@ def model_options() -> dict[str, FieldInfo]:
     return {name: field for kind in KINDS for name, field in kind.SamplingOptions.model_fields.items()}
 
 
-def check_at_least_one(options: argparse.Namespace, *names: str) -> None:
-    """Raises ConfigError if an option is below 1."""
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ConfigError(f"{_flag(name)} {getattr(options, name)}: at least 1")
-
-
 def sampling_options(
     options: argparse.Namespace, model: Model, others: bool = False, negative: bool = False
 ) -> dict[str, Any]:

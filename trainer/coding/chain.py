@@ -29,7 +29,7 @@ class Chain:
     """z_0 .. z_T above x [lanes, n]."""
 
     def __init__(self, diffuser: Diffuser, reach: float, device: torch.device):
-        """`reach`: x lies in [-reach, reach], nearly always."""
+        """`reach`: bound on |x|, which rare values may exceed."""
         self.diffuser, self.device = diffuser, device
         self.steps = diffuser.chain_steps
         times = torch.linspace(0, 1, self.steps + 1, device=device)

@@ -57,7 +57,7 @@ class Evaluation(NamedTuple):
 
     @property
     def bpd_error(self) -> float:
-        """The standard error of `bpd` over the images; where D differs that of the ratio of the sums."""
+        """Standard error of `bpd` over the images: of the ratio of the sums if images differ in D."""
         error = self.standard_error if self.ratio_error is None else self.ratio_error
         return bits_per_dimension(error, self.dimensions)
 
