@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import secrets
@@ -12,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from shlex import quote
 from typing import Any
-
-from jobs.cli import USER_ERRORS
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +45,10 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         import ray
 
         ray.init()
-        yield
+        try:
+            yield
+        finally:
+            ray.shutdown()
         return
     with contextlib.ExitStack() as after:
         folder = after.enter_context(tempfile.TemporaryDirectory(prefix="lb-", ignore_cleanup_errors=True))
@@ -69,13 +69,7 @@ def ray_cluster(cpus: int) -> Iterator[None]:
             runtime_env=_environment(),
         )
         after.callback(ray.shutdown)
-        try:
-            yield
-        except USER_ERRORS:
-            # A thread may still be waiting for the ranks, and Ray exits a process that waits after the shutdown: delay
-            # the shutdown until the error has been printed.
-            atexit.register(after.pop_all().close)
-            raise
+        yield
 
 
 def has_gpus() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -46,7 +46,7 @@ def train(config: RunConfig) -> None:
     # Ray accepts a checkpoint only below its experiment's folder, which therefore is the run folder.
     above, _, name = config.run.rpartition("/")
     filesystem, above = for_ray(above)
-    trainer = TorchTrainer(
+    trainer = AbortableTrainer(
         _rank,
         train_loop_config={"config": config.model_dump(mode="json"), "control": control},
         torch_config=TorchConfig(timeout_s=round(config.trainer.hang_timeout + MARGIN)),
@@ -62,30 +62,63 @@ def train(config: RunConfig) -> None:
             ),
         ),
     )
-    # Ray's fit() handles SIGINT itself when it runs in the main thread; in another one our handlers stay.
-    outcome: list[BaseException | None] = []
-
-    def launch() -> None:
-        try:
-            trainer.fit()
-            outcome.append(None)
-        except BaseException as error:
-            outcome.append(error)
-
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: control.request_stop.remote())
-    thread = threading.Thread(target=launch, daemon=True)
-    thread.start()
-    growth = Growth(config, control)
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        # A user error ends the run at once: restarting the ranks would only repeat it.
-        if failure := ray.get(control.reported_failure.remote()):
-            raise failure
-        if growth.is_near():
-            control.request_save.remote()
-    if error := outcome[0]:
-        raise error
+    watch = Watch(config, control, trainer)
+    try:
+        with watch:
+            trainer.fit()
+    except Exception:
+        if watch.failure is None:
+            raise
+    if watch.failure is not None:
+        raise watch.failure
+
+
+class AbortableTrainer(TorchTrainer):
+    """Ray's trainer, with a way to end `fit` from another thread; it leaves our signal handlers as they are."""
+
+    _controller: ActorHandle[Any] | None = None
+
+    def _register_sigint_handler(self, controller: ActorHandle[Any]) -> None:
+        self._controller = controller
+
+    def abort(self) -> None:
+        """End the ranks; `fit` raises."""
+        if self._controller is not None:
+            self._controller.abort.remote()
+
+
+class Watch:
+    """A thread beside `fit`: ends it at once on a user error, which a restart would only repeat, and requests commits.
+
+    `failure`: what ended it. When `fit` has returned, nothing waits for the ranks any longer and Ray can be shut down.
+    """
+
+    def __init__(self, config: RunConfig, control: ActorHandle[Any], trainer: AbortableTrainer):
+        self.growth, self.control, self.trainer = Growth(config, control), control, trainer
+        self.failure: Exception | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        try:
+            while self.failure is None and not self._ended.wait(POLL_SECONDS):
+                self.failure = cast(Exception | None, ray.get(self.control.reported_failure.remote()))
+                if self.growth.is_near():
+                    self.control.request_save.remote()
+        except Exception as error:
+            self.failure = error
+        if self.failure is not None:
+            self.trainer.abort()
 
 
 def _rank(settings: dict[str, Any]) -> None:
