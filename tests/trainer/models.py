@@ -42,6 +42,16 @@ ALL_MODELS: dict[str, tuple[ImageSpec, dict[str, Any]]] = {
             "likelihood": {"kind": "logistic_mixture", "components": 2},
         },
     ),
+    "vae-maps": (
+        COLOUR,
+        {
+            "kind": "vae",
+            "latent": {"channels": 3, "downsample": 4},
+            "encoder": {"kind": "resnet", "channels": [4, 8, 12], "blocks": 1, "attention": 2},
+            "decoder": {"kind": "resnet", "channels": [4, 8, 12], "blocks": 1, "attention": 2},
+            "beta": 0.5,
+        },
+    ),
     "hvae": (
         GREY,
         {"kind": "hvae", "latents": [8, 6, 4], "encoder": _MLP, "decoder": _MLP, "hidden": [16], "kl_warmup": 200},

@@ -20,6 +20,15 @@ SMALL = {"kind": "mlp", "hidden": [16]}
 STAGES = [{"width": 8, "latent": 2}, {"width": 12, "latent": 3}]
 MODELS = {
     "vae": (VaeConfig, {"kind": "vae", "latent": 4, "encoder": SMALL, "decoder": SMALL}),
+    "vae-maps": (
+        VaeConfig,
+        {
+            "kind": "vae",
+            "latent": {"channels": 2, "downsample": 2},
+            "encoder": {"kind": "resnet", "channels": [4, 8], "blocks": 1},
+            "decoder": {"kind": "resnet", "channels": [4, 8], "blocks": 1},
+        },
+    ),
     "hvae": (HvaeConfig, {"kind": "hvae", "latents": [4, 3, 2], "hidden": [8], "encoder": SMALL, "decoder": SMALL}),
     "ladder": (LadderConfig, {"kind": "ladder", "stages": STAGES}),
     "ladder-maps": (

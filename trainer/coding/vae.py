@@ -30,7 +30,7 @@ class VaeCoder(ImageCoder):
     def decode(self, stack: Stack, condition: Condition) -> Tensor:
         model, noise = self.model, no_noise(stack, self.device)
         given = model.given(condition, noise)
-        p = model.prior(given, torch.zeros(stack.lanes, model.latent, device=self.device))
+        p = model.prior(given, torch.zeros(stack.lanes, *model.latent_shape, device=self.device))
         symbols = stack.pop(relative_prior(p))
         images = pop_pixels(stack, model.likelihood, model.decode(relative_value(symbols, p), given))
         stack.push(relative_posterior(model.encode(images, noise, given), p), symbols)

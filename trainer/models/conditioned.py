@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Self
 
@@ -78,12 +79,11 @@ class ConditionedModel(Model):
 
 
 class GivenPrior(nn.Module):
-    """p(z | c): a normal distribution of the vector c [B, inputs], N(0, I) at the start."""
+    """p(z | c) of z [B, *shape]: a normal distribution of the vector c [B, inputs], N(0, I) at the start."""
 
-    def __init__(self, inputs: int, size: int):
+    def __init__(self, inputs: int, shape: tuple[int, ...]):
         super().__init__()
-        self.size = size
-        self.head = mlp([inputs, inputs, 2 * size], "silu") if inputs else None
+        self.head = mlp([inputs, inputs, 2 * math.prod(shape)], "silu") if inputs else None
         if self.head is not None:
             zeroed(self.head[-1])
 
@@ -92,7 +92,7 @@ class GivenPrior(nn.Module):
         if self.head is None or given is None:
             return Normal.standard(like)
         mean, log_scale = self.head(given).to(like.dtype).chunk(2, dim=1)
-        return Normal(mean, bounded(log_scale, WIDEST_PRIOR))
+        return Normal(mean.reshape(like.shape), bounded(log_scale, WIDEST_PRIOR).reshape(like.shape))
 
 
 class GivenResidual(nn.Module):
@@ -125,8 +125,11 @@ class GivenShift(nn.Module):
 
 
 def beside(z: Tensor, given: Tensor | None) -> Tensor:
-    """Latents [B, size] and the conditions' vector, if any, as one input."""
-    return z if given is None else torch.cat([z, given.to(z.dtype)], 1)
+    """Latents [B, size] or [B, size, h, w] and the conditions' vector, if any, as one input."""
+    if given is None:
+        return z
+    vector = given.to(z.dtype).reshape(*given.shape, *[1] * (z.dim() - 2))
+    return torch.cat([z, vector.expand(*given.shape, *z.shape[2:])], 1)
 
 
 def dropped(condition: Condition, noise: Noise, dropout: float | Mapping[str, float]) -> Condition:

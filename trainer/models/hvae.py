@@ -69,7 +69,7 @@ class Hvae(Autoencoder, Hierarchy):
         self.config, self.latents, self.levels = config, config.latents, len(config.latents)
         pairs = list(itertools.pairwise(self.latents))
         more = self.given.width
-        self.top = GivenPrior(more, self.latents[-1])
+        self.top = GivenPrior(more, self.latents[-1:])
         self.widest = self._widest(1)  # of q(z_1 | x)
         # [t - 2] is q(z_t | z_t-1) and p(z_t-1 | z_t)
         self.up = nn.ModuleList(Transition(low + more, high, config) for low, high in pairs)

@@ -90,7 +90,7 @@ class Latent(DiffusionBase):
         self.spec = spec
         self.vae = vae.requires_grad_(False).eval()
         self.is_density = vae.is_density
-        self.diffuser = Diffuser(config, (vae.latent, 1, 1), spec, latent=True)
+        self.diffuser = Diffuser(config, (vae.latent_shape[0], 1, 1), spec, latent=True)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -99,10 +99,10 @@ class Latent(DiffusionBase):
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         q = self.vae.encode(images, noise)
-        z = q.sample(noise.normal("z", (self.vae.latent,)))
+        z = q.sample(noise.normal("z", self.vae.latent_shape))
         distortion = -self.vae.likelihood.log_prob(self.vae.decode(z), images)  # [B]
         entropy = (q.log_scale + 0.5 * math.log(2 * math.pi * math.e)).sum(1)  # [B] of q(z | x)
-        last = 0.5 * (self.gamma_0(z) + math.log(2 * math.pi * math.e)) * self.vae.latent  # -E log p(z | z_0)
+        last = 0.5 * (self.gamma_0(z) + math.log(2 * math.pi * math.e)) * self.vae.latent_shape[0]  # -E log p(z | z_0)
         rates = self.diffuser(z[:, :, None, None], condition, noise)
         parts = {"posterior": -entropy, "z0": last.expand_as(entropy)}
         objective = None if rates.objective is None else distortion - entropy + last + rates.objective
@@ -110,7 +110,7 @@ class Latent(DiffusionBase):
 
     def diffused(self, images: Tensor, noise: Noise) -> Tensor:
         """A draw from the posterior of the VAE, the bound's own."""
-        z = self.vae.encode(images, noise).sample(noise.normal("z", (self.vae.latent,)))
+        z = self.vae.encode(images, noise).sample(noise.normal("z", self.vae.latent_shape))
         return z[:, :, None, None]
 
     def shown(self, x: Tensor, noise: Noise) -> Tensor:
@@ -142,7 +142,7 @@ class Latent(DiffusionBase):
         weights = []
         for draw in range(k):
             own = noise.with_draw(draw, k)
-            z = q.sample(own.normal("z", (self.vae.latent,)))
+            z = q.sample(own.normal("z", self.vae.latent_shape))
             gamma_0 = self.gamma_0(z)
             z_0, ratio = self.diffuser.log_ratio(z[:, :, None, None], condition, own)
             last = Normal(z_0.flatten(1) / alpha(gamma_0), (0.5 * gamma_0).expand_as(z)).log_prob(z)

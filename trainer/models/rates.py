@@ -1,4 +1,4 @@
-"""Training objectives that help a model to use its latents: KL warm-up, free bits, balancing.
+"""Training objectives that weigh the rates of a model: beta, KL warm-up, free bits, balancing.
 
 The reported bound does not change. Everything here is a function of one image's own rates, independent of how a batch
 is split.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from trainer.models.conditioned import ConditionedConfig
@@ -18,14 +18,17 @@ from trainer.models.conditioned import ConditionedConfig
 class WeightedRates(ConditionedConfig):
     """The part of a model's configuration that weighs its rates in the objective."""
 
+    beta: PositiveFloat = 1.0
+    """Weight of the rates in the objective (Higgins et al. 2017). Below 1 for a first stage that keeps detail. The
+    reported bound has weight 1."""
     kl_warmup: NonNegativeInt = 0
-    """Images over which the weight of the rates in the objective rises from 0 to 1. The reported bound has weight 1."""
+    """Images over which the weight of the rates in the objective rises from 0 to `beta`."""
     free_bits: NonNegativeFloat = 0.0
     """Nats per image that each level may use at no cost in the objective (Kingma et al. 2016, IAF, section 5)."""
 
     def objective(self, distortion: Tensor, rates: dict[str, Tensor], progress: Tensor) -> Tensor | None:
         """[B] nats to minimise, or None for the bound itself; `progress` is the number of images seen."""
-        if not self.kl_warmup and not self.free_bits:
+        if not self.kl_warmup and not self.free_bits and self.beta == 1:
             return None
         spent = torch.stack(list(rates.values()), dim=1)  # [B, T]
         return distortion + self.warmth(progress, spent) * self.charged(spent).sum(dim=1)
@@ -35,8 +38,8 @@ class WeightedRates(ConditionedConfig):
         return rates.clamp(min=self.free_bits) if self.free_bits else rates
 
     def warmth(self, progress: Tensor, like: Tensor) -> Tensor | float:
-        """The weight of the rates, from 0 to 1, of the type of `like` (Sonderby et al. 2016, ladder VAE)."""
-        return (progress / self.kl_warmup).clamp(max=1).to(like.dtype) if self.kl_warmup else 1.0
+        """The weight of the rates, from 0 to beta, of the type of `like` (Sonderby et al. 2016, ladder VAE)."""
+        return self.beta * (progress / self.kl_warmup).clamp(max=1).to(like.dtype) if self.kl_warmup else self.beta
 
 
 def balance(rates: Tensor, sizes: Sequence[int]) -> Tensor:

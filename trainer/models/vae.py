@@ -14,7 +14,7 @@ from trainer.elbo import Elbo
 from trainer.images import ImageSpec
 from trainer.likelihoods import LikelihoodConfig
 from trainer.likelihoods.discretised import DiscretisedLogisticConfig
-from trainer.models.autoencoder import Autoencoder
+from trainer.models.autoencoder import Autoencoder, MapsConfig
 from trainer.models.conditioned import GivenPrior
 from trainer.models.decoding import Decode, DecodeOptions, decoded
 from trainer.models.rates import WeightedRates
@@ -28,8 +28,8 @@ class VaeConfig(WeightedRates):
     SamplingOptions: ClassVar[type[Config]] = DecodeOptions
 
     kind: Literal["vae"]
-    latent: PositiveInt = 32
-    """Dimensions of z."""
+    latent: PositiveInt | MapsConfig = 32
+    """Dimensions of z; or maps, as a first stage of `latent` has them: `latent: {channels: 4, downsample: 8}`."""
     encoder: NetworkConfig = MlpConfig()
     """Network of q(z | x)."""
     decoder: NetworkConfig = MlpConfig()
@@ -46,13 +46,13 @@ class Vae(Autoencoder):
 
     def __init__(self, config: VaeConfig, spec: ImageSpec):
         super().__init__(config, spec, config.latent, config.encoder, config.decoder, config.likelihood)
-        self.config, self.latent = config, config.latent
-        self.prior = GivenPrior(self.given.width, config.latent)
+        self.config = config
+        self.prior = GivenPrior(self.given.width, self.latent_shape)
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         given = self.given(condition, noise)
         q = self.encode(images, noise, given)
-        z = q.sample(noise.normal("z1", (self.latent,)))  # (21)
+        z = q.sample(noise.normal("z1", self.latent_shape))  # (21)
         distortion = -self.likelihood.log_prob(self.decode(z, given), images)  # [B]
         rates = {"z1": q.kl(self.prior(given, z))}  # [B]  (18)
         return Elbo(distortion, rates, self.config.objective(distortion, rates, progress))
@@ -60,13 +60,13 @@ class Vae(Autoencoder):
     def sample(
         self, noise: Noise, condition: Condition = None, temperature: float = 1.0, decode: Decode = "sample"
     ) -> Tensor:
-        given, eps = self.given(condition, noise), temperature * noise.normal("z1", (self.latent,))
+        given, eps = self.given(condition, noise), temperature * noise.normal("z1", self.latent_shape)
         output = self.decode(self.prior(given, eps).sample(eps), given)
         return decoded(self.likelihood, output, noise, decode)
 
     def reconstruct(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         given = self.given(condition, noise)
-        z = self.encode(images, noise, given).sample(noise.normal("z1", (self.latent,)))
+        z = self.encode(images, noise, given).sample(noise.normal("z1", self.latent_shape))
         return self.likelihood.mean(self.decode(z, given))
 
     def log_weights(self, images: Tensor, condition: Condition, noise: Noise, k: int) -> Tensor:
@@ -75,6 +75,6 @@ class Vae(Autoencoder):
         p = self.prior(given, q.mean)
         weights = []
         for draw in range(k):
-            z = q.sample(noise.with_draw(draw, k).normal("z1", (self.latent,)))
+            z = q.sample(noise.with_draw(draw, k).normal("z1", self.latent_shape))
             weights.append(self.likelihood.log_prob(self.decode(z, given), images) + p.log_prob(z) - q.log_prob(z))
         return torch.stack(weights, dim=1)

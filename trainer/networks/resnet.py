@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from annotated_types import Len
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.images import ImageSpec
+from trainer.networks.attention import MapAttention
 from trainer.networks.normalisation import wide_groups
 from trainer.networks.residual import scale_down
 
@@ -26,33 +27,65 @@ class ResnetConfig(Config):
     blocks: PositiveInt = 2
     """Residual blocks per resolution."""
     hidden: PositiveInt = 512
-    """Width of the dense layer between the smallest feature map and the latent."""
+    """Width of the dense layer between the smallest feature map and a latent vector; latents in maps have none."""
+    attention: NonNegativeInt = 0
+    """Heads of self-attention among the positions of the smallest feature map; 0: none."""
 
     def encoder(self, spec: ImageSpec, outputs: int) -> nn.Module:
         """[B, C, H, W] to [B, outputs]."""
-        layers: list[nn.Module] = [nn.Conv2d(spec.channels, self.channels[0], 3, padding=1)]
-        layers += self._blocks(self.channels[0])
-        for before, after in itertools.pairwise(self.channels):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *self._blocks(after)]
         height, width = self._sides(spec)[-1]
-        layers += [wide_groups(self.channels[-1]), nn.SiLU(), nn.Flatten()]
+        layers = [*self._down(spec), nn.Flatten()]
         layers += [nn.Linear(self.channels[-1] * height * width, self.hidden), nn.SiLU()]
         return nn.Sequential(*layers, nn.Linear(self.hidden, outputs))
 
     def decoder(self, spec: ImageSpec, inputs: int, channels: int) -> nn.Module:
         """[B, inputs] to [B, channels, H, W]."""
-        sides = self._sides(spec)
-        height, width = sides[-1]
+        height, width = self._sides(spec)[-1]
         deepest = self.channels[-1]
         layers: list[nn.Module] = [nn.Linear(inputs, self.hidden), nn.SiLU()]
         layers += [nn.Linear(self.hidden, deepest * height * width), nn.Unflatten(1, (deepest, height, width))]
-        layers += self._blocks(deepest)
-        for side, (before, after) in zip(sides[-2::-1], itertools.pairwise(self.channels[::-1]), strict=True):
+        return nn.Sequential(*layers, *self._up(spec, channels))
+
+    def map_encoder(self, spec: ImageSpec, outputs: int) -> nn.Module:
+        """[B, C, H, W] to [B, outputs, h, w], of shape `map_sides`."""
+        return nn.Sequential(*self._down(spec), nn.Conv2d(self.channels[-1], outputs, 3, padding=1))
+
+    def map_decoder(self, spec: ImageSpec, inputs: int, channels: int) -> nn.Module:
+        """[B, inputs, h, w] to [B, channels, H, W]."""
+        return nn.Sequential(nn.Conv2d(inputs, self.channels[-1], 3, padding=1), *self._up(spec, channels))
+
+    @property
+    def downsample(self) -> int:
+        """Height and width of the image over those of the smallest feature map."""
+        return 1 << (len(self.channels) - 1)
+
+    def map_sides(self, spec: ImageSpec) -> tuple[int, int]:
+        """(h, w) of the smallest feature map."""
+        return self._sides(spec)[-1]
+
+    def _down(self, spec: ImageSpec) -> list[nn.Module]:
+        layers: list[nn.Module] = [nn.Conv2d(spec.channels, self.channels[0], 3, padding=1)]
+        layers += self._blocks(self.channels[0])
+        for before, after in itertools.pairwise(self.channels):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *self._blocks(after)]
+        return [*layers, *self._attention(), wide_groups(self.channels[-1]), nn.SiLU()]
+
+    def _up(self, spec: ImageSpec, channels: int) -> list[nn.Module]:
+        layers = [*self._attention(), *self._blocks(self.channels[-1])]
+        sides = self._sides(spec)[-2::-1]
+        for side, (before, after) in zip(sides, itertools.pairwise(self.channels[::-1]), strict=True):
             layers += [nn.Upsample(size=side, mode="nearest"), nn.Conv2d(before, after, 3, padding=1)]
             layers += self._blocks(after)
-        return nn.Sequential(
-            *layers, wide_groups(self.channels[0]), nn.SiLU(), nn.Conv2d(self.channels[0], channels, 3, padding=1)
-        )
+        last = nn.Conv2d(self.channels[0], channels, 3, padding=1)
+        return [*layers, wide_groups(self.channels[0]), nn.SiLU(), last]
+
+    def _attention(self) -> list[nn.Module]:
+        """Raises ValueError if the heads do not divide the channels."""
+        if not self.attention:
+            return []
+        if self.channels[-1] % self.attention:
+            raise ValueError(f"attention: {self.attention} heads do not divide {self.channels[-1]} channels")
+        return [MapAttention(self.channels[-1], self.attention)]
 
     def _blocks(self, channels: int) -> list[nn.Module]:
         depth = 2 * self.blocks * len(self.channels)  # of encoder and decoder together
