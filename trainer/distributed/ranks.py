@@ -114,6 +114,9 @@ def shutdown() -> None:
     """
     if not dist.is_initialized():
         return
+    # A DistributedDataParallel in a cycle must not be the last to hold the group: its destructor would join the group's
+    # threads without releasing the interpreter's lock, for which a thread may wait that drops a finished collective.
+    gc.collect()
     with contextlib.suppress(RuntimeError):  # another rank has died: that is its own failure
         dist.barrier()
     dist.destroy_process_group()
