@@ -106,7 +106,7 @@ def index_shards(
     unfinished = Unfinished(Storage(location), how)
     rows = _Rows(*known.rows(location, how))
     rows.add_newer(*unfinished.read(), entries)
-    stale = [name for name, entry in entries.items() if not _unchanged(rows.shards.get(name), entry)]
+    stale = _stale(rows.shards, entries)
     rows.remove({*stale} if wanted.names else {*stale, *(rows.shards.keys() - entries.keys())})
     progress(len(entries) - len(stale))
     try:
@@ -115,6 +115,8 @@ def index_shards(
             progress(1)
             if unfinished.is_due():
                 unfinished.write(*rows.result(), rows.columns)
+        for scanned in _without_labels(rows, wanted.folder, location, how, scan_all or scan_one_by_one):
+            rows.add(scanned)
     except BaseException:
         if rows.added:
             unfinished.write(*rows.result(), rows.columns)
@@ -133,6 +135,26 @@ def index_shards(
     return Indexed(meta, shards, len(stale), quarantine, compressed, rows.scattered, known.lost, rows.problems)
 
 
+def _stale(shards: dict[str, Shard], entries: dict[str, Entry]) -> list[str]:
+    """The shards to read: new or changed ones; those without a usable sample too where no shard has labels any longer,
+    whose labels may have been the reason.
+    """
+    unchanged = {name for name, entry in entries.items() if _unchanged(shards.get(name), entry)}
+    if not any(shards[name].classes for name in unchanged):
+        unchanged = {name for name in unchanged if shards[name].images or not shards[name].quarantined}
+    return [name for name in entries if name not in unchanged]
+
+
+def _without_labels(
+    rows: _Rows, folder: str, location: str, how: ScanOptions, scan_all: ScanAll
+) -> Iterator[ScannedShard]:
+    """Read the shards without any label again where other shards have labels: their samples cannot be used."""
+    labelled = next((shard.name for shard in rows.shards.values() if shard.classes), "")
+    without = [shard.name for shard in rows.shards.values() if shard.images and not shard.classes]
+    if labelled and without:
+        yield from scan_all(folder, without, location, how._replace(labelled=f"shard {labelled}"))
+
+
 class _Rows:
     """The rows of shards and of quarantined samples while they are collected, and the columns of the samples."""
 
@@ -140,8 +162,8 @@ class _Rows:
         self.shards = dict(shards)
         self.columns = columns
         self.added = 0
-        self.scattered = 0
-        self.problems: list[str] = []
+        self._scattered: dict[str, int] = {}
+        self._problems: dict[str, str] = {}
         self._tables = [quarantine]
 
     def add_newer(
@@ -168,16 +190,26 @@ class _Rows:
 
     def add(self, scanned: ScannedShard) -> None:
         """Add a shard that has just been read."""
+        self.remove({scanned.shard.name} & self.shards.keys())
         self.added += 1
-        self.scattered += scanned.scattered
-        if scanned.problem:
-            self.problems.append(scanned.problem)
+        self._scattered[scanned.shard.name] = scanned.scattered
+        self._problems[scanned.shard.name] = scanned.problem
         self.shards[scanned.shard.name] = scanned.shard
         self.columns = common_schema([self.columns, scanned.columns])
         if scanned.bad:
             rows = [(scanned.shard.name, key, reason) for key, reason in scanned.bad]
             columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
             self._tables.append(pa.Table.from_arrays(columns, schema=QUARANTINE_SCHEMA))
+
+    @property
+    def scattered(self) -> int:
+        """Samples whose members are not adjacent, in the shards that were read."""
+        return sum(self._scattered.values())
+
+    @property
+    def problems(self) -> list[str]:
+        """Why columns of Parquet files are missing, for some shards that were read."""
+        return [problem for problem in self._problems.values() if problem]
 
     def result(self) -> tuple[list[Shard], pa.Table]:
         """All rows, sorted by shard."""

@@ -32,6 +32,7 @@ class ScanOptions(NamedTuple):
     image: str = ""  # extension of the image where samples have several; "": their only one of `IMAGE_FORMATS`
     columns: tuple[str, ...] = ()  # besides those that every index has: json.FIELD, parquet, parquet.FIELD, phash
     labels: LabelSource = LabelSource()  # where labels are
+    labelled: str = ""  # a sample of another shard that has a label, in words: samples without one cannot be used
 
     def is_image(self, extension: str) -> bool:
         """Whether a member may be the image of its sample."""
@@ -112,7 +113,7 @@ def scan_tar(storage: Storage, name: str, options: ScanOptions = ScanOptions()) 
         if not error.ended:  # members of any sample may follow
             for key in scattered:
                 drafts[key].problem = drafts[key].problem or _INCOMPLETE
-    labelled = next((key for key, draft in drafts.items() if draft.has_label), "")
+    labelled = next((repr(key) for key, draft in drafts.items() if draft.has_label), options.labelled)
     results = [draft.finish(labelled) for draft in drafts.values()]
     samples = [result for result in results if isinstance(result, Sample)]
     bad = [result for result in results if isinstance(result, BadSample)]
@@ -167,7 +168,7 @@ class _Draft:
             self.has_label = self.label is not None
 
     def finish(self, labelled: str) -> Sample | BadSample:
-        """The sample, or why it cannot be used. `labelled`: key of a sample of the shard with a label, if any has."""
+        """The sample, or why it cannot be used. `labelled`: a sample with a label, in words, if any has one."""
         found = [name for name in self.members if self.options.is_image(name)]
         reason = self.problem
         if not reason and len(found) != 1:
@@ -176,7 +177,7 @@ class _Draft:
         if not reason:
             reason = next((self.errors[name] for name in (*found, labels.member) if name in self.errors), "")
         if not reason and labelled and not self.has_label:
-            reason = f"has no {labels.shown}, but {labelled!r} has one"
+            reason = f"has no {labels.shown}, but {labelled} has one"
         if reason:
             return BadSample(self.key, reason)
         image, more = found[0], (self.label, self.caption, self.fields, self.hashes.get(found[0]))

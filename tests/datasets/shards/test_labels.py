@@ -96,3 +96,21 @@ def test_labels_in_different_places_are_not_mixed(tmp_path):
 def test_impossible_places_are_refused(tmp_path, labels, columns):
     with pytest.raises(DataError, match=r"not a field of .json members|is no column"):
         index_shards(str(tmp_path), f"{tmp_path}/index", IndexOptions(labels=labels, columns=columns))
+
+
+def test_a_shard_without_labels_among_labelled_ones_is_quarantined_with_the_reason(tmp_path):
+    write(tmp_path / "0.tar", [None, None])
+    assert index_shards(str(tmp_path), f"{tmp_path}/index").meta.classes == 0
+    write(tmp_path / "1.tar", [b"1", b"0", None, b"0", b"1", b"1"])
+    done = index_shards(str(tmp_path), f"{tmp_path}/index")
+    assert (done.meta.classes, [shard.images for shard in done.shards]) == (2, [0, 5])
+    assert done.quarantine.column("reason").to_pylist() == [
+        "has no .cls, but shard 1.tar has one",
+        "has no .cls, but shard 1.tar has one",
+        "has no .cls, but '1-0' has one",
+    ]
+    assert classes_of(str(tmp_path)) == [1, 0, 0, 1, 1]
+    with pytest.raises(DataError, match=r"has no \.cls, but shard 1\.tar has one"):
+        index_shards(str(tmp_path), f"{tmp_path}/index", IndexOptions(on_bad="stop"))
+    (tmp_path / "1.tar").unlink()
+    assert index_shards(str(tmp_path), f"{tmp_path}/index").shards[0].images == 2
