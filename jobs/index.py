@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     for url in urls:
         location = absolute(options.out) if options.out else join(ShardList.parse(url).folder, "index")
-        scan = partial(_scan_all, processes=options.processes)
+        scan = partial(scan_all, processes=options.processes)
         try:
             with progress_bar(None, "shards") as bar:
                 done = index_shards(url, location, how, scan, bar.update)
@@ -126,9 +126,10 @@ def _print_bad(error: BadSamplesError, most: int) -> None:
         print(f"and {rows - most:,} more", file=sys.stderr)
 
 
-def _scan_all(
+def scan_all(
     folder: str, names: list[str], location: str, how: ScanOptions, processes: int | None
 ) -> Iterator[ScannedShard]:
+    """Scan shards in so many processes (None: one per core), or on a Ray cluster."""
     return each(partial(_scan, folder, location, how), names, processes)
 
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
+from shlex import quote
 
 from cluster.storage.storage import absolute
 from datasets.selection.query import Wanted
@@ -48,14 +49,15 @@ def _print(done: Selection, wanted: Wanted, url: str) -> None:
     print()
     for made in done.made:
         print(f"selected {made.images:,} images in {made.shards:,} shards: data.shards={url} data.index={made.url}")
-        _warn(made)
+        _warn(made, url)
 
 
-def _warn(made: Made) -> None:
+def _warn(made: Made, url: str) -> None:
     if made.excess > _EXCESS:
         print(
             f"warning: {made.url}: reading fetches {made.excess:.1f} times the bytes of the selected samples, "
-            "which are far apart in their shards; to read them often, write them to shards of their own",
+            "which are far apart in their shards; to read them often, write shards of their own: python -m jobs.repack "
+            f"{quote(url)} --index {quote(made.url)} --out FOLDER",
             file=sys.stderr,
         )
 

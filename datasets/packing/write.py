@@ -52,16 +52,12 @@ class Written(NamedTuple):
 def write_shard(job: ShardJob) -> Written:
     """Write a shard without its bad images, its member table, and a record that it is complete."""
     folder, bad, encoded = Storage(job.folder), list[BadImage](), list[Encoded]()
-    with _scratch(folder) as scratch:
-        _write_tar(scratch / job.name, _samples(job, bad, encoded))
+    with scratch_folder(folder) as scratch:
+        write_members(scratch / job.name, _samples(job, bad, encoded))
         scanned = index_shard(Storage(str(scratch)), job.name, folder.folder("index"))
         for unusable in scanned.bad:
             raise DataError(f"{folder.url}/{job.name}: {unusable.key}: {unusable.reason}")
-        local = folder.local_path(job.name)
-        if local is None:
-            folder.write(job.name, scratch / job.name)
-        else:
-            os.replace(scratch / job.name, local)
+        put_in_place(folder, scratch, job.name)
     entry = folder.stat(job.name)
     transparent = sum(image.transparent for image in encoded)
     written = Written(scanned.shard._replace(etag=entry.etag if entry else ""), tuple(bad), transparent)
@@ -89,7 +85,7 @@ def contents(job: ShardJob) -> str:
 
 def write_tar(path: Path, examples: Iterable[tuple[str, Example]]) -> None:
     """Write keyed examples as a tar: image, cls, txt and json, arrays as PNG. Raises `DataError`."""
-    _write_tar(path, ((key, _members(example, encode_example(example))) for key, example in examples))
+    write_members(path, ((key, _members(example, encode_example(example))) for key, example in examples))
 
 
 def _samples(job: ShardJob, bad: list[BadImage], done: list[Encoded]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -116,7 +112,7 @@ def _members(example: Example, encoded: Encoded) -> dict[str, bytes]:
     return members
 
 
-def _write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
+def write_members(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
     """Write a tar with webdataset's own writer. Its bytes are a function of the samples."""
     from webdataset import TarWriter
 
@@ -125,8 +121,17 @@ def _write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> N
             tar.write({"__key__": key, **members})
 
 
+def put_in_place(folder: Storage, scratch: Path, name: str) -> None:
+    """Move or send a file of the scratch folder to its folder, whole or not at all."""
+    local = folder.local_path(name)
+    if local is None:
+        folder.write(name, scratch / name)
+    else:
+        os.replace(scratch / name, local)
+
+
 @contextlib.contextmanager
-def _scratch(folder: Storage) -> Iterator[Path]:
+def scratch_folder(folder: Storage) -> Iterator[Path]:
     """A temporary folder: next to a local destination, so that the shard can be renamed into place."""
     local = folder.local_path()
     if local is not None:
