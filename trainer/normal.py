@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +15,14 @@ had seen, cost 700,000 nats."""
 KNEE = 0.5  # nats of log-scale over which `at_most` and `at_least` bend
 
 
-class Normal:
-    """N(mean, exp(log_scale)^2), diagonal. Both [B, ...], of the same shape; sums run over all but the batch."""
+class Normal(NamedTuple):
+    """N(mean, exp(log_scale)^2), diagonal; sums run over all dimensions but the batch.
 
-    def __init__(self, mean: Tensor, log_scale: Tensor):
-        self.mean, self.log_scale = mean, log_scale
+    A tuple, so that FSDP2 finds the tensors in what a unit returns.
+    """
+
+    mean: Tensor  # [B, ...]
+    log_scale: Tensor  # of the same shape
 
     @classmethod
     def standard(cls, like: Tensor) -> Normal:

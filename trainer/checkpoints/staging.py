@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer.checkpoints.tensor_files import Layout, Piece, StoredTensor, checksums, file_of, header_of, section_of
 from trainer.distributed.ranks import rank, world_size
-from trainer.distributed.sharding import is_sharded, local_part
+from trainer.distributed.sharding import copy_of, is_sharded, local_part
 
 State = dict[str, dict[str, Any]]  # by section: each is all tensors, or all JSON
 
@@ -52,7 +52,7 @@ class HostCopy:
     def take(self, state: State) -> RankShare:
         """Copy this rank's share. The state may change as soon as this returns."""
         mine, ranks = rank(), world_size()
-        share = RankShare({}, {})
+        share, sharded = RankShare({}, {}), 0
         writers = _writers(state, ranks)
         for section, content in state.items():
             if not is_tensors(content):
@@ -63,8 +63,10 @@ class HostCopy:
             for name, value in content.items():
                 if is_sharded(value):
                     part, begin = local_part(value)
-                    if part.numel() == 0 and value.numel() > 0:
-                        continue
+                    mine_is, copies = copy_of(value)
+                    sharded += 1
+                    if sharded % copies != mine_is or (part.numel() == 0 and value.numel() > 0):
+                        continue  # another copy of the state writes it, or there is nothing to write
                 elif writers[section, name] == mine:
                     part, begin = value, [0] * value.ndim
                 else:

@@ -1,43 +1,49 @@
-"""A model's state on the ranks: replicated (DDP), or sharded (FSDP2, Zhao et al. 2023)."""
+"""A model's state on the ranks: replicated (DDP), or sharded unit by unit (FSDP2, Zhao et al. 2023)."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
+import torch
 import torch.distributed as dist
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from trainer.distributed.node import ranks_per_node
+from trainer.distributed.ranks import world_size
 from trainer.elbo import Elbo
 from trainer.errors import TrainingError
+from trainer.networks.unit import units
 
 if TYPE_CHECKING:  # they take seconds to import
     from accelerate import Accelerator
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
     from trainer.models.base import Model
 
 Sharding = Literal["ddp", "fsdp"]
+ShardOver = Annotated[Literal["auto"] | PositiveInt, "ranks that share one copy of the state"]
 
 
 class Parallel:
     """A model wrapped for data-parallel training: called like the model, exchanges gradients in the backward pass.
 
-    "fsdp" shards weights, gradients, averages and optimizer state, and gathers the weights for the forward and again
-    for the backward pass, as one unit. It needs a process group; one rank is enough.
+    "fsdp" shards weights, gradients, averages and optimizer state. The weights of one unit (`trainer.networks.unit`)
+    at a time are gathered for its forward and again for its backward pass, in bfloat16 under autocast to it, while
+    the ranks compute the unit before. Gradients are reduced in float32. It needs a process group; one rank is enough.
     """
 
-    def __init__(self, model: Model, accelerator: Accelerator, sharding: Sharding):
+    def __init__(self, model: Model, accelerator: Accelerator, sharding: Sharding, shard_over: ShardOver = "auto"):
+        """Raises TrainingError if `shard_over` does not divide the number of ranks."""
         self.accelerator = accelerator
         if sharding == "fsdp" and dist.is_initialized():
-            from torch.distributed.fsdp import fully_shard
-
-            _refuse_scalars(model)
-            # Without resharding the parameters would be gathered copies after an evaluation.
-            fully_shard(model, reshard_after_forward=True)  # in place
+            mesh = shard_mesh(accelerator.device.type, shard_over)
+            shard(model, mesh, torch.bfloat16 if accelerator.mixed_precision == "bf16" else None)  # in place
             self.forward: nn.Module = model
         else:
             self.forward = accelerator.prepare(model)
@@ -50,32 +56,111 @@ class Parallel:
 
     @contextlib.contextmanager
     def exchanging(self, exchange: bool) -> Iterator[None]:
-        """Whether the backward passes in the block exchange gradients; until one does they accumulate."""
+        """Whether the backward passes in the block exchange gradients; until one does they accumulate.
+
+        Sharded gradients are summed within a copy of the state each time: whole ones might not fit. Only the sum over
+        the copies waits.
+        """
         if _gathers(self.forward):
-            self.forward.set_requires_gradient_sync(exchange)
+            self.forward.set_requires_all_reduce(exchange)
             yield
         else:
             with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self.forward):
                 yield
 
 
-def _refuse_scalars(model: nn.Module) -> None:
+def shard_mesh(device: str, shard_over: ShardOver) -> DeviceMesh:
+    """The ranks as copies of the state, each sharded over neighbouring ranks ("replicate", "shard"), or as one copy.
+
+    auto: a copy on each machine where all machines have as many ranks, more than one; else one copy over all. All
+    ranks together. Raises TrainingError if `shard_over` does not divide the number of ranks.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    ranks = world_size()
+    over = ranks_per_node() if shard_over == "auto" else shard_over
+    if ranks % over:
+        raise TrainingError(f"trainer.shard_over: {over} does not divide the {ranks} ranks; use a divisor, or auto")
+    if over in (1, ranks) and shard_over in ("auto", ranks):
+        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (ranks // over, over), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(model: Model, mesh: DeviceMesh, gathered_in: torch.dtype | None) -> None:
+    """Shard a model in place: its units one by one, then what is left of it.
+
+    The weights of units are gathered in `gathered_in` (None: as they are), those between units as they are, since a
+    denoiser's first and last layers compute in float32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
     if scalars:
         raise TrainingError(f"trainer.sharding: fsdp cannot shard the scalar parameter {scalars[0]}; use ddp")
+    low = MixedPrecisionPolicy(gathered_in, torch.float32, cast_forward_inputs=False)
+    for unit in units(model):
+        fully_shard(unit, mesh=mesh, mp_policy=low, reshard_after_forward=True)
+    # Without resharding the parameters would be gathered copies after an evaluation.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Gathers the weights inside the block, for calls other than `forward`. All ranks together."""
+    """Inside the block all weights are gathered, in full precision, for calls that not all ranks make. All ranks
+    together.
+    """
+    sharded = [module for module in model.modules() if _gathers(module)]
+    with whole_precision(model):
+        for module in sharded:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in sharded:
+                module.set_reshard_after_forward(True, recurse=False)
+                module.reshard()
+
+
+@contextlib.contextmanager
+def whole_precision(model: nn.Module) -> Iterator[None]:
+    """Inside the block sharded weights are gathered with the precision that they have, not in bfloat16, and passes
+    leave no trace: FSDP2 records the order of the units in all passes, by which it prefetches in the next backward
+    pass, and ranks with other records would wait for each other forever. All ranks together, between steps.
+    """
+    modules = list(model.modules())
     if not _gathers(model):
         yield
         return
-    model.unshard()
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    groups = [
+        (group, group.mp_policy)
+        for module in modules
+        if _gathers(module)
+        for group in module._get_fsdp_state()._fsdp_param_groups
+        if group.mp_policy.param_dtype is not None
+    ]
+    for group, _ in groups:
+        _gather_with(group, MixedPrecisionPolicy())
     try:
         yield
     finally:
-        model.reshard()
+        for group, policy in groups:
+            _gather_with(group, policy)
+        model.reset_iter_state()
+
+
+def _gather_with(group: Any, policy: Any) -> None:
+    """Let the weights of an FSDP2 group be gathered with another policy. torch 2.13 has no public way."""
+    group.lazy_init()
+    group.reshard()
+    group.mp_policy = policy
+    for parameter in group.fsdp_params:
+        parameter.all_gather_outputs = []  # the buffer that the gathered parameter is a view of: made anew
+        if hasattr(parameter, "_unsharded_param"):
+            del parameter._unsharded_param
+    group._init_mp_dtypes()
 
 
 def _gathers(model: nn.Module) -> TypeGuard[FSDPModule]:
@@ -96,6 +181,13 @@ def local_part(value: Tensor) -> tuple[Tensor, list[int]]:
     assert is_sharded(value)
     _, offset = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
     return value.to_local(), list(offset)
+
+
+def copy_of(value: Tensor) -> tuple[int, int]:
+    """Which copy of a sharded tensor this rank holds a part of, and the number of copies."""
+    assert is_sharded(value)
+    mesh = value.device_mesh
+    return (mesh.get_local_rank(0), mesh.size(0)) if mesh.ndim == 2 else (0, 1)
 
 
 def local(value: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from trainer.models.rates import WeightedRates
 from trainer.networks import MlpConfig, NetworkConfig
 from trainer.networks.mlp import Activation, mlp
 from trainer.networks.residual import zeroed
+from trainer.networks.unit import Unit
 from trainer.noise import Noise
 from trainer.normal import WIDEST, Normal, at_least, at_most, bounded
 
@@ -150,7 +151,7 @@ class Hvae(Autoencoder, Hierarchy):
         return noise.normal(f"z{level}", (self.latents[level - 1],))
 
 
-class Transition(nn.Module):
+class Transition(Unit):
     """A normal distribution given a neighbouring latent: [B, inputs] to N(mean, scale^2) of [B, outputs].
 
     It starts with a linear mean and scale 1: random log-scales would amplify each other along the chain.

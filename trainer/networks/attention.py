@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from trainer.networks.embedded import Text
 from trainer.networks.normalisation import most_groups
 from trainer.networks.residual import zeroed
+from trainer.networks.unit import Unit
 
 
 class SelfAttention(nn.Module):
@@ -31,7 +32,7 @@ class SelfAttention(nn.Module):
         return query, key, value
 
 
-class MapAttention(nn.Module):
+class MapAttention(Unit):
     """Residual self-attention over the H x W positions of a map [B, C, H, W]; then attention to captions, if any."""
 
     def __init__(self, channels: int, heads: int, text: int = 0):

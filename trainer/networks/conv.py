@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer.config import Config
 from trainer.images import ImageSpec
+from trainer.networks.unit import UnitSequential
 
 
 class ConvConfig(Config):
@@ -31,7 +32,7 @@ class ConvConfig(Config):
             inputs = width
         height, width = self._sides(spec)[-1]
         dense = [nn.Linear(inputs * height * width, self.hidden), nn.SiLU(), nn.Linear(self.hidden, outputs)]
-        return nn.Sequential(*layers, nn.Flatten(), *dense)
+        return UnitSequential(*layers, nn.Flatten(), *dense)
 
     def decoder(self, spec: ImageSpec, inputs: int, channels: int) -> nn.Module:
         """[B, inputs] to [B, channels, H, W]."""
@@ -48,7 +49,7 @@ class ConvConfig(Config):
         for side, after in zip(sides[-2::-1], [*self.channels[-2::-1], self.channels[0]], strict=True):
             layers += [nn.Upsample(size=side, mode="nearest"), nn.Conv2d(before, after, 3, padding=1), nn.SiLU()]
             before = after
-        return nn.Sequential(*layers, nn.Conv2d(before, channels, 3, padding=1))
+        return UnitSequential(*layers, nn.Conv2d(before, channels, 3, padding=1))
 
     def _sides(self, spec: ImageSpec) -> list[tuple[int, int]]:
         """(height, width) at every resolution, the image's own first."""

@@ -12,6 +12,7 @@ from trainer.config import Config
 from trainer.networks.embedded import Text
 from trainer.networks.float32 import first_layer, last_layer
 from trainer.networks.residual import zeroed
+from trainer.networks.unit import Unit
 from trainer.noise import Noise
 
 
@@ -34,7 +35,7 @@ class DenoiserMlpConfig(Config):
         return DenoiserMlp(self, shape, inputs, outputs, embedding)
 
 
-class MlpBlock(nn.Module):
+class MlpBlock(Unit):
     def __init__(self, width: int, embedding: int, dropout: float, name: str):
         super().__init__()
         self.dropout, self.name = dropout, name

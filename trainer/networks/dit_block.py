@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trainer.networks.attention import SelfAttention, merged
 from trainer.networks.residual import zeroed
 from trainer.networks.rotary import rotate
+from trainer.networks.unit import Unit
 from trainer.noise import Noise
 
 
@@ -69,7 +70,7 @@ class Stream(nn.Module):
         return tokens + gate_2 * self.second(inner)
 
 
-class DitBlock(Stream):
+class DitBlock(Stream, Unit):
     """A block of image tokens [B, n, width]."""
 
     def forward(
@@ -87,7 +88,7 @@ class DitBlock(Stream):
         return self.finish(tokens, merged(mixed), modulated, noise)
 
 
-class JointBlock(nn.Module):
+class JointBlock(Unit):
     """A block of image and text tokens, which attend to each other. The last one leaves the text as it is."""
 
     def __init__(self, config: BlockConfig, embedding: int, name: str, last: bool):

@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer.config import Config
 from trainer.images import ImageSpec
+from trainer.networks.unit import UnitSequential, as_unit
 
 Activation = Literal["silu", "tanh", "relu", "gelu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
@@ -34,10 +35,11 @@ class MlpConfig(Config):
 
     def encoder(self, spec: ImageSpec, outputs: int) -> nn.Module:
         """[B, C, H, W] to [B, outputs]."""
-        return nn.Sequential(nn.Flatten(), mlp([spec.dimensions, *self.hidden, outputs], self.activation))
+        return UnitSequential(nn.Flatten(), mlp([spec.dimensions, *self.hidden, outputs], self.activation))
 
     def decoder(self, spec: ImageSpec, inputs: int, channels: int) -> nn.Module:
         """[B, inputs] to [B, channels, H, W]."""
         outputs = channels * spec.height * spec.width
         shape = (channels, spec.height, spec.width)
-        return nn.Sequential(mlp([inputs, *self.hidden, outputs], self.activation), nn.Unflatten(1, shape))
+        layers = as_unit(mlp([inputs, *self.hidden, outputs], self.activation))
+        return nn.Sequential(layers, nn.Unflatten(1, shape))

@@ -1,10 +1,15 @@
-"""Group normalisation (Wu and He 2018): over groups of channels within one image, whatever else is in the batch."""
+"""Normalisation within one image, whatever else is in the batch: over groups of channels (Wu and He 2018), or layers.
+
+Under FSDP2 with bfloat16 the weights of a unit are bfloat16 during its passes, and the input may be float32, which the
+CPU's kernels refuse: such weights are widened.
+"""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -15,7 +20,19 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cuda" and _is_channels_last(x) and not torch.compiler.is_compiling():
             return pointwise_group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        return super().forward(x)
+        return F.group_norm(x, self.num_groups, _widened(self.weight, x), _widened(self.bias, x), self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, of weights that may be narrower than the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = _widened(self.weight, x), _widened(self.bias, x)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+def _widened(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, x.dtype))
 
 
 def pointwise_group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from trainer.networks.normalisation import most_groups
 from trainer.networks.residual import zeroed
+from trainer.networks.unit import Unit
 from trainer.noise import Noise
 
 
-class ConditionedBlock(nn.Module):
+class ConditionedBlock(Unit):
     """Two normalised convolutions (Ho et al. 2020), scaled and shifted between them by the embedding.
 
     [B, inputs, H, W] and [B, embedding] to [B, outputs, H, W]; the second convolution starts at zero. `name` names

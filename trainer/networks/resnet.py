@@ -15,6 +15,7 @@ from trainer.images import ImageSpec
 from trainer.networks.attention import MapAttention
 from trainer.networks.normalisation import wide_groups
 from trainer.networks.residual import scale_down
+from trainer.networks.unit import Unit
 
 
 class ResnetConfig(Config):
@@ -99,7 +100,7 @@ class ResnetConfig(Config):
         return sides
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Unit):
     """x + f(x), [B, channels, H, W]; the last convolution starts smaller by sqrt(1 / depth)."""
 
     def __init__(self, channels: int, depth: int):

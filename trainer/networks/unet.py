@@ -18,6 +18,7 @@ from trainer.networks.float32 import first_layer, last_layer
 from trainer.networks.normalisation import most_groups
 from trainer.networks.residual import zeroed
 from trainer.networks.residual_block import ConditionedBlock
+from trainer.networks.unit import Unit
 from trainer.noise import Noise
 
 
@@ -46,7 +47,7 @@ class UnetConfig(Config):
         return Unet(self, shape, inputs, outputs, embedding, text)
 
 
-class UnetBlock(nn.Module):
+class UnetBlock(Unit):
     """A residual block, and attention where the map is of the right size."""
 
     def __init__(self, config: UnetConfig, inputs: int, outputs: int, height: int, widths: tuple[int, int], name: str):

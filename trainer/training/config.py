@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from trainer.checkpoints.retention import CheckpointConfig
 from trainer.config import Config, MayChange
 from trainer.distributed.device import ChannelsLast, Precision
-from trainer.distributed.sharding import Sharding
+from trainer.distributed.sharding import Sharding, ShardOver
 from trainer.training.guard import GuardConfig
 
 
@@ -33,7 +33,11 @@ class TrainerConfig(Config):
     an uninterrupted one."""
     sharding: Annotated[Sharding, MayChange] = "ddp"
     """ddp: each rank holds the whole state. fsdp: each rank holds a shard of weights, gradients, averages and
-    optimizer state (FSDP2)."""
+    optimizer state (FSDP2); the weights of one block or stage at a time are gathered."""
+    shard_over: Annotated[ShardOver, MayChange] = "auto"
+    """With fsdp: the number of ranks, neighbours, that share one copy of the state; there are as many copies as fit
+    (HSDP). Divides the number of ranks. auto: the ranks of a machine, where all machines have as many and more than
+    one; else all ranks."""
     hang_timeout: Annotated[PositiveFloat, MayChange] = 600.0
     """Seconds without progress (a hanging rank, a lost network) after which a rank prints the stack traces of its
     threads and exits. Must exceed the longest outage of the store that is waited for (LOWERBOUND_PATIENCE)."""

@@ -14,6 +14,7 @@ from trainer.conditions import ConditionUses, shuffled_names
 from trainer.distributed.device import ReportPrecision, report_precision
 from trainer.distributed.interruption import interruption_point
 from trainer.distributed.ranks import all_reduce_sum
+from trainer.distributed.sharding import whole_precision
 from trainer.errors import TrainingError
 from trainer.models.base import Model, condition
 from trainer.noise import Noise
@@ -51,11 +52,11 @@ class Estimate:
 
 @contextlib.contextmanager
 def evaluation_mode(model: Model) -> Iterator[None]:
-    """The model in evaluation mode, without gradients."""
+    """The model in evaluation mode, without gradients; sharded weights are gathered in full precision."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), whole_precision(model):
             yield
     finally:
         model.train(training)

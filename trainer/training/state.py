@@ -13,6 +13,7 @@ from trainer.checkpoints.bounds import Bounds
 from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.staging import State
 from trainer.distributed.device import to_device
+from trainer.distributed.ranks import rank
 from trainer.distributed.sharding import Parallel, gathered_tensor
 from trainer.models.base import Model
 from trainer.tracking.display import say_on_rank_zero
@@ -80,7 +81,7 @@ class TrainState:
         image_utilisation = utilisation(model, bf16, config.peak_flops, say_on_rank_zero)
         return cls(
             model=model,
-            parallel=Parallel(model, accelerator, config.sharding),  # before the optimizer: FSDP replaces parameters
+            parallel=Parallel(model, accelerator, config.sharding, config.shard_over),  # FSDP replaces parameters
             optimizer=adamw(model, optim),
             ema=Ema(model, optim.ema),
             posthoc=PosthocEma(model) if optim.posthoc else None,
@@ -171,6 +172,12 @@ class TrainState:
         self.metrics.load_state_dict(progress["sums"])
 
     def averaged(self) -> dict[str, Tensor]:
-        """The model's tensors with averaged weights, whole. All ranks together."""
-        tensors: dict[str, Tensor] = self.model.state_dict() | self.ema.state_dict()
-        return {name: gathered_tensor(value) for name, value in tensors.items()}
+        """The model's tensors with averaged weights, whole, in host memory; empty on ranks other than 0. All ranks
+        together.
+        """
+        whole = {}
+        for name, value in (self.model.state_dict() | self.ema.state_dict()).items():
+            tensor = gathered_tensor(value)
+            if rank() == 0:
+                whole[name] = tensor.cpu()
+        return whole

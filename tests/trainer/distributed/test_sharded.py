@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.jobs.runs import assert_bitwise_equal, newest_tensors, training_rows
 from tests.testbed.ranks import together
 from tests.testbed.steps import train
 from trainer.checkpoints.export import load
+from trainer.checkpoints.lineage import Lineage
 from trainer.checkpoints.snapshots import reconstruct
 from trainer.checkpoints.tensor_files import (
     Piece,
@@ -69,6 +71,32 @@ def test_a_run_goes_from_two_ranks_to_one_and_back(config_file, sharding):  # no
     for name, value in newest_tensors(load_config(str(alone)).run).items():
         torch.testing.assert_close(newest_tensors(moved.run)[name], value, rtol=5e-3, atol=5e-4)
     assert [row["images"] for row in training_rows(moved.run)] == [2 * BATCH * n for n in range(1, 11)]
+
+
+def test_a_run_goes_from_two_copies_on_four_ranks_to_three_ranks_to_one_and_two(config_file):  # noqa: F811
+    """Three ranks take uneven shares of the batch, and of most tensors."""
+    alone = config_file("alone")
+    train_rank(load_config(str(alone)))
+    path = config_file("moved", trainer={"sharding": "fsdp", "shard_over": 2})
+    together(4, train, path, None, f"trainer.images={5 * BATCH}")
+    files, pieces = written(path, "model")
+    assert len(files) == 4  # all ranks write
+    assert set(pieces) == {1}  # nothing twice
+    together(3, train, path, None, f"trainer.images={10 * BATCH}", "trainer.shard_over=auto")
+    train_rank(load_config(str(path), [f"trainer.images={15 * BATCH}", "trainer.shard_over=auto"]))
+    together(2, train, path)
+    for name, value in newest_tensors(load_config(str(alone)).run).items():
+        torch.testing.assert_close(newest_tensors(load_config(str(path)).run)[name], value, rtol=5e-3, atol=5e-4)
+
+
+def written(path, section):
+    """The names of the section's files in the newest commit, and the number of pieces of each part of a tensor."""
+    lineage = Lineage(Storage(load_config(str(path)).run))
+    folder = lineage.folder(next(iter(lineage.history())))
+    layout = parsed_layout(json.loads(folder.run.read(f"{folder.path}/layout.json")))
+    parts = Counter((name, piece.begin) for name, stored in layout[section].items() for piece in stored.pieces)
+    files = {piece.file for stored in layout[section].values() for piece in stored.pieces}
+    return files, list(parts.values())
 
 
 def test_two_sharded_ranks_go_on_bitwise(config_file):  # noqa: F811

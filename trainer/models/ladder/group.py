@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainer.models.ladder.config import StageConfig
 from trainer.networks.cells import Cells
 from trainer.networks.residual import scale_down
+from trainer.networks.unit import Unit
 from trainer.normal import WIDEST, Normal, at_most, bounded
 
 
@@ -21,7 +22,7 @@ class Draw(NamedTuple):
     q: Normal | None
 
 
-class Group(nn.Module):
+class Group(Unit):
     """p(z | above), N(0, I) if `standard`; q(z | above, x); and the features below a draw of z from one of them."""
 
     def __init__(self, cells: Cells, stage: StageConfig, side: int, depth: int, standard: bool):

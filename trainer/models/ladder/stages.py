@@ -12,12 +12,13 @@ from trainer.models.conditioned import GivenShift
 from trainer.models.ladder.config import StageConfig
 from trainer.models.ladder.group import Group
 from trainer.networks.cells import Cells
+from trainer.networks.unit import Unit
 
 Side = tuple[int, int]  # (height, width) of maps; (1, 1) for vectors
 Run = Callable[..., Any]  # run(part, *inputs): part(*inputs), perhaps to be computed again in the backward pass
 
 
-class StageUp(nn.Module):
+class StageUp(Unit):
     """From the features of the stage before, towards the image, to those of this one."""
 
     def __init__(self, cells: Cells, stage: StageConfig, before: int, side: Side, depth: int, given: int = 0):

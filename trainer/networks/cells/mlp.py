@@ -11,6 +11,7 @@ from trainer.images import ImageSpec
 from trainer.networks.cells.base import Cells
 from trainer.networks.mlp import ACTIVATIONS, Activation
 from trainer.networks.residual import Layer, scale_down, zeroed
+from trainer.networks.unit import Unit
 
 
 class MlpCells(Cells):
@@ -44,7 +45,7 @@ class MlpCells(Cells):
         return nn.Sequential(ACTIVATIONS[self.activation](), last, nn.Unflatten(1, shape))
 
 
-class MlpCell(nn.Module):
+class MlpCell(Unit):
     """x + f(x), [B, width]: two linear layers, each behind an activation."""
 
     def __init__(self, width: int, hidden: int, activation: Activation, depth: int):

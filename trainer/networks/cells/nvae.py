@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainer.networks.cells.base import Cells
 from trainer.networks.normalisation import wide_groups
 from trainer.networks.residual import scale_down, zeroed
+from trainer.networks.unit import Unit
 
 
 class NvaeCells(Cells):
@@ -44,7 +45,7 @@ class NvaeCells(Cells):
         return NvaeCell(nn.Sequential(*layers, last), SqueezeExcitation(width, max(width // self.squeeze, 4)))
 
 
-class NvaeCell(nn.Module):
+class NvaeCell(Unit):
     """x + SE(branch(x)), [B, width, H, W]."""
 
     def __init__(self, branch: nn.Sequential, excitation: SqueezeExcitation):

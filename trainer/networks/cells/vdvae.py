@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.networks.cells.base import Cells
 from trainer.networks.residual import scale_down, zeroed
+from trainer.networks.unit import Unit
 
 
 class VdvaeCells(Cells):
@@ -43,7 +44,7 @@ def bottleneck(inputs: int, last: nn.Conv2d, side: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.GELU(), last)
 
 
-class VdvaeCell(nn.Module):
+class VdvaeCell(Unit):
     """x + bottleneck(x), [B, width, H, W]."""
 
     def __init__(self, branch: nn.Sequential):

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config, MayChange
+from trainer.networks.unit import as_unit
 from trainer.noise import Noise
 
 
@@ -58,6 +59,9 @@ class PretrainedEncoder(nn.Module):
         super().__init__()
         self.width = width
         self.frozen = encoder.requires_grad_(False).eval()
+        for layers in [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]:
+            for layer in layers:
+                as_unit(layer)
         hidden: int = encoder.config.hidden_size
         self.inward, self.mean = nn.Linear(hidden, width), nn.Linear(hidden, width)
         self.summary = nn.Parameter(torch.zeros(width))

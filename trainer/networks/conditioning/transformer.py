@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.networks.attention import SelfAttention
+from trainer.networks.normalisation import LayerNorm
+from trainer.networks.unit import Unit
 from trainer.noise import Noise
 
 
@@ -62,14 +64,14 @@ class TextTransformer(nn.Module):
         return self.norm(tokens)
 
 
-class TextBlock(nn.Module):
+class TextBlock(Unit):
     """Attention and an MLP, both residual."""
 
     def __init__(self, config: TransformerConfig, name: str):
         super().__init__()
         width = config.width
         self.dropout, self.name = config.dropout, name
-        self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.first_norm, self.second_norm = LayerNorm(width), LayerNorm(width)
         self.attention = SelfAttention(width, config.heads)
         self.first, self.second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         nn.init.normal_(self.attention.outward.weight, std=0.02)
