@@ -28,7 +28,7 @@ def check_shards(table: pa.Table) -> None:
     images, grey = numbers(table.column("images")), numbers(table.column("grey"))
     if (grey > images).any():
         raise ValueError("grey: more grey images than images")
-    if images.astype(np.float64).sum() > _MOST_IMAGES:
+    if images.sum(dtype=np.float64) > _MOST_IMAGES:
         raise ValueError(f"images: more than {_MOST_IMAGES:,} in all")
     hashes = np.fromiter((hash(name) for name in _checked_names(table)), np.int64, table.num_rows)
     if len(np.unique(hashes)) < len(hashes):

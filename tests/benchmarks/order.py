@@ -52,13 +52,13 @@ def measure(folder: str) -> None:
     from datasets.order.shuffled import ShuffledOrder
     from datasets.shards.index import Index
 
-    before = peak_memory()
+    before, mapped, own = peak_memory(), _status("RssFile"), _status("RssAnon")
     began, cpu = time.perf_counter(), time.process_time()
     index = Index.open("/nowhere", folder)
     order = ShuffledOrder(index.counts, 1, STREAMS, WINDOW)
     order.locate(order.places(np.arange(BATCH)))
     opened, cpu = time.perf_counter() - began, time.process_time() - cpu
-    held, mapped = peak_memory(), _status("RssFile")
+    held, mapped, own = peak_memory(), _status("RssFile") - mapped, _status("RssAnon") - own
     fingerprint = time.perf_counter()
     _ = index.fingerprint
     fingerprint = time.perf_counter() - fingerprint
@@ -70,7 +70,8 @@ def measure(folder: str) -> None:
         times.append(time.perf_counter() - began)
     print(f"{SHARDS:,} shards, {order.images:,} images")
     print(f"opened, first batch located: {opened:.2f} s ({cpu:.2f} s of CPU); fingerprint: {fingerprint:.2f} s")
-    print(f"peak memory {held:.0f} MB ({mapped:.0f} MB of mapped files), after the imports {before:.0f} MB")
+    print(f"peak memory {held - before:.0f} MB more than after the imports ({before:.0f} MB)")
+    print(f"then held: {own:.0f} MB of its own, and {mapped:.0f} MB of the mapped index, which all ranks of a host share")
     print(f"at the end {peak_memory():.0f} MB")
     most = f"{1000 * statistics.median(times):.2f} ms (median), {1000 * max(times):.2f} ms (most)"
     print(f"{BATCH} positions located in {most}")
