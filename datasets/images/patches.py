@@ -10,7 +10,7 @@ import numpy as np
 from datasets.errors import DataError
 from datasets.hashing import key_of
 from datasets.images.decode import Format, Pixels
-from datasets.images.transform import Box, four_draws, resized
+from datasets.images.transform import Box, four_draws, inside, resized
 
 if TYPE_CHECKING:  # loader processes without a transform need not import pydantic
     from datasets.config import PatchesConfig
@@ -75,7 +75,7 @@ class PatchTransform:
         rows, columns = self._grid(*size, draws)
         left, upper, right, lower = self._box(*size, rows, columns, draws)
         down, across = image.shape[0] / size[0], image.shape[1] / size[1]
-        box = left * across, upper * down, right * across, lower * down
+        box = inside((left * across, upper * down, right * across, lower * down), image.shape[1], image.shape[0])
         image = resized(image, columns * patch, rows * patch, box, self._levels - 1)
         if self._config.flip and draws is not None and draws[3] < 0.5:
             image = image[:, ::-1]
@@ -129,7 +129,7 @@ class PatchTransform:
         x, y = left * (width - unit * wide), upper * (height - unit * tall)
         if unit == 1:
             x, y = round(x), round(y)  # whole pixels: a crop without resampling
-        return x, y, x + unit * wide, y + unit * tall
+        return inside((x, y, x + unit * wide, y + unit * tall), width, height)
 
 
 def _exact_grid(height: int, width: int, patches: int, patch: int) -> Grid:

@@ -88,7 +88,13 @@ class Transform:
         x, y = left * (width - across), upper * (height - down)
         if unit == 1:
             x, y = round(x), round(y)  # whole pixels: a crop without resampling
-        return x, y, x + across, y + down
+        return inside((x, y, x + across, y + down), width, height)
+
+
+def inside(box: Box, width: int, height: int) -> Box:
+    """The part of a box that is inside an image: rounding errors may place a side just outside."""
+    left, upper, right, lower = box
+    return max(left, 0), max(upper, 0), min(right, width), min(lower, height)
 
 
 def four_draws(key: Key, position: int) -> list[float]:

@@ -71,7 +71,9 @@ def measure(folder: str) -> None:
     print(f"{SHARDS:,} shards, {order.images:,} images")
     print(f"opened, first batch located: {opened:.2f} s ({cpu:.2f} s of CPU); fingerprint: {fingerprint:.2f} s")
     print(f"peak memory {held - before:.0f} MB more than after the imports ({before:.0f} MB)")
-    print(f"then held: {own:.0f} MB of its own, and {mapped:.0f} MB of the mapped index, which all ranks of a host share")
+    print(
+        f"then held: {own:.0f} MB of its own, and {mapped:.0f} MB of the mapped index, which all ranks of a host share"
+    )
     print(f"at the end {peak_memory():.0f} MB")
     most = f"{1000 * statistics.median(times):.2f} ms (median), {1000 * max(times):.2f} ms (most)"
     print(f"{BATCH} positions located in {most}")

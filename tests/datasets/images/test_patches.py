@@ -129,6 +129,16 @@ def test_what_is_left_over_is_cropped_by_seed_and_position():
     assert 15 < flipped < 45
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_crop_is_inside_images_of_every_size(seed):
+    """With rounding errors: a side of -1e-15 ended a run."""
+    transform = PatchTransform(PatchesConfig(patches=256, patch=16), COLOUR, seed)
+    for height in range(19, 400, 13):
+        for width in range(16, 400, 10):
+            row = transform(np.zeros((height, width, 3), np.uint8), 5, (height, width))
+            assert row[:, :PLACE].max(0).tolist() == list(transform.grid(height, width, 5))
+
+
 def test_some_training_images_get_smaller_grids():
     config = PatchesConfig(patches=64, patch=8, smaller=0.5)
     transform = PatchTransform(config, GREY, 1)

@@ -28,6 +28,17 @@ def ramp(height: int, width: int) -> np.ndarray:
     return np.stack([y, x, y + x], axis=2).astype(np.uint8)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (64, 48), (224, 224), (17, 31)])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_crop_is_inside_images_of_every_size(size, seed):
+    """With rounding errors: a side of -1e-15 ended a run."""
+    config = TransformConfig(size=size, crop="centre" if seed is None else "random")
+    transform = Transform(config, ANY, seed)
+    for height in range(16, 300, 13):
+        for width in range(16, 300, 7):
+            assert transform(np.zeros((height, width, 3), np.uint8), 5).shape == (*size, 3)
+
+
 def test_a_centre_crop_of_the_same_size_is_not_resampled():
     image = ramp(10, 30)
     out = Transform(TransformConfig(size=(10, 10)), ANY, None)(image, 0)
