@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from cluster.storage.sizes import Bytes
 from cluster.storage.storage import absolute, is_local
 from datasets.conditions.config import ConditionConfig, TextConfig
 from datasets.images.kinds import MAX_PIXELS
 from datasets.section import MayChange, Section
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_bytes(value: object) -> object:
-    """A number of bytes from an integer or a string such as "512MiB" or "2 GB"."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", value.lower())
-    if not match:
-        raise ValueError(f"{value!r} is not a number of bytes such as 512MiB or 2GB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def format_bytes(size: float) -> str:
-    """A number of bytes for a person: 512 bytes, 1.5 MiB, 300 GiB."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if size >= 100 or unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError
 
 
 def _absolute(urls: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -47,7 +26,6 @@ def _check_index(name: str, index: str | tuple[str, ...], entries: str, urls: st
         raise ValueError(f"{name} has {count} URLs for {wanted} entries of {entries}; it has one for each")
 
 
-Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
 Urls = str | tuple[str, ...]
 
 

@@ -14,8 +14,8 @@ from functools import partial
 
 from pydantic import ValidationError
 
+from cluster.storage.sizes import parse_bytes
 from cluster.storage.storage import absolute, is_local
-from datasets.config import parse_bytes
 from datasets.images.decode import BACKGROUND
 from datasets.images.kinds import MAX_PIXELS
 from datasets.packing.encoding import Encoding

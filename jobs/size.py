@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from datasets.config import format_bytes
+from cluster.storage.sizes import format_bytes
 from datasets.order.dealing import deal, largest_share
 from datasets.order.streams import memory_needed
 from jobs.config.resolved import ResolvedRun

@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 import torch
 
-from datasets.config import DataConfig, format_bytes
+from cluster.storage.sizes import format_bytes
+from datasets.config import DataConfig
 from datasets.errors import DataError
 from datasets.loading.batches import Batches
 from datasets.loading.conditions import conditions_of

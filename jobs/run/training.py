@@ -113,8 +113,6 @@ class TrainingRun:
             "transform": config.data.transform and config.data.transform.model_dump(mode="json"),
         }
         say_on_rank_zero(f"{_count(model):,} parameters on {self.accelerator.device.type} x {world_size()}")
-        if config.trainer.compile:
-            model.compile()
         if not resumes and config.init_from:
             warm_start(model, config.init_from, config.init_weights)
             say_on_rank_zero(f"initial weights ({in_words(config.init_weights)}) from {config.init_from}")

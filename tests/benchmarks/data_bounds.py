@@ -14,7 +14,8 @@ import time
 import psutil
 import torch
 
-from datasets.config import DataConfig, format_bytes
+from cluster.storage.sizes import format_bytes
+from datasets.config import DataConfig
 from datasets.loading.build import training_batches
 from datasets.order.streams import memory_needed
 from datasets.shards.index import Index

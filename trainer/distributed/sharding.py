@@ -151,6 +151,18 @@ def whole_precision(model: nn.Module) -> Iterator[None]:
         model.reset_iter_state()
 
 
+def gathered_weights(model: nn.Module) -> list[Tensor]:
+    """The buffers that hold the weights of sharded units while they are gathered; empty in between."""
+    return [
+        buffer
+        for module in model.modules()
+        if _gathers(module)
+        for group in module._get_fsdp_state()._fsdp_param_groups
+        for parameter in group.fsdp_params
+        for buffer in parameter.all_gather_outputs
+    ]
+
+
 def _gather_with(group: Any, policy: Any) -> None:
     """Let the weights of an FSDP2 group be gathered with another policy. torch 2.13 has no public way."""
     group.lazy_init()

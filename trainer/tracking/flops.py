@@ -6,19 +6,21 @@ MFU as Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): only what the
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.models.base import Model
-from trainer.noise import Noise
+from trainer.models.example import example
+from trainer.networks.unit import units
 
 # Dense bfloat16 matrix products with float32 sums, FLOP/s, from the makers' data sheets. A product without an entry (a
 # laptop's, a part of a GPU by MIG, one without bfloat16 units) has no MFU.
@@ -53,11 +55,19 @@ def peak_of(name: str) -> float | None:
     return PEAKS.get(" ".join(parts))
 
 
+class UnitBytes(NamedTuple):
+    """Bytes of a unit's forward pass, per image."""
+
+    kept: float  # what autograd keeps of it
+    inputs: float
+
+
 class Pass(NamedTuple):
     """Costs of a forward and backward pass, per image."""
 
     activations: float  # bytes that autograd keeps between the two
     flops: float  # matrix products and convolutions, both ways; without recomputed activations
+    units: tuple[UnitBytes, ...] = ()  # of `trainer.networks.unit.units`, in their order
 
 
 class _ModelFlops(FlopCounterMode):
@@ -112,26 +122,62 @@ def measure(model: Model, precision: torch.dtype) -> Pass:
     eager = torch.compiler.set_stance("force_eager") if model._compiled_call_impl else contextlib.nullcontext()
     found = []
     for images in (2, 4):
-        storages: dict[int, int] = {}
-
-        def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in kept_anyway:
-                storages[storage._cdata] = storage.nbytes()
-            return tensor
-
+        kept = _KeptByUnit(model, kept_anyway)
         autocast = torch.autocast(some.device.type, precision, precision != torch.float32)
         with eager, mode, _ModelFlops() as flops, autocast, torch.device(some.device):
-            batch = torch.zeros(images, *model.spec.batch_shape, dtype=torch.uint8)
-            condition = {"label": torch.zeros(images, dtype=torch.int64)} if model.spec.classes else None
-            noise = Noise(0, "train", torch.arange(images), images)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                elbo = functional_call(model, shapes, (batch, condition, noise, torch.zeros(())))
+            inputs = example(model, images)
+            with kept:
+                elbo = functional_call(model, shapes, inputs)
             flops.in_backward = True
             elbo.loss.sum().backward()
-        found.append((sum(storages.values()), flops.get_total_flops()))
-    (few_bytes, few_flops), (more_bytes, more_flops) = found
-    return Pass((more_bytes - few_bytes) / 2, (more_flops - few_flops) / 2)
+        found.append((*kept.bytes(), flops.get_total_flops()))
+    (few_kept, few_inputs, few_flops), (more_kept, more_inputs, more_flops) = found
+    kept_bytes = [(more - few) / 2 for few, more in zip(few_kept, more_kept, strict=True)]
+    input_bytes = [(more - few) / 2 for few, more in zip(few_inputs, more_inputs, strict=True)]
+    by_unit = tuple(UnitBytes(*sizes) for sizes in zip(kept_bytes[1:], input_bytes, strict=True))
+    return Pass(sum(kept_bytes), (more_flops - few_flops) / 2, by_unit)
+
+
+class _KeptByUnit:
+    """Inside the block what autograd keeps is counted, once each storage, with the unit that is being computed."""
+
+    def __init__(self, model: Model, kept_anyway: set[int]):
+        self.units, self.kept_anyway = units(model), kept_anyway
+        self.storages: dict[int, tuple[int, int]] = {}  # number of the unit (0: between units) and bytes
+        self.inputs = [0] * len(self.units)
+        self.current = 0
+        self._exits = contextlib.ExitStack()
+
+    def bytes(self) -> tuple[list[int], list[int]]:
+        """Kept between units, then in each unit; inputs of each unit."""
+        kept = [0] * (1 + len(self.units))
+        for unit, size in self.storages.values():
+            kept[unit] += size
+        return kept, self.inputs
+
+    def __enter__(self) -> None:
+        hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self._exits.enter_context(hooks)
+        for number, unit in enumerate(self.units, start=1):
+            entry = unit.register_forward_pre_hook(functools.partial(self._enter, number))
+            self._exits.callback(entry.remove)
+            self._exits.callback(unit.register_forward_hook(self._leave).remove)
+
+    def __exit__(self, *failure: object) -> None:
+        self._exits.close()
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.kept_anyway:
+            self.storages.setdefault(storage._cdata, (self.current, storage.nbytes()))
+        return tensor
+
+    def _enter(self, number: int, unit: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.current = number
+        self.inputs[number - 1] = sum(value.nbytes for value in inputs if isinstance(value, Tensor))
+
+    def _leave(self, *_: Any) -> None:
+        self.current = 0
 
 
 def utilisation(

@@ -10,7 +10,9 @@ from trainer.checkpoints.retention import CheckpointConfig
 from trainer.config import Config, MayChange
 from trainer.distributed.device import ChannelsLast, Precision
 from trainer.distributed.sharding import Sharding, ShardOver
+from trainer.training.compilation import Compile
 from trainer.training.guard import GuardConfig
+from trainer.training.recomputation import ActivationCheckpointing
 
 
 class TrainerConfig(Config):
@@ -41,8 +43,13 @@ class TrainerConfig(Config):
     hang_timeout: Annotated[PositiveFloat, MayChange] = 600.0
     """Seconds without progress (a hanging rank, a lost network) after which a rank prints the stack traces of its
     threads and exits. Must exceed the longest outage of the store that is waited for (LOWERBOUND_PATIENCE)."""
-    compile: Annotated[bool, MayChange] = False
-    """Compile the model with torch.compile."""
+    compile: Annotated[Compile, MayChange] = False
+    """Compile the model with torch.compile: as a whole (true; with fsdp as units), or its blocks and stages one by one
+    (units), which compiles blocks that are alike once."""
+    activation_checkpointing: Annotated[ActivationCheckpointing, MayChange] = "none"
+    """Blocks and stages of the model whose activations the backward pass computes again instead of keeping them: less
+    memory, up to a third more time, the same results. none, all, {every: n}, or {budget: 20GiB}: as few as keep the
+    activations of a micro-batch below so many bytes."""
     peak_flops: Annotated[PositiveFloat | None, MayChange] = None
     """Peak FLOP/s of a device, for the MFU. null: from a table of GPUs; no MFU on CPU."""
     profile: Annotated[NonNegativeInt, MayChange] = 0

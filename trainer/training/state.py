@@ -13,17 +13,19 @@ from trainer.checkpoints.bounds import Bounds
 from trainer.checkpoints.reading import SavedState
 from trainer.checkpoints.staging import State
 from trainer.distributed.device import to_device
-from trainer.distributed.ranks import rank
+from trainer.distributed.ranks import rank, world_size
 from trainer.distributed.sharding import Parallel, gathered_tensor
 from trainer.models.base import Model
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.flops import utilisation
 from trainer.training.clipping import Clipping
+from trainer.training.compilation import compile_model
 from trainer.training.ema import Ema
 from trainer.training.guard import Guard
 from trainer.training.metrics import Metrics
 from trainer.training.optimizer import OptimConfig, adamw, allocated_optimizer_state, learning_rate, optimizer_state
 from trainer.training.posthoc_ema import PosthocEma
+from trainer.training.recomputation import recompute, recomputed_units
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,6 +81,7 @@ class TrainState:
         to_device(model, accelerator.device, config.channels_last, config.sharding)
         bf16 = accelerator.mixed_precision == "bf16"
         image_utilisation = utilisation(model, bf16, config.peak_flops, say_on_rank_zero)
+        prepare_units(model, config, torch.bfloat16 if bf16 else torch.float32)
         return cls(
             model=model,
             parallel=Parallel(model, accelerator, config.sharding, config.shard_over),  # FSDP replaces parameters
@@ -181,3 +184,15 @@ class TrainState:
             if rank() == 0:
                 whole[name] = tensor.cpu()
         return whole
+
+
+def prepare_units(model: Model, config: TrainerConfig, precision: torch.dtype) -> None:
+    """Compile and recompute units as configured, in place, before they are sharded."""
+    images = -(-config.batch // world_size())
+    at_once = min(config.micro_batch or images, images)
+    again, line = recomputed_units(model, config.activation_checkpointing, at_once, precision)
+    if line:
+        say_on_rank_zero(line)
+    compile_model(model, config.compile, config.sharding)
+    for unit in again:  # outside of what is compiled: FSDP2's hooks and checkpointing see plain calls
+        recompute(unit)

@@ -1,0 +1,1 @@
+"""How much memory, traffic and computation a training step takes, from shapes alone."""

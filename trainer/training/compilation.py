@@ -1,0 +1,24 @@
+"""torch.compile of a whole model, or of its units one by one."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from trainer.models.base import Model
+from trainer.networks.unit import units
+
+Compile = bool | Literal["units"]
+
+
+def compile_model(model: Model, choice: Compile, sharding: str, backend: Any = "inductor") -> None:
+    """Compile a model in place, before it is sharded: its units under FSDP2, whose hooks between them stay as they are.
+
+    Units that are alike share one graph, with their weights as inputs.
+    """
+    if choice == "units" or (choice and sharding == "fsdp"):
+        for unit in units(model):
+            unit.forward = torch.compile(unit.forward, backend=backend)
+    elif choice:
+        model.compile(backend=backend)
