@@ -91,12 +91,17 @@ def _start(request):
 @pytest.mark.parametrize("ask", READS)
 @pytest.mark.parametrize("kind", ["reset", "truncate", "stall"])
 def test_an_interrupted_body_is_resumed_where_it_ended(behind, proxy, kind, ask):
-    proxy.add(cut := Fault(kind, after=1_000_000, times=1, method="GET"))
-    assert READS[ask](behind) == WHOLE[ask]
-    assert [request.fault for request in proxy.requests] == [kind, None]
-    begun, resumed = (_start(request) for request in proxy.requests)
-    assert 0 < resumed - begun <= cut.after
-    assert proxy.sent == cut.after + len(WHOLE[ask]) - (resumed - begun)
+    for _ in range(10):
+        proxy.forget()
+        proxy.add(cut := Fault(kind, after=1_000_000, times=1, method="GET"))
+        assert READS[ask](behind) == WHOLE[ask]
+        assert [request.fault for request in proxy.requests] == [kind, None]
+        begun, resumed = (_start(request) for request in proxy.requests)
+        assert 0 <= resumed - begun <= cut.after
+        assert proxy.sent == cut.after + len(WHOLE[ask]) - (resumed - begun)
+        if resumed > begun:  # on a busy machine the client may see the end before it has taken any byte
+            return
+    raise AssertionError("a body was never resumed after its beginning")
 
 
 @pytest.mark.parametrize("ask", READS)
