@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class Tokens(NamedTuple):
-    """Captions as the ids of their tokens."""
+    """Captions as the ids of their tokens, or as vectors that an encoder made of these."""
 
-    ids: Tensor  # int32 [B, T], 0 after the end
+    ids: Tensor  # int32 [B, T], or float16 [B, T, size]; 0 after the end
     lengths: Tensor  # int32 [B]; 0: no caption
 
     @property
@@ -26,7 +26,7 @@ class TokenArrays(Protocol):
 
     @property
     def ids(self) -> Tensor:
-        """int32 [B, T]"""
+        """int32 [B, T], or float16 [B, T, size]"""
 
     @property
     def lengths(self) -> Tensor:

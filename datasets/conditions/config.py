@@ -62,10 +62,25 @@ class VectorConfig(Section):
     """Length of the vector."""
 
 
+class SequenceConfig(Section):
+    """The tokens of a caption through an encoder, a vector each, from a .npy member of shape [T, size]."""
+
+    kind: Literal["sequence"]
+    member: str
+    """Extension of the member: `text.npy`, as `jobs.encode --with text:FOLDER` names it."""
+    size: int = Field(ge=1, le=1 << 16)
+    """Length of each vector."""
+    max_tokens: int = Field(default=77, ge=1, le=4096)
+    """Longer sequences are cut. A batch has room for so many in float16, whatever their length."""
+
+
 class GeometryConfig(Section):
     """Height and width of the original image and the place of the crop (SDXL, arXiv 2307.01952, section 2.2)."""
 
     kind: Literal["geometry"]
 
 
-ConditionConfig = Annotated[ClassConfig | TextConfig | VectorConfig | GeometryConfig, Field(discriminator="kind")]
+ConditionConfig = Annotated[
+    ClassConfig | TextConfig | VectorConfig | SequenceConfig | GeometryConfig, Field(discriminator="kind")
+]
+"""What images are conditioned on: classes, captions, vectors, sequences, crops, read from the members of a sample."""

@@ -26,9 +26,9 @@ _AHEAD = 2  # batches prepared ahead
 
 
 class Tokens(NamedTuple):
-    """Captions as the ids of their tokens."""
+    """Captions as the ids of their tokens, or as vectors that an encoder made of these."""
 
-    ids: Tensor  # int32 [n, T], 0 after the end
+    ids: Tensor  # int32 [n, T], or float16 [n, T, size]; 0 after the end
     lengths: Tensor  # int32 [n]; 0: no caption
 
 

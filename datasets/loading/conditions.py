@@ -8,8 +8,9 @@ from functools import partial
 from datasets.conditions.captions import TextCondition, caption_of
 from datasets.conditions.classes import ClassCondition
 from datasets.conditions.condition import Condition
-from datasets.conditions.config import ClassConfig, GeometryConfig, TextConfig, VectorConfig
+from datasets.conditions.config import ClassConfig, GeometryConfig, SequenceConfig, TextConfig, VectorConfig
 from datasets.conditions.geometry import GeometryCondition
+from datasets.conditions.sequences import SequenceCondition
 from datasets.conditions.vectors import VectorCondition
 from datasets.config import DataConfig
 from datasets.errors import DataError
@@ -52,6 +53,8 @@ def conditions_of(
                 )
             case VectorConfig():
                 found.append(VectorCondition(name, given.member, given.size))
+            case SequenceConfig():
+                found.append(SequenceCondition(name, given.member, given.size, given.max_tokens))
             case GeometryConfig():
                 found.append(GeometryCondition(name, transform))
     return tuple(found)
@@ -80,7 +83,7 @@ def check_conditions(config: DataConfig, index: Index) -> None:
             case TextConfig():
                 for source in given.members:
                     _check_source(name, source, index)
-            case VectorConfig():
+            case VectorConfig() | SequenceConfig():
                 _check_member(name, given.member, index)
             case GeometryConfig():
                 pass

@@ -166,5 +166,7 @@ def _unpacked(header: Header, data: bytes) -> Condition:
             array = np.frombuffer(whole, np.dtype(kind), size, place).reshape(shape)
             place += array.nbytes
             columns.append(torch.from_numpy(array.astype(np.float32 if kind == "<f4" else np.int64)))
-        found[name] = columns[0] if len(columns) == 1 else Tokens(*(column.int() for column in columns))
+        found[name] = (
+            columns[0] if len(columns) == 1 else Tokens(*(c if c.is_floating_point() else c.int() for c in columns))
+        )
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from datasets.conditions.config import SequenceConfig, VectorConfig
 from datasets.config import DataConfig
 from datasets.loading.conditions import kinds_of
 from datasets.shards.index import Index
@@ -30,3 +31,6 @@ def check_fed(model: ModelConfigBase, data: DataConfig, index: Index) -> None:
             raise ConfigError(f"{key}.kind: is {condition.kind}; {name} of the data is of kind {fed[name]}")
         if condition.kind == "class" and condition.classes and condition.classes < index.classes:
             raise ConfigError(f"{key}.classes: {condition.classes}; the data has {index.classes} classes: {index.url}")
+        read = data.conditions.get(name)
+        if isinstance(read, VectorConfig | SequenceConfig) and condition.size != read.size:
+            raise ConfigError(f"{key}.size: {condition.size}; data.conditions.{name}.size is {read.size}")

@@ -142,6 +142,38 @@ def test_captions_are_encoded_without_padding(tmp_path, capsys):
             alone = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
         assert found[number].shape == (ids.shape[1], 16)
         assert np.allclose(found[number], alone.numpy(), atol=1e-5)
+    _train_on_sequences(url, tmp_path)
+
+
+def _train_on_sequences(url: str, folder: Path) -> None:
+    """The encoded captions are a condition of a model, which has no encoder of its own."""
+    network = {"kind": "dit", "patch": 2, "width": 8, "depth": 1, "heads": 2}
+    taken = {"caption": {"kind": "sequence", "size": 16, "width": 8}}
+    denoiser = {"network": network, "embedding": 8, "conditions": taken}
+    values = {
+        "run": str(folder / "run"),
+        "model": {"kind": "diffusion", "denoiser": denoiser, "sampling": {"steps": 2}},
+        "data": {
+            "shards": url,
+            "validation": url,
+            "columns": [str(folder / "text")],
+            "conditions": {"caption": {"kind": "sequence", "member": "text.npy", "size": 16, "max_tokens": 9}},
+            "streams": 1,
+        },
+        "trainer": {"images": 24, "batch": 4, "threads": 1, "evaluate_every": 24, "pictures": 2},
+        "tracking": {"mode": "off"},
+    }
+    path = folder / "run.json"
+    path.write_text(json.dumps(values))
+    config = load_config(str(path), ["model.denoiser.conditions.caption.size=12"])
+    with pytest.raises(ConfigError, match=r"caption\.size: 12; data\.conditions\.caption\.size is 16"):
+        train_rank(config)
+    assert train_rank(load_config(str(path))).finished
+    evaluate([values["run"], "--against-condition", "none"])
+    (report,) = Path(values["run"], "evaluations").glob("*against*.json")
+    rows = {row["key"]: row["difference"] for row in json.loads(report.read_text())["best"]}
+    assert rows["000003"] == rows["000004"] == 0  # those without a caption
+    assert rows["000011"] != 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.conditions.sequences import decode_sequence
 from datasets.conditions.vectors import decode_vector
 from datasets.config import DataConfig
 from datasets.errors import DataError
@@ -40,6 +41,45 @@ def test_vectors_and_classes_lie_beside_their_images(index, settings):
     assert batch.conditions["clip"].dtype == torch.float32
     assert batch.conditions["kind"].tolist() == [number % 10 for number in numbers]
     assert unknown == {"clip/missing": 1}
+
+
+def sequence_of(number):
+    """float32 [number % 4, 2]; the third image has none."""
+    return np.full((number % 4, 2), number / 2, np.float32) + np.arange(number % 4, dtype=np.float32)[:, None]
+
+
+@pytest.mark.parametrize("settings", [{}, {"workers": 1}, {"cache": 1 << 20}])
+def test_sequences_are_padded_and_cut(tmp_path, settings):
+    def members(number):
+        return {} if number == 2 else {"t5.npy": npy(sequence_of(number))}
+
+    written = write_captioned(tmp_path, [16], members)
+    given = {"caption": {"kind": "sequence", "member": "t5.npy", "size": 2, "max_tokens": 2}}
+    batch, unknown = batch_of(written, given, **settings)
+    vectors, lengths = batch.conditions["caption"]
+    assert (vectors.dtype, vectors.shape) == (torch.float16, (16, 2, 2))
+    for image, found, length in zip(batch.images, vectors, lengths.tolist(), strict=True):
+        number = number_of(image[0].numpy())
+        expected = sequence_of(number)[:2] if number != 2 else []
+        assert length == len(expected)
+        assert found[:length].tolist() == [list(row) for row in expected]
+        assert not found[length:].any()
+    assert unknown == {"caption/missing": 1, "caption/empty": 4, "caption/truncated": 4}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"no file", "not a .npy"),
+        (npy(np.zeros(2, np.float32)), "float32 of 2, expected floats of T x 2"),
+        (npy(np.zeros((4, 3), np.float16)), "float16 of 4 x 3, expected floats of T x 2"),
+        (npy(np.zeros((4, 2), np.int64)), "int64 of 4 x 2"),
+        (npy(np.full((1, 2), 1e5, np.float32)), "not all of its numbers are finite in float16"),
+    ],
+)
+def test_other_bytes_are_no_sequence(data, reason):
+    with pytest.raises(DataError, match=reason):
+        decode_sequence(data, 2, "t5.npy")
 
 
 @pytest.mark.parametrize("settings", [{}, {"cache": 1 << 20}])

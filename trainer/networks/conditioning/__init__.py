@@ -13,11 +13,14 @@ from trainer.images import ImageSpec
 from trainer.networks.conditioning.captions import TextConfig
 from trainer.networks.conditioning.classes import ClassConfig
 from trainer.networks.conditioning.geometry import GeometryConfig
+from trainer.networks.conditioning.sequences import SequenceConfig
 from trainer.networks.conditioning.vectors import VectorConfig
 from trainer.networks.embedded import Embedded, Text, joined
 from trainer.noise import Noise
 
-ConditionConfig = Annotated[ClassConfig | VectorConfig | GeometryConfig | TextConfig, Field(discriminator="kind")]
+ConditionConfig = Annotated[
+    ClassConfig | VectorConfig | SequenceConfig | GeometryConfig | TextConfig, Field(discriminator="kind")
+]
 
 
 class ConditionEmbedding(nn.ModuleDict):

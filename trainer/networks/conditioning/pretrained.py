@@ -11,6 +11,7 @@ from pydantic import AfterValidator, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config, MayChange
+from trainer.networks.conditioning.sequence_encoder import SequenceEncoder
 from trainer.networks.unit import as_unit
 from trainer.noise import Noise
 
@@ -52,19 +53,16 @@ class PretrainedConfig(Config):
         return self.model_copy(update={"architecture": module.frozen.config.to_dict()})
 
 
-class PretrainedEncoder(nn.Module):
+class PretrainedEncoder(SequenceEncoder):
     """Ids int32 [B, T] to [B, 1 + T, width]: a summary, and the tokens in their context."""
 
     def __init__(self, encoder: Any, width: int):
-        super().__init__()
-        self.width = width
+        hidden: int = encoder.config.hidden_size
+        super().__init__(hidden, width)
         self.frozen = encoder.requires_grad_(False).eval()
         for layers in [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]:
             for layer in layers:
                 as_unit(layer)
-        hidden: int = encoder.config.hidden_size
-        self.inward, self.mean = nn.Linear(hidden, width), nn.Linear(hidden, width)
-        self.summary = nn.Parameter(torch.zeros(width))
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -73,17 +71,11 @@ class PretrainedEncoder(nn.Module):
 
     def forward(self, ids: Tensor, present: Tensor, noise: Noise) -> Tensor:
         """`present`, bool [B, 1 + T]: false for padding."""
-        words = present[:, 1:, None]
-        if ids.shape[1]:
-            with torch.no_grad():
-                mask = present[:, 1:].long()
-                hidden = self.frozen(input_ids=ids.long(), attention_mask=mask).last_hidden_state
-            hidden = torch.where(words, hidden, 0.0)  # of a caption without tokens nothing else is certain
-        else:
-            hidden = self.inward.weight.new_zeros(len(ids), 0, self.inward.in_features)
-        mean = hidden.sum(1) / words.sum(1).clamp(min=1)
-        first = self.summary + self.mean(mean)
-        return torch.cat([first[:, None], self.inward(hidden)], 1)
+        if not ids.shape[1]:
+            return super().forward(ids, present, noise)
+        with torch.no_grad():
+            hidden = self.frozen(input_ids=ids.long(), attention_mask=present[:, 1:].long()).last_hidden_state
+        return self.project(hidden, present)
 
 
 def read_encoder(path: str) -> Any:
