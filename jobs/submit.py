@@ -29,6 +29,7 @@ from cluster.storage.storage import Storage, is_local
 from jobs.cli import config_parser, run
 from jobs.errors import ConfigError
 from jobs.ray.submissions import ROOT, connect, details, follow, running_at, stop, submit
+from jobs.sizing.hardware import add_options, hardware_of
 
 if TYPE_CHECKING:  # listing and following jobs needs no PyTorch
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -59,9 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     for warning in resolved.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
-        from jobs.size import size_report
+        from jobs.sizing.report import size_report
 
-        print(size_report(resolved), end="")
+        print(size_report(resolved, hardware_of(options)), end="")
         return 0
     config = resolved.config
     secrets = sorted({*options.secret, *(["WANDB_API_KEY"] if config.tracking.mode == "online" else [])})
@@ -258,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--secret", action="append", default=[], metavar="NAME", help="variable the cluster must have")
     parser.add_argument("--follow", action="store_true", help="print the log until the job ends")
     parser.add_argument("--dry-run", action="store_true", help="submit nothing; print the sizes of the run")
+    add_options(parser)
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--list", action="store_true", help="list the cluster's jobs")
     other.add_argument("--logs", metavar="ID", help="print a job's log")

@@ -24,6 +24,7 @@ IMAGES = {
     "fashion": ImageSpec(1, 28, 28, 256, 10),
     "cifar10": ImageSpec(3, 32, 32, 256, 10),
     "imagenet64": ImageSpec(3, 64, 64, 256, 1000),
+    "imagenet256": ImageSpec(3, 256, 256, 256, 1000),
     "text64": ImageSpec(3, 64, 64, 256, texts=(TextSpec("caption", 16_384, 64),)),
     "text256": ImageSpec(3, 256, 256, 256, texts=(TextSpec("caption", 32_768, 128),)),
     "icons": ImageSpec(1, 24, 24, 2, texts=(TextSpec("caption", 2048, 16),)),

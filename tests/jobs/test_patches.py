@@ -16,7 +16,7 @@ from jobs.config.loading import load_config
 from jobs.config.resolved import resolve
 from jobs.errors import ConfigError
 from jobs.run.training import train_rank
-from jobs.size import size_report
+from jobs.sizing.report import size_report
 from tests.jobs.images import write_images
 from tests.jobs.runs import assert_bitwise_equal, evaluation_rows, newest_tensors, training_rows
 from trainer.checkpoints.export import load

@@ -120,7 +120,7 @@ def test_the_options_for_workers_are_keys_of_the_configuration(
     options: list[str], keys: dict[str, object], overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[object] = []
-    monkeypatch.setattr("jobs.size.size_report", lambda run: sizes.append(run.config.ray) or "")
+    monkeypatch.setattr("jobs.sizing.report.size_report", lambda run, hardware: sizes.append(run.config.ray) or "")
     assert main([CONFIG, "--dry-run", *options, *overrides]) == 0
     assert {name: getattr(sizes[0], name) for name in keys} == keys
 

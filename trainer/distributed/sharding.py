@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
@@ -97,6 +98,8 @@ def shard(model: Model, mesh: DeviceMesh, gathered_in: torch.dtype | None) -> No
     scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
     if scalars:
         raise TrainingError(f"trainer.sharding: fsdp cannot shard the scalar parameter {scalars[0]}; use ddp")
+    # No part of a model changes in place what a unit returns.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     low = MixedPrecisionPolicy(gathered_in, torch.float32, cast_forward_inputs=False)
     for unit in units(model):
         fully_shard(unit, mesh=mesh, mp_policy=low, reshard_after_forward=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ class Pass(NamedTuple):
     shard_over: int | None  # ranks that share a copy of the state; None: each has the whole (DDP)
     images: int  # in one forward and backward pass
     bf16: bool
+    accumulates: bool = False  # whether a step has several such passes, so that gradients are held meanwhile
 
 
 class PeakMemory(NamedTuple):
@@ -53,7 +55,8 @@ def peak_memory(build: Callable[[], Model], at_once: Pass, optim: OptimConfig) -
     the gradients, the optimizer and the averages. Left out: the CUDA context, libraries' workspaces, and memory that
     the allocator holds in pieces.
     """
-    with _group_of(at_once.ranks):
+    with _group_of(at_once.ranks), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about speed, of tensors without data
         mesh = None if at_once.shard_over is None else shard_mesh("cpu", at_once.shard_over)
         with FakeTensorMode(allow_non_fake_inputs=True):
             model = build()
@@ -71,7 +74,7 @@ def _traced(model: Model, at_once: Pass, optim: OptimConfig) -> PeakMemory:
     if at_once.shard_over is None:
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(lambda p: tracker.label([p.grad], "gradients"))
-    for _ in range(2):
+    for last in (False, True, True) if at_once.accumulates else (False, True):
         inputs = example(model, at_once.images)
         tracker.restart()
         with tracker:
@@ -82,6 +85,8 @@ def _traced(model: Model, at_once: Pass, optim: OptimConfig) -> PeakMemory:
             loss.backward()
             del loss
         tracker.label(gathered_weights(model), "gathered")
+        if last:
+            continue
         optimizer.step()  # in place: allocates nothing but the moments, once
         moments = [value for state in optimizer.state.values() for value in state.values()]
         tracker.label(map(local, moments), "moments")

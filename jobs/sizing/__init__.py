@@ -1,0 +1,1 @@
+"""How much memory, traffic, time and money a run takes, before it starts."""
