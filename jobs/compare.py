@@ -115,7 +115,7 @@ def _entry(name: str, resolved: ResolvedRun, samples: int) -> ComparedRun:
     assert held_out is not None
     accelerator = make_accelerator(resolved.precision)
     model = load(config.run).to(accelerator.device)
-    size = batch_size(config.trainer.micro_batch, config.trainer.batch, ranks=1)
+    size = batch_size(config.trainer.images_at_once, config.trainer.batch, ranks=1)
     hidden = model.hidden_in_training
     uses = ["given", "none"] if hidden and all(hidden.values()) and known_conditions(model) else ["given"]
     evaluations = []

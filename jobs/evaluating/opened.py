@@ -62,7 +62,7 @@ class Opened:
         return evaluation_batches(
             self.data,
             self.index,
-            batch=self.settings["batch"] or batch_size(trainer.micro_batch, trainer.batch, world_size()),
+            batch=self.settings["batch"] or batch_size(trainer.images_at_once, trainer.batch, world_size()),
             ranks=world_size(),
             rank=rank(),
             device=self.device,

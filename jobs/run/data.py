@@ -40,7 +40,7 @@ class RunData(Listener):
             ranks=world_size(),
             rank=rank(),
             start=images,
-            micro_batch=trainer.micro_batch,
+            micro_batch=trainer.images_at_once,
             device=self.device,
             order_version=self.order_version,
             tokenizers=self.tokenizers,
@@ -61,7 +61,7 @@ class RunData(Listener):
         return evaluation_batches(
             self.config.data,
             self.held_out,
-            batch=batch_size(trainer.micro_batch, trainer.batch, world_size()),
+            batch=batch_size(trainer.images_at_once, trainer.batch, world_size()),
             ranks=world_size(),
             rank=rank(),
             device=self.device,

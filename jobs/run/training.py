@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from jobs.config.shard_changes import record_shards
 from jobs.config.tokenizers import known_tokenizers, write_tokenizers
 from jobs.run.data import RunData
 from jobs.run.ending import ending, finished, report_command, write_final
+from jobs.run.micro_batch import out_of_memory, predicted_micro_batch, tried_micro_batch
 from jobs.run.trackers import trackers
 from trainer.checkpoints.bounds import Bounds, is_evaluation
 from trainer.checkpoints.checkpointer import Checkpointer
@@ -59,8 +61,14 @@ class TrainingRun:
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         self.accelerator = make_accelerator(config.trainer.precision, config.trainer.hang_timeout)
-        self.resolved = resolved = resolve(config)
-        self.config = config = resolved.config
+        resolved = resolve(config)
+        self.auto_micro_batch = config.trainer.micro_batch == "auto"
+        if self.auto_micro_batch:
+            images = predicted_micro_batch(resolved, self.accelerator.device)
+            trainer = config.trainer.model_copy(update={"micro_batch": images})
+            resolved = replace(resolved, config=resolved.config.model_copy(update={"trainer": trainer}))
+        self.resolved, self.config = resolved, resolved.config
+        config = resolved.config
         for warning in resolved.warnings:
             say_on_rank_zero(f"warning: {warning}")
         self.provenance = provenance(resolved.precision)
@@ -138,7 +146,7 @@ class TrainingRun:
             "rollbacks": state.noise_salt,
             "train/precision": self.resolved.precision,
         }
-        outcome = fit(state, config.trainer, self.data, checkpointer, self.events, self.requests, self.accelerator)
+        outcome = self._fit(state)
         if outcome.finished:  # also where an earlier process ended between its last commit and this
             assert checkpointer.newest is not None
             facts = {"commit": checkpointer.newest.name, "fingerprint": fixed, "provenance": self.provenance}
@@ -149,6 +157,18 @@ class TrainingRun:
                 checkpointer.group,
             )
         return outcome
+
+    def _fit(self, state: TrainState) -> Outcome:
+        trainer = self.config.trainer
+        if self.auto_micro_batch and trainer.images_at_once:
+            images = tried_micro_batch(state, trainer.images_at_once, self.accelerator)
+            trainer = trainer.model_copy(update={"micro_batch": images})
+            self.data.config = self.config.model_copy(update={"trainer": trainer})
+            self.events.common["train/micro_batch"] = images
+        try:
+            return fit(state, trainer, self.data, self.checkpointer, self.events, self.requests, self.accelerator)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(self.resolved, self.accelerator.device) from error
 
     def _check(self, saved: dict[str, Any]) -> None:
         """Raises TrainingError if the run was started with other settings, or on other data."""

@@ -103,7 +103,7 @@ def predict(setting: Setting, ranks: int, hardware: Hardware) -> Prediction:
     """Trace a step of the setting on `ranks`."""
     trainer, optim = setting.config.trainer, setting.config.optim
     share = largest_share(trainer.batch, setting.streams, ranks) if ranks <= setting.streams else 1
-    images = min(trainer.micro_batch or share, share)
+    images = min(trainer.images_at_once or share, share)
     bf16 = setting.precision == "bf16"
     low = torch.bfloat16 if bf16 else torch.float32
     with FakeTensorMode():

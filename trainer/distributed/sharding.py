@@ -69,6 +69,11 @@ class Parallel:
             with contextlib.nullcontext() if exchange else self.accelerator.no_sync(self.forward):
                 yield
 
+    def reset(self) -> None:
+        """Forget a pass that was not completed, with its gradients. All ranks together."""
+        if _gathers(self.forward):
+            self.forward.reset_iter_state()
+
 
 def shard_mesh(device: str, shard_over: ShardOver) -> DeviceMesh:
     """The ranks as copies of the state, each sharded over neighbouring ranks ("replicate", "shard"), or as one copy.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -22,9 +22,9 @@ class TrainerConfig(Config):
     """Training budget: images after which training ends. A larger budget extends a finished run."""
     batch: PositiveInt = 128
     """Global batch size: images per optimizer step, over all ranks. Independent of the number of ranks."""
-    micro_batch: Annotated[PositiveInt | None, MayChange] = None
+    micro_batch: Annotated[PositiveInt | Literal["auto"] | None, MayChange] = None
     """Largest number of images in one forward pass of a rank; gradients accumulate to the global batch. null: the
-    rank's whole share."""
+    rank's whole share. auto: as many as fit the memory, as predicted and tried once when a process starts."""
     precision: Annotated[Precision, MayChange] = "auto"
     """auto: bf16 autocast on GPU, fp32 on CPU. tf32: fp32 with TF32 matrix products and convolutions on GPU. If auto
     means another precision when a run is resumed on another machine, the run is refused until this key is set."""
@@ -72,6 +72,11 @@ class TrainerConfig(Config):
     """Which checkpoints are kept."""
     guard: Annotated[GuardConfig, MayChange] = GuardConfig()
     """When a step is skipped and when the run is rolled back."""
+
+    @property
+    def images_at_once(self) -> int | None:
+        """`micro_batch`; None where it is the rank's whole share, or not decided yet."""
+        return None if self.micro_batch == "auto" else self.micro_batch
 
     @model_validator(mode="after")
     def _contiguous_shards(self) -> Self:

@@ -97,7 +97,7 @@ def fit(
                 break
 
             # ---- one step: the positions [images, images + B) of the order
-            parts = split(next(batches), config.micro_batch)
+            parts = split(next(batches), config.images_at_once)
             state.begin_step()
             for part in parts:
                 # The ranks exchange gradients once a step, in the backward pass of the last part.

@@ -189,7 +189,7 @@ class TrainState:
 def prepare_units(model: Model, config: TrainerConfig, precision: torch.dtype) -> None:
     """Compile and recompute units as configured, in place, before they are sharded."""
     images = -(-config.batch // world_size())
-    at_once = min(config.micro_batch or images, images)
+    at_once = min(config.images_at_once or images, images)
     again, line = recomputed_units(model, config.activation_checkpointing, at_once, precision)
     if line:
         say_on_rank_zero(line)
