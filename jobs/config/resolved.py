@@ -154,6 +154,4 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     changed: dict[str, object] = {"run": absolute(config.run), "data": config.data.absolute()}
     if config.init_from:
         changed["init_from"] = absolute(config.init_from)
-    urls = {name: absolute(getattr(config.model, name)) for name in config.model.URLS}
-    changed["model"] = config.model.model_copy(update=urls)
     return config.model_copy(update=changed)

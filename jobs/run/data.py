@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from cluster.storage.storage import Storage
 from datasets.loading.batches import Batches
@@ -17,6 +21,7 @@ from trainer.checkpoints.journal import Row
 from trainer.distributed.ranks import rank, world_size
 from trainer.tracking.display import say_on_rank_zero
 from trainer.tracking.listener import Listener
+from trainer.training.data import split
 from trainer.training.evaluation import Evaluation, batch_size
 
 
@@ -31,20 +36,7 @@ class RunData(Listener):
         self.ledger = Ledger(self.config.data, self.index, run)
 
     def training(self, images: int) -> Batches:
-        trainer = self.config.trainer
-        batches = training_batches(
-            self.config.data,
-            self.index,
-            seed=self.config.seed,
-            batch=trainer.batch,
-            ranks=world_size(),
-            rank=rank(),
-            start=images,
-            micro_batch=trainer.images_at_once,
-            device=self.device,
-            order_version=self.order_version,
-            tokenizers=self.tokenizers,
-        )
+        trainer, batches = self.config.trainer, self._training_batches(images)
         say_on_rank_zero(batches.describe())
         if self.index.quarantined:
             left_out = f"{self.index.quarantined:,} samples of the shards are quarantined in the index"
@@ -53,6 +45,30 @@ class RunData(Listener):
             say_on_rank_zero(f"warning: {warning}")
         self.ledger.follow(batches, images)
         return batches
+
+    def measured(self, images: int) -> Iterator[Tensor]:
+        """This rank's share of the first `images` training images, uint8 [n, C, H, W] at a time."""
+        trainer, images = self.config.trainer, min(images, self.index.images)
+        with self._training_batches(0) as batches:
+            for batch in itertools.islice(batches, -(-images // trainer.batch)):
+                for part in split(batch, trainer.images_at_once):
+                    yield part.images[part.weights > 0]
+
+    def _training_batches(self, start: int) -> Batches:
+        trainer = self.config.trainer
+        return training_batches(
+            self.config.data,
+            self.index,
+            seed=self.config.seed,
+            batch=trainer.batch,
+            ranks=world_size(),
+            rank=rank(),
+            start=start,
+            micro_batch=trainer.images_at_once,
+            device=self.device,
+            order_version=self.order_version,
+            tokenizers=self.tokenizers,
+        )
 
     def validation(self) -> Batches | None:
         if self.held_out is None:

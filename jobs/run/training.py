@@ -31,6 +31,7 @@ from trainer.checkpoints.weights import in_words
 from trainer.distributed.device import make_accelerator
 from trainer.distributed.ranks import on_rank_zero, rank, world_size
 from trainer.distributed.requests import Requests
+from trainer.distributed.sharding import gathered
 from trainer.errors import DivergedError
 from trainer.models.base import Model
 from trainer.prompts import encode, parse_prompts
@@ -137,6 +138,11 @@ class TrainingRun:
             checkpointer.restore(state.restore)
             self._restore_bounds(state)
             say_on_rank_zero(f"resuming after {state.images:,} images")
+        elif model.measured_images and not config.init_from:
+            images = min(model.measured_images, self.resolved.index.images)
+            say_on_rank_zero(f"measuring the scale of the latents on {images:,} training images")
+            with gathered(model):
+                model.measure(self.data.measured(images))
         on_rank_zero(self._write_configuration, checkpointer.group)
         self._start_trackers()
         self.data.order_version = self.resolved.order_version

@@ -16,6 +16,7 @@ from cluster.storage.storage import Storage
 from jobs import sample
 from jobs.config.loading import load_config
 from jobs.config.resolved import resolve
+from jobs.errors import ConfigError
 from jobs.export import export
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
@@ -26,6 +27,13 @@ from trainer.errors import TrainingError
 DENOISER = {"network": {"kind": "mlp", "width": 16, "depth": 1}, "prediction": {"kind": "v"}}
 
 
+MAPS = {"kind": "resnet", "channels": [4, 6, 8], "blocks": 1}
+FIRST_STAGES = {
+    "maps": {"kind": "vae", "latent": {"channels": 2, "downsample": 4}, "encoder": MAPS, "decoder": MAPS},
+    "ladder": {"kind": "ladder", "stages": [{"width": 8, "latent": 2, "groups": 2}]},
+}
+
+
 @pytest.fixture
 def vae(config_file: Callable[..., Path]) -> str:
     """The folder of a trained VAE."""
@@ -34,8 +42,13 @@ def vae(config_file: Callable[..., Path]) -> str:
     return config.run
 
 
-def latent(config_file: Callable[..., Path], vae: str, name: str = "latent", **sections: object) -> Path:
-    return config_file(name, model={"kind": "latent", "vae": vae, "denoiser": DENOISER}, **sections)
+def over(url: str) -> dict[str, object]:
+    """A diffusion over the latents of the run at `url`."""
+    return {"kind": "latent", "first_stage": {"kind": "run", "url": url}, "denoiser": DENOISER}
+
+
+def latent(config_file: Callable[..., Path], vae: str, name: str = "latent", **settings: object) -> Path:
+    return config_file(name, model=over(vae) | settings)
 
 
 def test_without_the_folder_of_its_vae_a_run_is_resumed_loaded_exported_and_sampled(
@@ -55,12 +68,55 @@ def test_without_the_folder_of_its_vae_a_run_is_resumed_loaded_exported_and_samp
     shutil.rmtree(f"{run}/final")
     models.append(trainer.load(run))
     for model in models:
-        first_stage = {name for name in model.state_dict() if name.startswith("vae.")}
+        first_stage = {name for name in model.state_dict() if name.startswith("first_stage.")}
         assert first_stage
     ema = models[0].state_dict()
     for other in models[2:]:
         assert all(torch.equal(value, ema[name]) for name, value in other.state_dict().items())
     assert sample.main([str(tmp_path / "exported"), "--count", "3", "--out", f"{tmp_path}/out"]) == 0
+
+
+@pytest.mark.parametrize("kind", FIRST_STAGES)
+def test_latents_are_measured_once_and_only_the_diffusion_is_averaged(
+    config_file: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    first = config_file("first", model=FIRST_STAGES[kind])
+    train(first, 2)
+    path = latent(config_file, load_config(str(first)).run, measured_images=500)
+    train(path, 2)
+    shutil.rmtree(load_config(str(first)).run)
+    run = load_config(str(path)).run
+    before = newest_tensors(run)
+    train(path, 2)
+    after = newest_tensors(run)
+    assert before["model/scale.log_scale"].abs().min() > 0
+    for name in ("scale.mean", "scale.log_scale"):
+        assert after[f"model/{name}"].equal(before[f"model/{name}"])
+    averaged = [name for name in after if name.startswith("ema/")]
+    assert averaged
+    assert all(name.startswith("ema/diffuser.") for name in averaged)
+    model = trainer.load(run)
+    assert all(value.equal(after[f"model/{name}"]) for name, value in model.state_dict().items() if "scale" in name)
+    assert trainer.sample(model, 3, steps=2).shape == (3, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"kind": "hvae", "latents": [4, 3]}, r"first_stage\.url: .* is a Hvae; a first stage is a vae or a ladder"),
+        (
+            {"kind": "vae", "latent": 4, "conditions": {"label": {"kind": "class"}}},
+            r"first_stage\.url: .* is conditioned on label; a first stage must not be",
+        ),
+    ],
+)
+def test_a_model_that_is_no_first_stage_is_refused(
+    config_file: Callable[..., Path], model: dict[str, object], message: str
+) -> None:
+    first = config_file("first", model=model)
+    train(first, 1)
+    with pytest.raises(ConfigError, match=message):
+        train(latent(config_file, load_config(str(first)).run), 1)
 
 
 def test_only_a_new_run_reads_the_vae(config_file: Callable[..., Path], vae: str) -> None:
@@ -70,22 +126,23 @@ def test_only_a_new_run_reads_the_vae(config_file: Callable[..., Path], vae: str
         train(path, 2)
 
 
-def test_an_older_run_reads_its_vae_when_it_is_resumed_and_contains_it_then(
+def test_a_run_with_the_key_vae_is_refused_by_name_of_the_version_that_reads_it(
     config_file: Callable[..., Path], vae: str
 ) -> None:
-    """Loading such a folder opens no URL that it names: it is refused."""
     path = latent(config_file, vae)
     train(path, 7)
     run = Storage(load_config(str(path)).run)
     description = json.loads(run.read("model.json"))
-    assert description["model"].pop("first_stage")["kind"] == "vae"
+    description["model"] |= {"vae": vae, "first_stage": description["model"]["first_stage"]["model"]}
     run.write("model.json", json.dumps(description).encode())
-    with pytest.raises(TrainingError, match=r"first_stage: is missing.*resume the run once with this version") as error:
+    message = r"vae: is now first_stage: .* are read by commit ea2aabe"
+    with pytest.raises(TrainingError, match=message) as error:
         trainer.load(run.url)
     assert "\n" not in str(error.value)
-    train(path, 3)
-    shutil.rmtree(vae)
-    assert trainer.load(run.url).state_dict().keys() == trainer.load(run.url, "raw").state_dict().keys()
+    old = config_file("old", model=over(vae) | {"vae": vae})
+    with pytest.raises(ConfigError, match=message) as refused:
+        load_config(str(old))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_run_and_its_exports_record_what_made_them(vae: str, tmp_path: Path) -> None:

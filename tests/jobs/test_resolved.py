@@ -36,7 +36,7 @@ def test_local_paths_become_absolute(
     monkeypatch.chdir(digits)
     model = {
         "kind": "latent",
-        "vae": "runs/vae",
+        "first_stage": {"kind": "run", "url": "runs/vae"},
         "denoiser": {"network": {"kind": "mlp"}, "prediction": {"kind": "eps"}},
     }
     relative = {"shards": "train", "validation": "validation"}
@@ -44,7 +44,7 @@ def test_local_paths_become_absolute(
     config = resolve(load_config(str(path))).config
     assert config.run == f"{digits}/runs/a"
     assert config.init_from == f"{digits}/runs/b"
-    assert config.model.vae == f"{digits}/runs/vae"
+    assert config.model.first_stage.url == f"{digits}/runs/vae"
     assert config.data.shards == f"{digits}/train"
 
 

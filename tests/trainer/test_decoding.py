@@ -9,9 +9,9 @@ from torch import nn
 
 import trainer
 from tests.trainer.models import ALL_MODELS
+from tests.trainer.test_latent import over
 from trainer.images import ImageSpec
 from trainer.models import Model, ModelConfig
-from trainer.models.latent import Latent, LatentConfig
 from trainer.noise import Noise
 
 SPEC = ImageSpec(1, 16, 16, 2)
@@ -31,7 +31,7 @@ def constant(name: str) -> Model:
     if name != "latent":
         return model
     denoiser = {"network": {"kind": "mlp", "width": 16, "depth": 1}, "prediction": {"kind": "eps"}}
-    return Latent(LatentConfig(kind="latent", vae="", denoiser=denoiser, sampling={"steps": 2}), SPEC, model)
+    return over(model, denoiser=denoiser, sampling={"steps": 2})
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -4,7 +4,7 @@ this rank needs. Every byte is checked against the commit's checksums; nothing t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -70,19 +70,19 @@ class SavedState:
         stored = self.layout.get(section, {})
         return {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
 
-    def fill(self, into: Mapping[str, Mapping[str, Tensor]], strict: bool = False) -> None:
+    def fill(self, into: Mapping[str, Mapping[str, Tensor]], whole: Collection[str] = ()) -> None:
         """Copy stored tensors into `into` (by section and name), which keeps its devices, strides and dtypes.
 
         Of a sharded tensor a rank reads only its own part. Other tensors are read once by the ranks of `self.node`
-        together, which then must all call this with the same names. `strict`: of the sections in `into` nothing stored
-        may be left out.
+        together, which then must all call this with the same names. `whole`: sections of which nothing stored may be
+        left out.
 
         Raises DamagedError if a checksum fails, TrainingError if a tensor is missing or has another shape.
         """
         own: list[Target] = []
         shared: list[Target] = []
         for section, tensors in into.items():
-            if strict and (unused := sorted(self.layout.get(section, {}).keys() - tensors.keys())):
+            if section in whole and (unused := sorted(self.layout.get(section, {}).keys() - tensors.keys())):
                 raise TrainingError(f"{self.folder.url}: {section}/{unused[0]} is not in the model")
             for name, value in tensors.items():
                 stored = self.layout.get(section, {}).get(name)

@@ -73,6 +73,10 @@ class Discretised(Likelihood):
 
     def cumulative(self, output: Tensor, levels: Tensor, channels: slice) -> Cumulative:
         mean, log_scale = (part[:, channels] for part in self._mean_and_log_scale(output))
+        return self.cumulative_values(mean, log_scale)
+
+    def cumulative_values(self, mean: Tensor, log_scale: Tensor) -> Cumulative:
+        """p of the levels in integers, for two arguments of one shape."""
         scales = parameters(mean), parameters(torch.exp(-log_scale))
         return Cells(self.tail, *scales, 2 / self.spec.levels, self.spec.levels)
 
@@ -80,7 +84,10 @@ class Discretised(Likelihood):
         return self.spec.nearest_cell(self._mean_and_log_scale(output)[0])
 
     def sample(self, output: Tensor, noise: Noise) -> Tensor:
-        mean, log_scale = self._mean_and_log_scale(output)
+        return self.sample_values(*self._mean_and_log_scale(output), noise)
+
+    def sample_values(self, mean: Tensor, log_scale: Tensor, noise: Noise) -> Tensor:
+        """Levels uint8 [B, C, H, W], for a mean of that shape."""
         u = noise.uniform("x", self.spec.shape).clamp(2.0**-25, 1 - 2.0**-24)
         return self.spec.nearest_cell(mean + torch.exp(log_scale) * self.quantile(u))
 

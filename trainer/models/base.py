@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -66,8 +66,6 @@ class ModelConfigBase(Config):
     """Type of the options of the model's `sample` besides condition and temperature; Config: it has none."""
     CONDITIONS: ClassVar[str] = "conditions"
     """Dotted key of the section that names the model's conditions, if it takes some."""
-    URLS: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold a URL, or a path relative to where the command runs."""
 
     @property
     def takes_patches(self) -> bool:
@@ -113,11 +111,19 @@ class Model(nn.Module):
     """Names of the classes 0, 1, ... of the training set, where it has some."""
     tokenizers: Mapping[str, str] = MappingProxyType({})
     """For each condition that is text: the contents of its tokenizer.json."""
+    measured_images = 0
+    """Training images that `measure` is given when a run starts; 0: it is not called."""
     is_density = False  # True: x is continuous, so the bound is of a density: nats, never bits per dimension
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
         """The bound of `images` (uint8 levels [B, C, H, W]); `progress` is the number of images seen, a scalar."""
         raise NotImplementedError
+
+    def measure(self, batches: Iterable[Tensor]) -> None:
+        """Set buffers that depend on the training set, before the first step, from uint8 images [B, C, H, W] of it.
+
+        Each rank has other images; all ranks together. With `init_from` it is not called: they are taken from there.
+        """
 
     def sample(self, noise: Noise, condition: Condition = None, temperature: float = 1.0) -> Tensor:
         """New images, uint8 levels [B, C, H, W], one for each position of `noise`."""

@@ -75,7 +75,7 @@ class ResnetConfig(Config):
         layers = [*self._attention(), *self._blocks(self.channels[-1])]
         sides = self._sides(spec)[-2::-1]
         for side, (before, after) in zip(sides, itertools.pairwise(self.channels[::-1]), strict=True):
-            layers += [nn.Upsample(size=side, mode="nearest"), nn.Conv2d(before, after, 3, padding=1)]
+            layers += [Doubled(side), nn.Conv2d(before, after, 3, padding=1)]
             layers += self._blocks(after)
         last = nn.Conv2d(self.channels[0], channels, 3, padding=1)
         return [*layers, wide_groups(self.channels[0]), nn.SiLU(), last]
@@ -98,6 +98,17 @@ class ResnetConfig(Config):
         for _ in self.channels[1:]:
             sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
         return sides
+
+
+class Doubled(nn.Module):
+    """Twice the height and width by repeating values, of a whole map cut to `side`; of a part of one nothing is cut."""
+
+    def __init__(self, side: tuple[int, int]):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="nearest")[:, :, : self.side[0], : self.side[1]]
 
 
 class ResidualBlock(Unit):

@@ -15,10 +15,10 @@ RAMP = 0.05  # early in training the half-life is this fraction of the images se
 
 
 class Average:
-    """A moving average of a model's parameters in float32 (or wider)."""
+    """A moving average of a model's trained parameters in float32 (or wider)."""
 
     def __init__(self, model: nn.Module):
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.average = {name: _wide(value.detach().clone()) for name, value in self.parameters.items()}
 
     @torch.no_grad()

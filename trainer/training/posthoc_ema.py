@@ -53,10 +53,9 @@ class PosthocEma:
         stored: dict[float, dict[str, Tensor]] = {average.width: {} for average in self.averages}
         for average in self.averages:
             for name, value in average.average.items():
-                if average.parameters[name].requires_grad:
-                    whole = gathered_tensor(value)
-                    if rank() == 0:
-                        stored[average.width][name] = whole.to("cpu", torch.float16)
+                whole = gathered_tensor(value)
+                if rank() == 0:
+                    stored[average.width][name] = whole.to("cpu", torch.float16)
         return stored
 
     def state_dict(self) -> dict[str, Tensor]:

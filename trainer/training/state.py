@@ -167,7 +167,7 @@ class TrainState:
         elif self.posthoc:
             self.posthoc.start = progress["images"]
             say_on_rank_zero(f"optim.posthoc: averaging starts after {self.posthoc.start:,} images")
-        saved.fill(into, strict=True)
+        saved.fill(into, whole=("model", "optimizer"))  # older versions also averaged what is not trained
         self.images = progress["images"]
         self.seen.fill_(self.images)
         self.evaluation_owed = progress.get("evaluation_owed", False)

@@ -212,7 +212,7 @@ def test_a_run_without_its_description_is_told(url):
     [
         (lambda facts: facts["model"].update(kind="gan"), "model: "),
         (lambda facts: facts["model"].update(latents=3), "latents: Extra inputs"),
-        (lambda facts: facts["model"].update(latent="many"), "latent: Input should be a valid integer"),
+        (lambda facts: facts["model"].update(latent="many"), "Input should be a valid integer"),
         (lambda facts: facts["model"].update(latent=5), "size mismatch"),
         (lambda facts: facts["images"].update(height=9), "size mismatch"),
         (lambda facts: facts["images"].update(depth=9), "depth"),
@@ -283,25 +283,26 @@ def test_a_run_whose_description_asks_for_terabytes_is_compared_with_its_checkpo
 
 
 def test_loading_opens_no_url_that_a_description_names(tmp_path):
-    """The first stage of a latent model is in its folder; `vae` says where it came from."""
+    """The first stage of a latent model is in its folder; `url` says where it came from."""
     denoiser = {"network": {"kind": "mlp", "width": 16, "depth": 1}, "prediction": {"kind": "v"}}
-    config = LatentConfig.model_validate({"kind": "latent", "vae": "", "first_stage": VALUES, "denoiser": denoiser})
+    stage = {"kind": "run", "url": "none", "model": VALUES}
+    config = LatentConfig.model_validate({"kind": "latent", "first_stage": stage, "denoiser": denoiser})
     model = config.build(SPEC)
     write_model(Storage(str(tmp_path / "run")), describe(config, model), model.state_dict(), {})
     with socket.create_server(("127.0.0.1", 0)) as server:
         path = tmp_path / "run" / "config.json"
         described = json.loads(path.read_text())
-        described["model"]["vae"] = f"http://127.0.0.1:{server.getsockname()[1]}/vae"
+        described["model"]["first_stage"]["url"] = f"http://127.0.0.1:{server.getsockname()[1]}/vae"
         path.write_text(json.dumps(described))
         load(str(tmp_path / "run"))
         load_untrained(str(tmp_path / "run"))
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
-        del described["model"]["first_stage"]
+        del described["model"]["first_stage"]["model"]
         path.write_text(json.dumps(described))
         for opened in (load, load_untrained):
-            with pytest.raises(TrainingError, match="first_stage: is missing"):
+            with pytest.raises(TrainingError, match=r"first_stage\.model: is missing"):
                 opened(str(tmp_path / "run"))
         with pytest.raises(BlockingIOError):
             server.accept()

@@ -39,7 +39,11 @@ def latent(spec: ImageSpec, likelihood: dict[str, Any], **denoiser: Any) -> Mode
     """A diffusion over the latents of a VAE, both untrained."""
     first = VaeConfig(kind="vae", likelihood=likelihood, **FAMILIES["vae"])
     mixture = DENOISER | {"prediction": {"kind": "mixture", "components": 2}} | denoiser
-    return LatentConfig(kind="latent", vae="", first_stage=first, denoiser=mixture, steps=4).build(spec)
+    stage = {"kind": "run", "url": "none", "model": first}
+    model = LatentConfig(kind="latent", first_stage=stage, denoiser=mixture, steps=4).build(spec)
+    model.scale.mean.fill_(0.3)
+    model.scale.log_scale.fill_(-0.5)
+    return model
 
 
 def returned(model: Model, images: Tensor, condition: Condition = None, lanes: int = 3, width: int = 2) -> Stack:

@@ -175,6 +175,11 @@ class Ladder(Hierarchy):
                 h = self._run(cell, h)
         return self.output(h)
 
+    def enter_top(self, rows: int) -> tuple[Group, Tensor]:
+        """The topmost group, and the features above it, for `rows` images without conditions."""
+        stage = cast(StageDown, self.down[0])
+        return cast(Group, stage.groups[0]), stage.enter(self.top.expand(rows, *self.top.shape))
+
     def sample(
         self,
         noise: Noise,

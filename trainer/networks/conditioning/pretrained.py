@@ -10,15 +10,10 @@ import torch
 from pydantic import AfterValidator, PositiveInt
 from torch import Tensor, nn
 
-from trainer.config import Config, MayChange
+from trainer.config import Config, MayChange, absolute_folder
 from trainer.networks.conditioning.sequence_encoder import SequenceEncoder
 from trainer.networks.unit import as_unit
 from trainer.noise import Noise
-
-
-def _absolute(path: str) -> str:
-    """A folder that exists by its absolute path, for processes that run elsewhere; a name as it is."""
-    return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 class PretrainedConfig(Config):
@@ -26,7 +21,7 @@ class PretrainedConfig(Config):
     run needs no other folder. `data.conditions` must name its tokenizer.json."""
 
     kind: Literal["pretrained"]
-    path: Annotated[str, AfterValidator(_absolute), MayChange]
+    path: Annotated[str, AfterValidator(absolute_folder), MayChange]
     """Folder of the encoder (config.json, *.safetensors), or its name on the hub of `transformers`. Read when a run
     starts, never again. Weights are only read from safetensors, and no code is run from the folder."""
     width: PositiveInt = 256
