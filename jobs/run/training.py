@@ -31,7 +31,6 @@ from trainer.checkpoints.weights import in_words
 from trainer.distributed.device import make_accelerator
 from trainer.distributed.ranks import on_rank_zero, rank, world_size
 from trainer.distributed.requests import Requests
-from trainer.distributed.sharding import gathered
 from trainer.errors import DivergedError
 from trainer.models.base import Model
 from trainer.prompts import encode, parse_prompts
@@ -131,6 +130,10 @@ class TrainingRun:
                     f"{config.optim.lr:g}, with an optimizer that has seen no gradient; optim.warmup=N raises it over "
                     "N images"
                 )
+        if not resumes and not config.init_from and model.measured_images:
+            images = min(model.measured_images, self.resolved.index.images)
+            say_on_rank_zero(f"measuring the scale of the latents on {images:,} training images")
+            model.to(self.accelerator.device).measure(self.data.measured(images))
         fixed = fingerprint(self.resolved)
         state = TrainState.create(model, config.trainer, config.optim, self.accelerator, config.seed, fixed)
         state.noise_salt, state.lr_factor = checkpointer.noise_salt, checkpointer.lr_factor
@@ -138,11 +141,6 @@ class TrainingRun:
             checkpointer.restore(state.restore)
             self._restore_bounds(state)
             say_on_rank_zero(f"resuming after {state.images:,} images")
-        elif model.measured_images and not config.init_from:
-            images = min(model.measured_images, self.resolved.index.images)
-            say_on_rank_zero(f"measuring the scale of the latents on {images:,} training images")
-            with gathered(model):
-                model.measure(self.data.measured(images))
         on_rank_zero(self._write_configuration, checkpointer.group)
         self._start_trackers()
         self.data.order_version = self.resolved.order_version

@@ -21,6 +21,7 @@ from jobs.export import export
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, newest_tensors
+from tests.testbed.ranks import together
 from tests.testbed.steps import train
 from trainer.errors import TrainingError
 
@@ -98,6 +99,26 @@ def test_latents_are_measured_once_and_only_the_diffusion_is_averaged(
     model = trainer.load(run)
     assert all(value.equal(after[f"model/{name}"]) for name, value in model.state_dict().items() if "scale" in name)
     assert trainer.sample(model, 3, steps=2).shape == (3, 1, 8, 8)
+
+
+def test_two_ranks_with_sharded_weights_train_as_one(config_file: Callable[..., Path]) -> None:
+    first = config_file("first", model=FIRST_STAGES["ladder"])
+    train(first, 2)
+    settings = {"measured_images": 500}
+    runs = {}
+    for name, sharding, ranks in (("one", "ddp", 1), ("two", "fsdp", 2)):
+        model = over(load_config(str(first)).run) | settings
+        path = config_file(
+            name, model=model, data={"validation": ""}, trainer={"sharding": sharding, "images": 3 * BATCH}
+        )
+        if ranks == 1:
+            train(path)
+        else:
+            together(ranks, train, path)
+        runs[name] = newest_tensors(load_config(str(path)).run)
+    assert runs["one"].keys() == runs["two"].keys()
+    for name, value in runs["one"].items():
+        torch.testing.assert_close(runs["two"][name], value, rtol=5e-3, atol=5e-4)
 
 
 @pytest.mark.parametrize(

@@ -231,16 +231,16 @@ class Checkpointer:
             raise self._failure
 
     def add_rows(self, images: int, rows: list[Row]) -> None:
-        """Store rows of metrics that follow the newest commit, made at `images`. All ranks together."""
+        """Store the rows of rank 0 that follow the newest commit, made at `images`. All ranks together."""
         assert self.attempt is not None, "claim() comes first"
-        if rows:
-            place = Commit(images, self.attempt.number)
+        place = Commit(images, self.attempt.number)
 
-            def write() -> None:
+        def write() -> None:
+            if rows:  # only rank 0 has the rows of pictures
                 self.before_commit()
                 write_rows(self.run, place, [*self._committed_rows, *rows])
 
-            on_rank_zero(write, self.group)
+        on_rank_zero(write, self.group)
 
     def _announce(self, writing: CheckpointThread) -> None:
         writing.join()

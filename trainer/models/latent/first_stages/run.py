@@ -95,6 +95,8 @@ class LadderStage(FirstStage):
 
     def __init__(self, model: Ladder):
         super().__init__(model, model.spec, model.likelihood, model.shapes[-1])
+        top, _ = model.enter_top(1)
+        top.is_unit = False  # its parts are called one by one
 
     def encode(self, images: Tensor, noise: Noise) -> Encoding:
         features = self.model.encode(images, noise)
