@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     resolved = None if options.image else resolve(config, gpu=config.ray.gpus_per_worker != 0)
     setting = of_run(resolved) if resolved else described(config, options.image, options.classes)
     if ranks:
-        sys.stdout.write(table([predict(setting, number, hardware) for number in ranks]))
+        sys.stdout.write(table([predict(setting, number, hardware, what_fits=False) for number in ranks]))
     else:
         sys.stdout.write(size_report(resolved, hardware) if resolved else setting_report(setting, hardware, {}))
 

@@ -53,11 +53,14 @@ FIGURES = {
     "mfu": _Figure("Model FLOPs utilisation", "% of peak", 100.0),
     "data_wait": _Figure("Waiting for data", "% of the time", 100.0),
     "checkpoint_stall": _Figure("Held up by checkpoints", "seconds between two rows"),
+    "ranks/wait": _Figure("Waiting for the slowest rank, mean of the ranks", "% of the time", 100.0),
+    "memory/peak": _Figure("Peak memory of a rank", "GiB", 2**-30),
     "evaluation/seconds": _Figure("Duration of an evaluation", "seconds"),
     "data/quarantined": _Figure("Quarantined images", "images since the start"),
 }
 ONLY_IF_POSITIVE = ("train/skipped", "data/quarantined")
 NO_CURVES = (  # places, or shown elsewhere
+    *("ranks/slowest", "memory/allocated", "memory/reserved", "train/micro_batch"),
     *("images", "time", "elapsed", "restarts", "rollbacks", "data/epoch", "validation/standard_error"),
     *("data/samples", "data/indexed", "data/quarantined_by_index"),
     *("images_per_second_per_device", "train/nats", "train/bpd", "validation/nats", "validation/bpd"),

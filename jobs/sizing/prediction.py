@@ -99,8 +99,8 @@ class Prediction(NamedTuple):
         return None if pace is None else self.images / pace * DAY / HOUR * self.at_once.ranks
 
 
-def predict(setting: Setting, ranks: int, hardware: Hardware) -> Prediction:
-    """Trace a step of the setting on `ranks`."""
+def predict(setting: Setting, ranks: int, hardware: Hardware, what_fits: bool = True) -> Prediction:
+    """Trace a step of the setting on `ranks`; with another micro-batch too, to tell `what_fits`."""
     trainer, optim = setting.config.trainer, setting.config.optim
     share = largest_share(trainer.batch, setting.streams, ranks) if ranks <= setting.streams else 1
     images = min(trainer.images_at_once or share, share)
@@ -126,7 +126,7 @@ def predict(setting: Setting, ranks: int, hardware: Hardware) -> Prediction:
     at_once = Pass(ranks, over, images, bf16, accumulates=passes > 1)
     peak = peak_memory(build, at_once, optim)
     fits = None
-    if hardware.memory is not None:
+    if what_fits and hardware.memory is not None:
         other = max(1, images // 2) if images > 1 else 2
         other_peak = peak_memory(build, at_once._replace(images=other), optim)
         fits = _fitting(hardware.memory, images, peak.total, other, other_peak)

@@ -21,6 +21,12 @@ CLOCKED = (
     "restarts",
     "evaluation/seconds",
     "elapsed",
+    "ranks/wait",
+    "ranks/slowest",
+    "ranks/waits",
+    "memory/allocated",
+    "memory/reserved",
+    "memory/peak",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trainer.distributed.node import ranks_per_node
 from trainer.distributed.ranks import world_size
+from trainer.distributed.stragglers import OwnTime
 from trainer.elbo import Elbo
 from trainer.errors import TrainingError
 from trainer.networks.unit import units
@@ -39,9 +40,16 @@ class Parallel:
     the ranks compute the unit before. Gradients are reduced in float32. It needs a process group; one rank is enough.
     """
 
-    def __init__(self, model: Model, accelerator: Accelerator, sharding: Sharding, shard_over: ShardOver = "auto"):
-        """Raises TrainingError if `shard_over` does not divide the number of ranks."""
-        self.accelerator = accelerator
+    def __init__(
+        self,
+        model: Model,
+        accelerator: Accelerator,
+        sharding: Sharding,
+        shard_over: ShardOver = "auto",
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        """`say` is told of slow ranks. Raises TrainingError if `shard_over` does not divide the number of ranks."""
+        self.accelerator, self.own_time = accelerator, OwnTime(accelerator.device, say)
         if sharding == "fsdp" and dist.is_initialized():
             mesh = shard_mesh(accelerator.device.type, shard_over)
             shard(model, mesh, torch.bfloat16 if accelerator.mixed_precision == "bf16" else None)  # in place
@@ -52,8 +60,14 @@ class Parallel:
             accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
 
     def __call__(self, *inputs: Any) -> Elbo:
+        sharded = _gathers(self.forward)
+        if sharded:
+            self.own_time.meets_others()
         with self.accelerator.autocast():
-            return self.forward(*inputs)
+            elbo: Elbo = self.forward(*inputs)
+        if not sharded:
+            self.own_time.meets_others()
+        return elbo
 
     @contextlib.contextmanager
     def exchanging(self, exchange: bool) -> Iterator[None]:

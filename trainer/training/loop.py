@@ -19,6 +19,7 @@ from trainer.conditions import in_words
 from trainer.distributed.ranks import world_size
 from trainer.distributed.requests import Agreement, Requests
 from trainer.distributed.sharding import gathered
+from trainer.distributed.stragglers import memory_row
 from trainer.distributed.watchdog import Watchdog
 from trainer.models.base import Model, condition
 from trainer.noise import Noise
@@ -133,6 +134,7 @@ def training_row(state: TrainState, pace: Row, last: bool) -> Row:
     """The figures of the steps since the row before. Raises DivergedError."""
     row: Row = {"images": state.images} | state.metrics.row(state.model) | pace
     row |= {"train/lr": state.learning_rate, "train/skipped": state.guard.check()}
+    row |= state.parallel.own_time.row(pace["images_per_second"], pace["data_wait"]) | memory_row(state.seen.device)
     if remark := state.clipping.remark(last, row["train/gradient_norm"]):
         say_on_rank_zero(remark)
     return row

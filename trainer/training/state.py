@@ -84,7 +84,7 @@ class TrainState:
         prepare_units(model, config, torch.bfloat16 if bf16 else torch.float32)
         return cls(
             model=model,
-            parallel=Parallel(model, accelerator, config.sharding, config.shard_over),  # FSDP replaces parameters
+            parallel=Parallel(model, accelerator, config.sharding, config.shard_over, say_on_rank_zero),
             optimizer=adamw(model, optim),
             ema=Ema(model, optim.ema),
             posthoc=PosthocEma(model) if optim.posthoc else None,
@@ -118,10 +118,12 @@ class TrainState:
         """Set the learning rate of the step that begins now, and clear the gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_factor * learning_rate(self.optim, self.images, self.budget)
+        self.parallel.own_time.begin_step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def end_step(self, batch: int) -> None:
         """Step with the gradients of `batch` images, unless the guard skips them, and update the averages."""
+        self.parallel.own_time.end_step(batch)
         norm = self.guard.step(self.optimizer, self.parameters, self.optim.clip)
         self.metrics.add_norm(norm)
         self.clipping.add(norm)
