@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, get_args
 
 from trainer.errors import TrainingError
@@ -15,7 +15,7 @@ ConditionUses = Mapping[str, ConditionUse]
 """By name of the condition; empty for a model without conditions."""
 
 
-def all_given(names: Collection[str]) -> dict[str, ConditionUse]:
+def all_given(names: Iterable[str]) -> dict[str, ConditionUse]:
     """Every condition as the data set has it."""
     return dict.fromkeys(names, "given")
 

@@ -53,13 +53,15 @@ class TextConfig(Section):
 
 
 class VectorConfig(Section):
-    """A vector that an encoder made, from a .npy member of float16, float32 or float64; zeros where it is missing."""
+    """Numbers from an encoder, in a .npy member of float16, float32 or float64 and any shape."""
 
     kind: Literal["vector"]
     member: str
     """Extension of the member: `clip.npy`."""
-    size: int = Field(ge=1, le=1 << 16)
-    """Length of the vector."""
+    size: int = Field(ge=1, le=1 << 20)
+    """How many numbers."""
+    missing: Literal["unknown", "bad"] = "unknown"
+    """Of a sample without the member. unknown: zeros, and counted. bad: the image is corrupt; `data.on_bad` decides."""
 
 
 class SequenceConfig(Section):

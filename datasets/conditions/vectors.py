@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,12 @@ from datasets.npy import decode_floats, floats_shape, read_npy_header
 
 @dataclass(frozen=True)
 class VectorCondition(SingleChoice):
-    """float32 [n, size]; zeros where a sample has no such member: unknown."""
+    """float32 [n, size]; zeros where a sample has no such member: unknown, or bad if it `must_exist`."""
 
     name: str
     member: str  # extension
     size: int
+    must_exist: bool = False
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -29,6 +31,8 @@ class VectorCondition(SingleChoice):
 
     def read(self, sample: Sample, choice: int, arrays: Arrays, row: int) -> str:
         if (data := sample.member(self.member)) is None:
+            if self.must_exist:
+                raise DataError(f"{self.member}: is missing")
             arrays[self.name][row] = 0
             return "missing"
         arrays[self.name][row] = decode_vector(data, self.size, self.member)
@@ -36,13 +40,16 @@ class VectorCondition(SingleChoice):
 
 
 def decode_vector(data: bytes | memoryview, size: int, member: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """float32 [size] from a .npy file of that many finite floats, in any type of `datasets.npy`. Raises DataError."""
+    """float32 [size] from a .npy file of that many finite floats, of any shape and any type of `datasets.npy`.
+
+    Raises DataError.
+    """
     try:
         header = read_npy_header(data)
     except DataError as error:
         raise DataError(f"{member}: {error}") from error
     shape = floats_shape(header)
-    if shape not in ((size,), (1, size)):
+    if shape is None or math.prod(shape) != size:
         found = " x ".join(map(str, shape or header.shape)) or "no axes"
         raise DataError(f"{member}: {header.dtype} of {found}, expected {size} floats")
     vector = decode_floats(data, header).reshape(size)

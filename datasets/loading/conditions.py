@@ -52,7 +52,7 @@ def conditions_of(
                     )
                 )
             case VectorConfig():
-                found.append(VectorCondition(name, given.member, given.size))
+                found.append(VectorCondition(name, given.member, given.size, given.missing == "bad"))
             case SequenceConfig():
                 found.append(SequenceCondition(name, given.member, given.size, given.max_tokens))
             case GeometryConfig():

@@ -17,6 +17,9 @@ def check_fed(model: ModelConfigBase, data: DataConfig, index: Index) -> None:
     another kind: it would stay unknown for ever, and the model unconditional.
     """
     fed = kinds_of(data, index)
+    for name in model.columns:
+        if fed.get(name) != "vector":
+            raise ConfigError(f"model.latents: data.conditions.{name} is not there, or of another kind than vector")
     wanted: Any = model
     for part in model.CONDITIONS.split("."):
         wanted = getattr(wanted, part, {})

@@ -16,11 +16,12 @@ from cluster.storage.storage import Storage
 from jobs import sample
 from jobs.config.loading import load_config
 from jobs.config.resolved import resolve
+from jobs.encode import main as encode
 from jobs.errors import ConfigError
 from jobs.export import export
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
-from tests.jobs.runs import assert_bitwise_equal, newest_tensors
+from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
 from tests.testbed.ranks import together
 from tests.testbed.steps import train
 from trainer.errors import TrainingError
@@ -99,6 +100,41 @@ def test_latents_are_measured_once_and_only_the_diffusion_is_averaged(
     model = trainer.load(run)
     assert all(value.equal(after[f"model/{name}"]) for name, value in model.state_dict().items() if "scale" in name)
     assert trainer.sample(model, 3, steps=2).shape == (3, 1, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["vector", "maps"])
+def test_latents_from_a_column_train_the_same(
+    config_file: Callable[..., Path], digits: Path, tmp_path: Path, kind: str
+) -> None:
+    first = config_file("first", **({"model": FIRST_STAGES[kind]} if kind in FIRST_STAGES else {}))
+    train(first, 2)
+    url = load_config(str(first)).run
+    for split in ("train", "validation"):
+        encode([str(digits / split), "--with", f"latents:{url}", "--out", f"{tmp_path}/{split}", "--dtype", "float32"])
+    size = {"vector": 4, "maps": 8}[kind]
+    names = {"latent_mean": "latent.mean.npy", "latent_log_scale": "latent.log_scale.npy"}
+    vectors = {name: {"kind": "vector", "member": member, "size": size} for name, member in names.items()}
+    columns = [f"{tmp_path}/train", f"{tmp_path}/validation"]
+    rows = {}
+    for name, model, data in (
+        ("online", {}, {}),
+        ("column", {"latents": {}}, {"columns": columns, "conditions": vectors}),
+    ):
+        path = config_file(name, model=over(url) | {"measured_images": 500} | model, data=data)
+        train(path, 12)
+        rows[name] = metrics(load_config(str(path)).run)
+    figures = [name for name in rows["online"][0] if name.startswith("train/")]
+    assert len(figures) > 5
+    for online, column in zip(rows["online"], rows["column"], strict=True):
+        assert column.keys() == online.keys() | {name for name in column if name.startswith("data/")}
+        for name in online:
+            assert column[name] == pytest.approx(online[name], rel=1e-4, abs=1e-5), name
+
+
+def test_latents_that_no_data_feeds_are_refused(config_file: Callable[..., Path], vae: str) -> None:
+    path = latent(config_file, vae, latents={})
+    with pytest.raises(ConfigError, match=r"model\.latents: data\.conditions\.latent_mean is not there"):
+        train(path, 1)
 
 
 def test_two_ranks_with_sharded_weights_train_as_one(config_file: Callable[..., Path]) -> None:

@@ -86,8 +86,8 @@ def test_the_scale_of_the_pixels_is_the_best_of_each_channel(path, likelihood):
 
     with torch.no_grad():
         best = cost(0.0)
-        assert best < cost(0.2)
-        assert best < cost(-0.2)
+        assert best < cost(0.05)
+        assert best < cost(-0.05)
     probabilities = torch.stack(
         [
             model.likelihood.kind.log_prob_values(

@@ -257,6 +257,12 @@ def test_samples_reconstructions_and_trajectories_are_levels(digits_like):
         assert made.dtype == torch.uint8
 
 
+def test_a_ladder_takes_no_latents_from_columns():
+    model = TypeAdapter(ModelConfig).validate_python(FIRST_STAGES["ladder"]).build(ImageSpec(1, 4, 4, 17))
+    with pytest.raises(ValueError, match=r"^latents: the levels below z of a ladder need the image"):
+        over(model, latents={})
+
+
 @pytest.mark.parametrize(("rows", "tile"), [(2, None), (None, 4), (3, 5), (1, 64)])
 def test_a_local_decoder_gives_the_same_in_parts(rows, tile):
     model, z = over(linear_maps(0, side=16)[0]).double(), torch.randn(5, 2, 8, 8, dtype=torch.float64)

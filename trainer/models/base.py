@@ -68,6 +68,11 @@ class ModelConfigBase(Config):
     """Dotted key of the section that names the model's conditions, if it takes some."""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of `data.conditions` of kind vector that come from the image, in place of a part of the model."""
+        return ()
+
+    @property
     def takes_patches(self) -> bool:
         """Whether the model takes images of any shape, in patches (`ImageSpec.patches`)."""
         return False
@@ -111,6 +116,8 @@ class Model(nn.Module):
     """Names of the classes 0, 1, ... of the training set, where it has some."""
     tokenizers: Mapping[str, str] = MappingProxyType({})
     """For each condition that is text: the contents of its tokenizer.json."""
+    columns: tuple[str, ...] = ()
+    """What `forward` is given beside the conditions: `ModelConfigBase.columns`."""
     measured_images = 0
     """Training images that `measure` is given when a run starts; 0: it is not called."""
     is_density = False  # True: x is continuous, so the bound is of a density: nats, never bits per dimension
@@ -215,7 +222,8 @@ class Model(nn.Module):
         shown = {"samples": Picture(self.sample(noise, **options), of=of)}
         if images is not None:
             made = self.reconstruct(images, condition, replace(noise, positions=noise.positions[: len(images)]))
-            of = f"held-out images, each with its reconstruction, {in_words(all_given(condition or ()))}"
+            given = all_given(name for name in condition or () if name not in self.columns)
+            of = f"held-out images, each with its reconstruction, {in_words(given)}"
             shown["reconstructions"] = Picture(torch.stack([images, made], dim=1).flatten(0, 1), of=of)
         return shown
 
@@ -249,5 +257,6 @@ def known_conditions(model: Model) -> list[str]:
 
 
 def condition(model: Model, given: Mapping[str, Tensor | TokenArrays], uses: ConditionUses | None = None) -> Condition:
-    """The conditions of a batch, those that the model takes and `uses` (None: all) does not leave out."""
-    return as_condition(given, {name for name in known_conditions(model) if uses is None or uses[name] != "none"})
+    """The columns of a batch, and the conditions that the model takes and `uses` (None: all) does not leave out."""
+    names = {name for name in known_conditions(model) if uses is None or uses[name] != "none"}
+    return as_condition(given, names.union(model.columns))

@@ -110,7 +110,7 @@ def test_the_geometry_is_that_of_the_crop(index, settings):
         (npy(np.array([1, np.nan, 0], np.float32)), "not all of its numbers are finite"),
         (npy(np.array([1, None, 0])), "object of shape .3,., which would have to be unpickled"),
         (npy(np.zeros(3000, np.float32)), "float32 of 3000, expected 3 floats"),
-        (npy(np.zeros((3, 1), np.float32)), "float32 of 3 x 1, expected 3 floats"),
+        (npy(np.zeros((2, 1), np.float32)), "float32 of 2 x 1, expected 3 floats"),
         (npy(np.zeros(3, "V4")), "V4 of 3, expected 3 floats"),
         (npy(np.zeros(3, [("scale", "<f8"), ("values", "i1")])), "expected 3 floats"),
         (npy(np.full(3, 1e300)), "not all of its numbers are finite"),

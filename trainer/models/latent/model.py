@@ -24,7 +24,7 @@ from trainer.models.decoding import DecodeOptions, decoded, words_with_decode
 from trainer.models.diffusion.base import DiffusionBase
 from trainer.models.diffusion.diffuser import Diffuser, DiffuserConfig
 from trainer.models.latent.first_stages import FirstStage, FirstStageConfig
-from trainer.models.latent.first_stages.base import Decoded
+from trainer.models.latent.first_stages.base import Decoded, Encoding, reshaped
 from trainer.models.latent.parts import check_tile, decode_in_parts
 from trainer.models.latent.scale import LatentScale
 from trainer.networks.conditioning import rebuilt_as
@@ -43,6 +43,15 @@ class LatentSamplingConfig(SamplingConfig, DecodeOptions):
     short; images then differ a little. null: the whole latent."""
 
 
+class LatentColumns(Config):
+    """Names of `data.conditions` of kind vector that have q(z | x), made by `jobs.encode --with latents:`."""
+
+    mean: str = "latent_mean"
+    """The mean."""
+    log_scale: str = "latent_log_scale"
+    """The logarithm of the standard deviation."""
+
+
 class LatentConfig(DiffuserConfig):
     """A diffusion over the latents of a frozen first stage, in place of their prior."""
 
@@ -55,6 +64,9 @@ class LatentConfig(DiffuserConfig):
     measured_images: NonNegativeInt = 4096
     """Training images that the mean and scale of each channel of the latents, on which they are diffused, are measured
     on when a run starts; and the scale of the likelihood of a `diffusers` first stage. 0: not measured."""
+    latents: LatentColumns | None = None
+    """Columns to take q(z | x) from, which saves the pass through the encoder; null: it is computed. The same draws
+    follow. They have the images as they are stored: not for a `data.transform` with random parts."""
     sampling: LatentSamplingConfig = LatentSamplingConfig()
     """Defaults of sampling, in training and on the command line."""
 
@@ -67,6 +79,10 @@ class LatentConfig(DiffuserConfig):
                 "commit ea2aabe"
             )
         return values
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return () if self.latents is None else (self.latents.mean, self.latents.log_scale)
 
     def build(self, spec: ImageSpec) -> Latent:
         """Raises ValueError where the first stage is not recorded: no URL is opened."""
@@ -104,7 +120,9 @@ class Latent(DiffusionBase):
         self.spec = spec
         self.first_stage = first_stage
         self.is_density = first_stage.likelihood.is_density
-        self.measured_images = config.measured_images
+        self.measured_images, self.columns = config.measured_images, config.columns
+        if self.columns and not first_stage.posterior_suffices:
+            raise ValueError("latents: the levels below z of a ladder need the image; leave it out")
         self.scale = LatentScale(first_stage.shape)
         self.diffuser = Diffuser(config, first_stage.shape, spec, latent=True)
         try:
@@ -130,7 +148,7 @@ class Latent(DiffusionBase):
         self.first_stage.fit(all_reduce_sum(torch.stack(first_stage).sum(0)))
 
     def forward(self, images: Tensor, condition: Condition, noise: Noise, progress: Tensor) -> Elbo:
-        encoding = self.first_stage.encode(images, noise)
+        encoding = self._encoding(images, condition, noise)
         z = self._draw(encoding.q, noise)
         found = self.first_stage.decode(z, noise, encoding)
         distortion = -self.likelihood.log_prob(found.output, images)  # [B]
@@ -195,6 +213,14 @@ class Latent(DiffusionBase):
             first = self.likelihood.log_prob(found.output, images) - encoding.q.log_prob(z)
             weights.append(first + _log_ratio(found) + last - self.scale.log_volume.to(z) + ratio)
         return torch.stack(weights, 1)
+
+    def _encoding(self, images: Tensor, condition: Condition, noise: Noise) -> Encoding:
+        """Of the columns where they are given."""
+        given = [condition.get(name) if condition else None for name in self.columns]
+        tensors = [value.to(noise.dtype) for value in given if isinstance(value, Tensor)]
+        if len(tensors) < 2:
+            return self.first_stage.encode(images, noise)
+        return Encoding(reshaped(Normal(*tensors), self.first_stage.shape))
 
     def _draw(self, q: Normal, noise: Noise) -> Tensor:
         return q.sample(noise.normal("z", self.first_stage.shape))

@@ -39,6 +39,7 @@ class FirstStage(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.spec, self.likelihood = spec, likelihood
+        self.natural_shape = shape  # of z: (c, h, w), or (n,) for a vector
         channels, height, width = shape if len(shape) == 3 else (shape[0], 1, 1)
         self.shape = channels, height, width
 
@@ -55,6 +56,8 @@ class FirstStage(nn.Module):
         of `encoding`.
         """
         raise NotImplementedError
+
+    posterior_suffices = True  # `decode` needs no more of an `Encoding` than q
 
     @property
     def takes_tiles(self) -> bool:

@@ -92,6 +92,7 @@ class LadderStage(FirstStage):
     """z is the topmost level of a ladder; the levels below keep their priors."""
 
     model: Ladder
+    posterior_suffices = False
 
     def __init__(self, model: Ladder):
         super().__init__(model, model.spec, model.likelihood, model.shapes[-1])
