@@ -1,10 +1,10 @@
 """Do all the fault of the matrix to real processes and print what came of it.
 
-    python -m tests.chaos [--only ranks,stores,tracker,ray,hosts,ray-stores] [--runs N] [--kills N]
+    python -m tests.chaos [--only ranks,sharded,stores,tracker,ray,hosts,ray-stores] [--runs N] [--kills N]
                           [--folder FOLDER] [--out TABLE.md]
 
-Each of the N runs of a line is killed N times (a third of the runs under Ray). Bitwise comparisons: threads are fixed,
-ranks at most two.
+Each of the N runs of a line is killed N times (a third of the runs under Ray). Comparisons are bitwise up to
+two ranks, with fixed threads; three ranks with fsdp are compared within a tolerance.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default=",".join(PARTS), help="of these parts of the matrix (default: %(default)s)")
+    parser.add_argument(
+        "--only",
+        default=",".join(part for part in PARTS if part != "sharded"),
+        help="of these parts of the matrix (default: %(default)s)",
+    )
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -59,7 +63,7 @@ def main() -> int:
 
 
 def ranks(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
-    """Local processes: one, and two as torchrun starts them."""
+    """Local processes: one, two as torchrun starts them, and three that share the state."""
     for number in (1, 2):
         yield bench.kills(number, MOMENTS[:1], asked.runs, asked.kills)
         yield bench.kills(number, MOMENTS[1:], asked.runs, asked.kills)
@@ -67,6 +71,15 @@ def ranks(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
         yield bench.full_disk(number)
     for how in ("flipped byte", "truncated file"):
         yield bench.damage(1, how)
+    yield from sharded(bench, asked)
+
+
+def sharded(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
+    """Three ranks that share the state unevenly, as they do the batch."""
+    of_three = Bench(bench.folder / "fsdp", bench.digits, asked.seed, sharding="fsdp")
+    yield of_three.kills(3, MOMENTS[:1], asked.runs, asked.kills)
+    yield of_three.kills(3, MOMENTS[1:], asked.runs, asked.kills)
+    yield of_three.terminations(3, 1, 2)
 
 
 def stores(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
@@ -113,6 +126,7 @@ def ray_stores(bench: Bench, asked: argparse.Namespace) -> Iterator[Result]:
 
 PARTS = {
     "ranks": ranks,
+    "sharded": sharded,  # part of "ranks"
     "stores": stores,
     "tracker": tracker,
     "ray": ray,

@@ -31,8 +31,10 @@ class Result(NamedTuple):
 class Bench:
     """A folder of runs with an undisturbed one for each number of ranks."""
 
-    def __init__(self, folder: Path, digits: Path, seed: int = 0):
+    def __init__(self, folder: Path, digits: Path, seed: int = 0, **trainer: Any):
+        """`trainer`: keys of that section, of every run."""
         self.folder, self.digits, self.draw = folder, digits, random.Random(seed)
+        self.trainer = trainer
         self.references: dict[int, str] = {}
         self.runs = 0
 
@@ -60,7 +62,7 @@ class Bench:
                 injected += -signal.SIGKILL in status
             wrong += self._ended(config, folder, ranks, reference)
         return Result(
-            ranks_name(ranks), f"SIGKILL: {', '.join(moments)}", runs, injected, wrong, time.monotonic() - began
+            self._name(ranks), f"SIGKILL: {', '.join(moments)}", runs, injected, wrong, time.monotonic() - began
         )
 
     def terminations(self, ranks: int, runs: int, each: int) -> Result:
@@ -79,7 +81,7 @@ class Bench:
             wrong += self._ended(config, folder, ranks, reference)
             if twice := repeated(folder):
                 wrong.append(f"{folder.name}: {twice} images were trained twice")
-        return Result(ranks_name(ranks), "SIGTERM", runs, injected, wrong, time.monotonic() - began)
+        return Result(self._name(ranks), "SIGTERM", runs, injected, wrong, time.monotonic() - began)
 
     def damage(self, ranks: int, how: str) -> Result:
         """A killed run whose newest checkpoint is spoilt before it goes on."""
@@ -118,15 +120,21 @@ class Bench:
         folder = self.folder / f"{name}-{self.runs:03d}"
         folder.mkdir(parents=True)
         run = f"{store}/{folder.name}" if store else str(folder / "run")
+        sections["trainer"] = sections.get("trainer", {}) | self.trainer
         write_config(folder / "config.yaml", self.digits, run, **sections)
         return folder / "config.yaml", folder
+
+    def _name(self, ranks: int) -> str:
+        return ", ".join([ranks_name(ranks), *map(str, self.trainer.values())])
 
     def _ended(self, config: Path, folder: Path, ranks: int, reference: str) -> list[str]:
         """Let a run go on to its end; what is wrong with it then."""
         status = Launch(config, folder, ranks).wait()
         if status != [0] * ranks:
             return [f"{folder.name}: ended with {status}: {logs(folder)[-300:]}"]
-        return [f"{folder.name}: {problem}" for problem in problems(str(folder / "run"), folder, reference)]
+        bitwise = ranks <= 2  # beyond, sums over the ranks have no fixed order
+        found = problems(str(folder / "run"), folder, reference, bitwise)
+        return [f"{folder.name}: {problem}" for problem in found]
 
 
 def table(results: list[Result]) -> str:
