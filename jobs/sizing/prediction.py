@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ class Prediction(NamedTuple):
     hardware: Hardware
     batch: int
     images: int  # of the whole run
-    fits: int | None  # largest micro-batch; None: the GPU is not known
+    fits: int | None  # largest micro-batch, up to the share; None: not asked for, or the GPU is not known
 
     @property
     def step_flops(self) -> float:
@@ -124,12 +125,14 @@ def predict(setting: Setting, ranks: int, hardware: Hardware, what_fits: bool = 
         over = min(inside, ranks) if trainer.shard_over == "auto" else trainer.shard_over
     passes = -(-share // images)
     at_once = Pass(ranks, over, images, bf16, accumulates=passes > 1)
+
+    def peak_at(count: int) -> int:
+        return peak_memory(build, at_once._replace(images=count), optim).total
+
     peak = peak_memory(build, at_once, optim)
     fits = None
     if what_fits and hardware.memory is not None:
-        other = max(1, images // 2) if images > 1 else 2
-        other_peak = peak_memory(build, at_once._replace(images=other), optim)
-        fits = _fitting(hardware.memory, images, peak.total, other, other_peak)
+        fits = largest_fitting(peak_at, share, int((1 - FREE) * hardware.memory))
     return Prediction(
         parameters=sum(tensor.numel() for tensor in model.parameters()),
         trained=sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
@@ -148,8 +151,20 @@ def predict(setting: Setting, ranks: int, hardware: Hardware, what_fits: bool = 
     )
 
 
-def _fitting(memory: int, images: int, peak: int, other: int, other_peak: PeakMemory) -> int:
-    """The largest micro-batch whose peak leaves the share FREE of the memory; 0: not even one image fits."""
-    each = (peak - other_peak.total) / (images - other)
-    fixed = peak - each * images
-    return max(0, int(((1 - FREE) * memory - fixed) / each)) if each > 0 else images
+def largest_fitting(peak_at: Callable[[int], int], most: int, limit: int) -> int:
+    """About the largest number of images, up to `most`, whose peak is within `limit` bytes; 0: not even one fits.
+
+    The peak is the maximum over moments of a step, each of which grows linearly: a convex function, below its chords.
+    """
+    high, above = most, peak_at(most)
+    if above <= limit:
+        return most
+    low, below = 1, peak_at(1) if most > 1 else above
+    if below > limit:
+        return 0
+    for _ in range(2):
+        between = min(low + int((limit - below) / (above - below) * (high - low)), high - 1)
+        if between == low:
+            break
+        low, below = between, peak_at(between)
+    return low

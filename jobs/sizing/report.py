@@ -101,7 +101,8 @@ def _fits(found: Prediction) -> str:
     of = f"{format_bytes(found.hardware.memory)} of a {found.hardware.gpu}, with {FREE:.0%} left free"
     if not found.fits:
         return f"not even 1 image at once in {of}; use more ranks, trainer.sharding: fsdp or activation_checkpointing"
-    return f"up to {found.fits:,} images at once in {of}"
+    whole = ", a rank's whole share," if found.fits == found.share else ""
+    return f"{found.fits:,} images at once{whole} in {of}"
 
 
 def _traffic(found: Prediction) -> str:

@@ -21,7 +21,7 @@ from jobs.config.schema import RunConfig
 from jobs.errors import ConfigError
 from jobs.run.training import train_rank
 from jobs.size import main
-from jobs.sizing.prediction import state_bytes
+from jobs.sizing.prediction import largest_fitting, state_bytes
 from jobs.sizing.report import size_report
 from tests.jobs.conftest import BATCH
 from tests.testbed.processes import REPOSITORY
@@ -235,7 +235,16 @@ def test_a_set_that_does_not_exist_is_described_and_money_follows_from_time(caps
     found = re.search(r"([\d,]+) GPU-hours, ([\d,]+) in all", text)
     assert float(found[1].replace(",", "")) == pytest.approx(hours, rel=0.02, abs=0.5)
     assert float(found[2].replace(",", "")) == pytest.approx(2 * hours, rel=0.02, abs=0.5)
-    assert re.search(r"fits +up to [\d,]+ images at once in 74.5 GiB of a H100", text)
+    assert "images at once, a rank's whole share, in 74.5 GiB of a H100, with 10% left free" in text
+
+
+def test_the_largest_micro_batch_is_found_where_the_peak_bends() -> None:
+    def peak(images: int) -> int:
+        return max(1000 + images, 20 * images)  # of two moments of a step
+
+    assert largest_fitting(peak, 64, 2000) == 64
+    assert 90 <= largest_fitting(peak, 640, 2000) <= 100
+    assert largest_fitting(peak, 640, 900) == 0
 
 
 def test_a_table_has_a_row_for_each_number_of_ranks(capsys) -> None:

@@ -137,12 +137,18 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def merged(layouts: Iterable[Layout]) -> Layout:
     """The layouts of all ranks as one."""
-    whole: Layout = {}
+    parts: dict[str, dict[str, list[StoredTensor]]] = {}
     for layout in layouts:
         for section, tensors in layout.items():
             for name, tensor in tensors.items():
-                _add(whole, section, name, tensor)
-    return whole
+                parts.setdefault(section, {}).setdefault(name, []).append(tensor)
+    return {
+        section: {
+            name: found[0]._replace(pieces=tuple(piece for tensor in found for piece in tensor.pieces))
+            for name, found in tensors.items()
+        }
+        for section, tensors in parts.items()
+    }
 
 
 def _add(layout: Layout, section: str, name: str, tensor: StoredTensor) -> None:

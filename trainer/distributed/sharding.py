@@ -127,10 +127,13 @@ def shard(model: Model, mesh: DeviceMesh, gathered_in: torch.dtype | None) -> No
 
 
 @contextlib.contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Inside the block all weights are gathered, in full precision, for calls that not all ranks make. All ranks
-    together.
+def gathered(model: nn.Module, needed: bool = True) -> Iterator[None]:
+    """Inside the block all weights are gathered if `needed`, in full precision, for calls that not all ranks make. All
+    ranks together.
     """
+    if not needed:
+        yield
+        return
     sharded = [module for module in model.modules() if _gathers(module)]
     with whole_precision(model):
         for module in sharded:

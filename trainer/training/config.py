@@ -74,6 +74,11 @@ class TrainerConfig(Config):
     """When a step is skipped and when the run is rolled back."""
 
     @property
+    def draws(self) -> bool:
+        """Whether evaluations draw pictures."""
+        return self.pictures > 0 or bool(self.prompts)
+
+    @property
     def images_at_once(self) -> int | None:
         """`micro_batch`; None where it is the rank's whole share, or not decided yet."""
         return None if self.micro_batch == "auto" else self.micro_batch

@@ -191,7 +191,7 @@ def evaluate_and_draw(
             with held_out:
                 batches = watchdog.watching(keep_first(held_out, examples))
                 evaluation = agreement.together(lambda: evaluate(model, batches, seed))
-        with gathered(model):
+        with gathered(model, config.draws):
             shown = examples[0] if examples else None
             pictures = agreement.lead(lambda: draw_pictures(model, shown, config, seed)) or {}
     if agreement.stop:
