@@ -1,8 +1,9 @@
 """Export the model of a run: weights, configuration and a model card.
 
-    python -m jobs.export RUN_URL --out URL [--weights W]
+    python -m jobs.export RUN_URL --out URL [--weights W] [--format diffusers]
 
-`trainer.load(URL)` opens what was exported, and so does `init_from:` of another run.
+`trainer.load(URL)` opens what was exported, and so does `init_from:` of another run. With `--format diffusers` the
+export is in URL/model, and `DiffusionPipeline.from_pretrained(URL, trust_remote_code=True)` opens URL.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cluster.storage.storage import Storage, absolute
 from jobs.cli import command_parser, run
 from jobs.config.loading import config_of
 from jobs.config.tokenizers import known_tokenizers
+from jobs.diffusers_format.write import INDEX, MODEL, write_pipeline
 from jobs.errors import ConfigError
 from trainer.checkpoints.export import BEST, best_commit, load, weights_at, write_model
 from trainer.checkpoints.journal import Row, read_metrics
@@ -42,8 +44,17 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("run", help="URL of the run's folder")
     parser.add_argument("--out", required=True, help="URL of the folder that the model goes to")
     parser.add_argument("--weights", default="ema", help=WEIGHTS)
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "diffusers"),
+        default="safetensors",
+        help="safetensors (default), or a pipeline for diffusers, with this repository in PYTHONPATH",
+    )
     options = parser.parse_args(arguments)
-    images = export(options.run, options.out, options.weights)
+    if options.format == "safetensors":
+        images = export(options.run, options.out, options.weights)
+    else:
+        images = export_pipeline(options.run, options.out, options.weights)
     print(f"exported {options.weights} weights after {images:,} images: {absolute(options.out)}")
 
 
@@ -80,6 +91,17 @@ def export(run_url: str, out: str, weights: str = "ema") -> int:
     rows = [row for row in read_metrics(source) if row["images"] <= images]
     text = card(description | facts, parameters, rows, target.url, captions, model.conditions)
     target.write(CARD, text.encode())
+    return images
+
+
+def export_pipeline(run_url: str, out: str, weights: str = "ema") -> int:
+    """As `export`, to a folder that `diffusers` opens as a pipeline; the export is in its folder `model`."""
+    target = Storage(out)
+    if target.exists(INDEX):
+        raise ConfigError(f"{target.url}: holds a pipeline already; give --out another folder")
+    inside = target.folder(MODEL)
+    images = export(run_url, inside.url, weights)
+    write_pipeline(target, load(inside.url))
     return images
 
 

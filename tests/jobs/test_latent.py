@@ -19,6 +19,7 @@ from jobs.config.resolved import resolve
 from jobs.encode import main as encode
 from jobs.errors import ConfigError
 from jobs.export import export
+from jobs.export import main as export_job
 from jobs.run.training import train_rank
 from tests.jobs.conftest import BATCH
 from tests.jobs.runs import assert_bitwise_equal, metrics, newest_tensors
@@ -135,6 +136,24 @@ def test_latents_that_no_data_feeds_are_refused(config_file: Callable[..., Path]
     path = latent(config_file, vae, latents={})
     with pytest.raises(ConfigError, match=r"model\.latents: data\.conditions\.latent_mean is not there"):
         train(path, 1)
+
+
+def test_diffusers_opens_an_export_and_draws_the_same_images(
+    config_file: Callable[..., Path], vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    path = latent(config_file, vae)
+    train(path, 2)
+    run, out = load_config(str(path)).run, str(tmp_path / "pipeline")
+    export_job([run, "--out", out, "--format", "diffusers"])
+    shutil.move(out, f"{tmp_path}/elsewhere")
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(f"{tmp_path}/elsewhere", trust_remote_code=True)
+    drawn = pipeline(num_images=3, seed=4, num_inference_steps=5, output_type="pt").images
+    assert drawn.equal(trainer.sample(trainer.load(run), 3, seed=4, steps=5))
+    assert pipeline(num_images=1, num_inference_steps=2).images[0].size == (8, 8)
+    with pytest.raises(ConfigError, match="holds a pipeline already"):
+        export_job([run, "--out", f"{tmp_path}/elsewhere", "--format", "diffusers"])
 
 
 def test_two_ranks_with_sharded_weights_train_as_one(config_file: Callable[..., Path]) -> None:

@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 
+from cluster.storage.storage import Storage
+from jobs.diffusers_format.write import write_pipeline
 from tests.trainer.models import batch
 from trainer.images import ImageSpec
 from trainer.models.latent import LatentConfig
@@ -129,6 +131,13 @@ def test_only_the_diffusion_is_trained_and_the_folder_is_read_once(path):
     assert not any(parameter.requires_grad for parameter in model.first_stage.parameters())
     with pytest.raises(ValueError, match=r"first_stage\.architecture: is missing"):
         config(path).build(SPEC)
+
+
+def test_an_export_for_diffusers_has_the_autoencoder_in_its_own_layout(autoencoder, path, tmp_path):
+    write_pipeline(Storage(str(tmp_path / "out")), built(path))
+    again = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out", subfolder="vae")
+    assert all(torch.equal(value, autoencoder.state_dict()[name]) for name, value in again.state_dict().items())
+    assert built(str(tmp_path / "out")).first_stage.shape == (4, 8, 8)
 
 
 def test_decoding_in_tiles_is_close_and_in_rows_the_same(path):

@@ -50,8 +50,7 @@ class DiffusersStageConfig(Config):
     def recorded(self, stage: FirstStage) -> Self:
         """This configuration with all that `build` needs to rebuild `stage`."""
         assert isinstance(stage, AutoencoderKlStage)
-        architecture = {name: value for name, value in stage.model.config.items() if not name.startswith("_")}
-        return self.model_copy(update={"architecture": architecture})
+        return self.model_copy(update={"architecture": stage.architecture})
 
     def rebuilt_as(self, other: Config) -> Self | None:
         """This configuration with the architecture that `other` has recorded; None if it has not."""
@@ -91,6 +90,11 @@ class AutoencoderKlStage(FirstStage):
         x = self.model.decode(z).sample.to(z.dtype)  # level v at 2 v / (L - 1) - 1
         levels = self.spec.levels
         return Decoded(((levels - 1) * (x + 1) + 1) / levels - 1, {})
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The autoencoder's own configuration."""
+        return {name: value for name, value in self.model.config.items() if not name.startswith("_")}
 
     @property
     def takes_tiles(self) -> bool:

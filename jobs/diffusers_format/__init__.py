@@ -1,0 +1,1 @@
+"""Exports as folders that `diffusers` opens. The other modules here are copied into them."""
