@@ -38,6 +38,9 @@ def all_checks() -> dict[str, Check]:
     for name in ("vae-conv", "diffusion-unet"):
         found[f"channels_last {name}"] = lambda *run, name=name: checks.check_family(name, *run, channels_last=True)
         found[f"fsdp {name}"] = lambda *run, name=name: checks.check_fsdp(name, *run)
+    for name in ("diffusion-dit", "ladder-vdvae"):
+        found[f"recomputation {name}"] = lambda *run, name=name: checks.check_recomputation(name, *run)
+        found[f"memory {name}"] = lambda *run, name=name: checks.check_memory(name, *run)
     for name in checks.COMPILED:
         found[f"compile {name}"] = lambda *run, name=name: checks.check_compile(name, *run)
     return found

@@ -13,7 +13,9 @@ from tests.trainer.models import ALL_MODELS
 from trainer.distributed.device import full_precision, make_accelerator
 from trainer.distributed.sharding import gathered, gathered_tensor, local
 from trainer.noise import Noise
+from trainer.sizing.memory import Pass, peak_memory
 from trainer.training.evaluation import evaluate
+from trainer.training.optimizer import OptimConfig
 from trainer.training.state import TrainState
 
 # Convolutions without GroupNorm, with it, and depthwise; attention; vectors.
@@ -77,8 +79,9 @@ def check_fsdp(name: str, device: torch.device, folder: Path, steps: int) -> str
     spec, config = ALL_MODELS[name]
     accelerator = make_accelerator("auto")
     alone = train(build(spec, config), accelerator, folder / "ddp", steps)
-    train(build(spec, config), accelerator, folder / "fsdp", steps, stop=steps // 2, sharding="fsdp")
-    sharded = train(build(spec, config), accelerator, folder / "fsdp", steps, sharding="fsdp")
+    how = {"sharding": "fsdp", "activation_checkpointing": {"every": 2}}
+    train(build(spec, config), accelerator, folder / "fsdp", steps, stop=steps // 2, **how)
+    sharded = train(build(spec, config), accelerator, folder / "fsdp", steps, **how)
     model = sharded.state.model
     assert all(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
     _check_strides(sharded.state)
@@ -87,6 +90,36 @@ def check_fsdp(name: str, device: torch.device, folder: Path, steps: int) -> str
         model.sample(Noise(0, "sample", torch.arange(4, device=device)))
     assert all(gathered_tensor(value).isfinite().all() for value in sharded.state.ema.average.values())
     return "equal to DDP"
+
+
+def check_recomputation(name: str, device: torch.device, folder: Path, steps: int) -> str:
+    """Recomputed units have the bounds of units whose activations are kept, and on a GPU a lower peak."""
+    spec, config = ALL_MODELS[name]
+    accelerator = make_accelerator("auto")
+    found = {}
+    for policy in ("none", "all"):
+        run = train(build(spec, config), accelerator, folder / policy, steps, size=128, activation_checkpointing=policy)
+        found[policy] = run
+    _check_equal(found["none"], found["all"], exactly=device.type == "cpu")
+    peaks = [max(row["memory/peak"] for row in run.rows if "memory/peak" in row) for run in found.values()]
+    assert device.type == "cpu" or peaks[1] < peaks[0], peaks
+    return "equal to kept activations"
+
+
+def check_memory(name: str, device: torch.device, folder: Path, steps: int) -> str:
+    """The predicted peak is within 10% of what the allocator of a GPU gave out; on a CPU it is only predicted."""
+    spec, config = ALL_MODELS[name]
+    size = 1024
+    at_once, optim = Pass(1, None, size, device.type == "cuda"), OptimConfig(posthoc=size * 3)
+    predicted = peak_memory(lambda: build(spec, config), at_once, optim).total
+    if device.type == "cpu":
+        return f"predicted {predicted / 2**20:.0f} MiB"
+    accelerator = make_accelerator("auto")
+    torch.cuda.reset_peak_memory_stats()
+    train(build(spec, config), accelerator, folder / "run", 3, size=size)
+    measured = torch.cuda.max_memory_allocated()
+    assert abs(predicted - measured) < 0.1 * measured, (predicted, measured)
+    return f"predicted {predicted / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB"
 
 
 def check_compile(name: str, device: torch.device, folder: Path, steps: int) -> str:

@@ -153,8 +153,6 @@ def train(
     events = Events([rows])
     checkpointer = Checkpointer(str(folder), CheckpointConfig(), print, events.before_commit, events.commit)
     saved = checkpointer.claim(lambda sections: None)
-    if config.compile:
-        model.compile()
     state = begun(model, accelerator, size, steps, **trainer)
     if saved is not None:
         checkpointer.restore(state.restore)

@@ -25,7 +25,16 @@ def rehearse(name: str, folder: str) -> None:
     assert said
 
 
-@pytest.mark.parametrize("name", ["family vae-conv", "channels_last diffusion-unet", "fsdp vae-conv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "family vae-conv",
+        "channels_last diffusion-unet",
+        "fsdp vae-conv",
+        "recomputation diffusion-dit",
+        "memory diffusion-dit",
+    ],
+)
 def test_a_check_passes_on_the_cpu(name, tmp_path):
     together(1, rehearse, name, str(tmp_path))
 

@@ -12,13 +12,13 @@ from trainer.networks.unit import units
 Compile = bool | Literal["units"]
 
 
-def compile_model(model: Model, choice: Compile, sharding: str, backend: Any = "inductor") -> None:
+def compile_model(model: Model, choice: Compile, sharding: str, **options: Any) -> None:
     """Compile a model in place, before it is sharded: its units under FSDP2, whose hooks between them stay as they are.
 
-    Units that are alike share one graph, with their weights as inputs.
+    Units that are alike share one graph, with their weights as inputs. `options`: of torch.compile.
     """
     if choice == "units" or (choice and sharding == "fsdp"):
         for unit in units(model):
-            unit.forward = torch.compile(unit.forward, backend=backend)
+            unit.forward = torch.compile(unit.forward, **options)
     elif choice:
-        model.compile(backend=backend)
+        model.compile(**options)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Annotated, Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from trainer.config import Config, MayChange
@@ -18,10 +18,14 @@ class OptimConfig(Config):
 
     lr: Annotated[PositiveFloat, MayChange] = 1e-3
     """Peak learning rate."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine down to `final_lr` at the end of `trainer.images`, or constant."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """After the warm-up. cosine: half a cosine down to `final_lr` at the end of `trainer.images`. constant. wsd:
+    constant, then linearly down to `final_lr` over the last part of the budget (warmup-stable-decay, Hu et al. 2024,
+    arXiv 2404.06395)."""
+    decay: Annotated[float, Field(gt=0, le=1), MayChange] = 0.2
+    """With schedule: wsd, the share of `trainer.images` over which the learning rate falls."""
     final_lr: NonNegativeFloat = 0.01
-    """Learning rate at the end of the cosine, as a fraction of `lr`."""
+    """Learning rate at the end of a cosine or decay, as a fraction of `lr`."""
     warmup: NonNegativeInt = 0
     """Images over which the learning rate rises linearly from zero."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -46,17 +50,21 @@ def learning_rate(config: OptimConfig, images: int, budget: int) -> float:
         return config.lr * images / config.warmup
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "wsd":
+        left = max(budget - images, 0) / max(config.decay * budget, 1)  # of the decay
+        return config.lr * (config.final_lr + (1 - config.final_lr) * min(left, 1.0))
     share = min((images - config.warmup) / max(budget - config.warmup, 1), 1.0)
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def learning_rate_rise(config: OptimConfig, images: int, budget_before: int, budget: int) -> str | None:
-    """A line for the user if a larger budget (images) raises the learning rate of a cosine after `images` images."""
+    """A line for the user if a larger budget (images) raises the learning rate after `images` images."""
     before, now = learning_rate(config, images, budget_before), learning_rate(config, images, budget)
     if now <= 1.01 * before:
         return None
+    what = "decay" if config.schedule == "wsd" else "cosine"
     return (
-        f"the learning rate rises from {before:.3g} to {now:.3g}: its cosine now ends after {budget:,} images, "
+        f"the learning rate rises from {before:.3g} to {now:.3g}: its {what} now ends after {budget:,} images, "
         f"not {budget_before:,}"
     )
 

@@ -52,7 +52,24 @@ def test_a_constant_learning_rate_warms_up_and_stays(images, expected):
     assert learning_rate(config, images, 1100) == 0.02 * expected
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [(0, 0.0), (100, 1.0), (800, 1.0), (900, 0.55), (1000, 0.1), (5000, 0.1)],  # the last fifth of 1,000 decays
+)
+def test_warmup_stable_decay(images, expected):
+    config = OptimConfig(lr=0.02, warmup=100, schedule="wsd", decay=0.2, final_lr=0.1)
+    assert learning_rate(config, images, 1000) == pytest.approx(0.02 * expected, rel=1e-12)
+
+
+def test_a_longer_budget_raises_a_rate_that_has_decayed_and_no_other():
+    config = OptimConfig(lr=1.0, schedule="wsd", decay=0.5, final_lr=0.0)
+    assert learning_rate_rise(config, 400, 1000, 2000) is None
+    assert learning_rate_rise(config, 1000, 1000, 2000) == (
+        "the learning rate rises from 0 to 1: its decay now ends after 2,000 images, not 1,000"
+    )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "wsd"])
 def test_without_a_warm_up_the_first_step_has_the_whole_learning_rate(schedule):
     assert learning_rate(OptimConfig(lr=0.02, schedule=schedule), 0, 1000) == 0.02
 
