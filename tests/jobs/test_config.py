@@ -40,7 +40,7 @@ def error_of(path, *overrides):
 # ---- what is wrong is told in one line
 
 
-OPTIM = "betas, clip, ema, eps, final_lr, lr, posthoc, schedule, warmup, weight_decay"
+OPTIM = "betas, clip, decay, ema, eps, final_lr, lr, posthoc, schedule, warmup, weight_decay"
 TOP = "data, init_from, init_weights, model, optim, ray, run, seed, tracking, trainer"
 
 WRONG = {

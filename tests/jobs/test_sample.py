@@ -64,7 +64,8 @@ def test_every_model_can_be_sampled(name, tmp_path):
 def test_diffusion_over_latents_can_be_sampled(tmp_path):
     config = VaeConfig(kind="vae", latent=3).model_dump(mode="json")
     vae = a_run(tmp_path / "vae", config)
-    run = a_run(tmp_path / "run", {**DIFFUSION, "kind": "latent", "vae": vae} | {"denoiser": LATENT_DENOISER})
+    latent = {"kind": "latent", "first_stage": {"kind": "run", "url": vae}, "denoiser": LATENT_DENOISER}
+    run = a_run(tmp_path / "run", DIFFUSION | latent)
     assert sample.main([run, "--count", "3", "--sampler", "heun", "--steps", "2", "--out", f"{tmp_path}/out"]) == 0
 
 
