@@ -129,7 +129,7 @@ def _print_bad(error: BadSamplesError, most: int) -> None:
 def scan_all(
     folder: str, names: list[str], location: str, how: ScanOptions, processes: int | None
 ) -> Iterator[ScannedShard]:
-    """Scan shards in so many processes (None: one per core), or on a Ray cluster."""
+    """Scan shards in `processes` processes (None: one per core), or on a Ray cluster."""
     return each(partial(_scan, folder, location, how), names, processes)
 
 

@@ -1,6 +1,6 @@
 """Copy a set or a selection into shards of its own: python -m jobs.repack laion --index selections/large --out large
 
-The members of each sample are copied unchanged; the index of the new shards is made like that of the old ones. Shards
+The members of each sample are copied unchanged; the new shards are indexed with the options of the old index. Shards
 are written by all cores of this machine, or by all of a Ray cluster if submitted to one (`ray job submit`). An
 interrupted run is continued by the same command.
 """
@@ -34,14 +34,14 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--out {out}: is the set itself, or in it; give another folder")
     index = Index.open(url, location)
     count = options.shard_images or max(1, min(MAX_IMAGES, -(-index.images // MIN_SHARDS)))
-    if is_repacked(url, location, out, count):
+    if is_repacked(index, out, count):
         new = Index.open(out)
         print(f"already repacked: {new.images:,} images in {len(new):,} shards at {out}")
         return 0
     spread: Callable[..., Iterable[Repacked]] = partial(each, processes=options.processes)
     size = 0
     with progress_bar(index.images) as bar:
-        for shard in repack(url, location, out, count, spread):
+        for shard in repack(index, url, location, out, count, spread):
             size += shard.bytes
             bar.update(shard.images)
     how, lost = index_options(index.meta)

@@ -73,7 +73,7 @@ class SequenceConfig(Section):
     size: int = Field(ge=1, le=1 << 16)
     """Length of each vector."""
     max_tokens: int = Field(default=77, ge=1, le=4096)
-    """Longer sequences are cut. A batch has room for so many in float16, whatever their length."""
+    """Longer sequences are cut. Batches are padded to this length, in float16."""
 
 
 class GeometryConfig(Section):

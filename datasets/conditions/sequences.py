@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from datasets.conditions.captions import IDS, LENGTHS
 from datasets.conditions.condition import Arrays, Field, Sample, SingleChoice
+from datasets.conditions.vectors import checked_floats
 from datasets.errors import DataError
-from datasets.npy import decode_floats, floats_shape, read_npy_header
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,9 @@ class SequenceCondition(SingleChoice):
 
 def decode_sequence(data: bytes | memoryview, size: int, member: str) -> NDArray[np.float16]:
     """float16 [T, size] from a .npy file of floats of that shape, in any type of `datasets.npy`. Raises DataError."""
-    try:
-        header = read_npy_header(data)
-    except DataError as error:
-        raise DataError(f"{member}: {error}") from error
-    shape = floats_shape(header)
-    if shape is None or len(shape) != 2 or shape[1] != size:
-        found = " x ".join(map(str, shape or header.shape)) or "no axes"
-        raise DataError(f"{member}: {header.dtype} of {found}, expected floats of T x {size}")
+    found = checked_floats(data, member, lambda shape: len(shape) == 2 and shape[1] == size, f"floats of T x {size}")
     with np.errstate(over="ignore"):
-        vectors = decode_floats(data, header).astype(np.float16)
+        vectors = found.astype(np.float16)
     if not np.isfinite(vectors).all():
         raise DataError(f"{member}: not all of its numbers are finite in float16")
     return vectors

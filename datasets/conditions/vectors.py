@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datasets.conditions.condition import Arrays, Field, Sample, SingleChoice
 from datasets.errors import DataError
@@ -44,15 +46,22 @@ def decode_vector(data: bytes | memoryview, size: int, member: str) -> np.ndarra
 
     Raises DataError.
     """
+    vector = checked_floats(data, member, lambda shape: math.prod(shape) == size, f"{size} floats").reshape(size)
+    if not np.isfinite(vector).all():
+        raise DataError(f"{member}: not all of its numbers are finite")
+    return vector
+
+
+def checked_floats(
+    data: bytes | memoryview, member: str, fits: Callable[[tuple[int, ...]], bool], expected: str
+) -> NDArray[np.float32]:
+    """The floats of a .npy file whose shape fits; `expected` is that shape in words. Raises DataError."""
     try:
         header = read_npy_header(data)
     except DataError as error:
         raise DataError(f"{member}: {error}") from error
     shape = floats_shape(header)
-    if shape is None or math.prod(shape) != size:
+    if shape is None or not fits(shape):
         found = " x ".join(map(str, shape or header.shape)) or "no axes"
-        raise DataError(f"{member}: {header.dtype} of {found}, expected {size} floats")
-    vector = decode_floats(data, header).reshape(size)
-    if not np.isfinite(vector).all():
-        raise DataError(f"{member}: not all of its numbers are finite")
-    return vector
+        raise DataError(f"{member}: {header.dtype} of {found}, expected {expected}")
+    return decode_floats(data, header)

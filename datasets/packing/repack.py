@@ -46,19 +46,20 @@ class Repacked(NamedTuple):
 
 
 def repack(
+    index: Index,
     url: str,
     location: str,
     out: str,
     shard_images: int,
     each: Callable[[Callable[[RepackJob], Repacked], list[RepackJob]], Iterable[Repacked]] = map,
 ) -> Iterator[Repacked]:
-    """Write the samples of the index at `location` of the set `url` into shards of `shard_images`, without an index.
+    """Write the samples of `index`, at `location` of the set `url`, into shards of `shard_images`, without an index.
 
     Complete shards of an interrupted call are kept. `each` maps `write_shard` over the jobs, possibly in other
     processes. Raises `DataError` for a sample that cannot be read, and if `out` holds other samples.
     """
-    index, folder = Index.open(url, location), Storage(out)
-    _begin(folder, {"fingerprint": index.fingerprint, "shard_images": shard_images})
+    folder = Storage(out)
+    _begin(folder, _record(index, shard_images))
     total, jobs, kept = index.images, list[RepackJob](), list[Repacked]()
     for number, start in enumerate(range(0, total, shard_images)):
         job = RepackJob(url, location, out, f"{number:06d}.tar", start, min(start + shard_images, total))
@@ -69,12 +70,23 @@ def repack(
     yield from each(write_shard, jobs)
 
 
+def _record(index: Index, shard_images: int) -> dict[str, Any]:
+    """What decides the contents of the shards."""
+    return {"fingerprint": index.fingerprint, "shard_images": shard_images}
+
+
+def _found(folder: Storage) -> dict[str, Any] | None:
+    """The record in a folder; None if there is none."""
+    try:
+        found: dict[str, Any] = json.loads(folder.read(_RECORD))
+    except (MissingError, ValueError):
+        return None
+    return found
+
+
 def _begin(folder: Storage, record: dict[str, Any]) -> None:
     """Record what the folder is for. Raises `DataError` if it holds something else."""
-    try:
-        found = json.loads(folder.read(_RECORD))
-    except (MissingError, ValueError):
-        found = None
+    found = _found(folder)
     if found == record:
         return
     tars = _tars(folder)
@@ -96,16 +108,10 @@ def write_shard(job: RepackJob) -> Repacked:
     return Repacked(job.name, job.stop - job.start, size)
 
 
-def is_repacked(url: str, location: str, out: str, shard_images: int) -> bool:
+def is_repacked(index: Index, out: str, shard_images: int) -> bool:
     """Whether `out` holds these shards, all of them and indexed."""
     folder = Storage(out)
-    try:
-        found = json.loads(folder.read(_RECORD))
-        indexed = folder.exists("index/index.json")
-    except (MissingError, ValueError):
-        return False
-    record = {"fingerprint": Index.open(url, location).fingerprint, "shard_images": shard_images}
-    return bool(indexed and found == record)
+    return _found(folder) == _record(index, shard_images) and folder.exists("index/index.json")
 
 
 def forget_records(out: str) -> None:

@@ -54,7 +54,7 @@ def test_members_are_copied_unchanged_into_shards_of_the_size_asked_for(tmp_path
     with pytest.raises(DataError, match="new: holds the samples of another index, or other shards of them"):
         command.main([f"{tmp_path}/set", "--out", f"{tmp_path}/new", "--shard-images", "16"])
     with pytest.raises(DataError, match=r"set: holds tars that were not repacked here \(0\.tar\)"):
-        list(repack(f"{tmp_path}/new", "", f"{tmp_path}/set", 15))
+        list(repack(Index.open(f"{tmp_path}/new"), f"{tmp_path}/new", "", f"{tmp_path}/set", 15))
 
 
 def test_a_selection_with_named_labels_and_several_images(tmp_path):
@@ -87,7 +87,7 @@ def test_keys_that_meet_in_a_shard_are_told_apart(tmp_path):
     for shard in range(2):
         write_members(tmp_path / f"set/{shard}.tar", [(f"{number}.png", png(number)) for number in range(3)])
     index_shards(f"{tmp_path}/set", f"{tmp_path}/set/index")
-    list(repack(f"{tmp_path}/set", "", f"{tmp_path}/new", 6))
+    list(repack(Index.open(f"{tmp_path}/set"), f"{tmp_path}/set", "", f"{tmp_path}/new", 6))
     assert list(members_of(tmp_path / "new")) == ["0.png", "1.png", "2.png", "1/0.png", "1/1.png", "1/2.png"]
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_member_is_named(tmp_path):
     path.write_bytes(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(DataError, match=r"set/2\.tar: sample '0020': json does not match its checksum"):
-        list(repack(f"{tmp_path}/set", "", f"{tmp_path}/new", 15))
+        list(repack(Index.open(f"{tmp_path}/set"), f"{tmp_path}/set", "", f"{tmp_path}/new", 15))
 
 
 def test_a_killed_run_is_continued(tmp_path, capsys):
@@ -131,4 +131,4 @@ def _killed_in_the_fourth(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     repacking.put_in_place = and_die
-    list(repack(f"{folder}/set", "", f"{folder}/new", 5))
+    list(repack(Index.open(f"{folder}/set"), f"{folder}/set", "", f"{folder}/new", 5))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.trainer.test_text import NETWORKS, bound
+from tests.trainer.test_text import built as text_model
 from trainer.condition_values import Tokens, hidden
 from trainer.images import ImageSpec
-from trainer.models.diffusion import DiffusionConfig
 from trainer.networks.conditioning.pretrained import PretrainedEncoder
 from trainer.networks.conditioning.sequence_encoder import SequenceEncoder
 from trainer.noise import Noise
@@ -17,14 +17,7 @@ SPEC = ImageSpec(1, 8, 8, 2)
 
 
 def built(network="dit"):
-    """A small model with weights that are nowhere zero."""
-    torch.manual_seed(0)
-    conditions = {"caption": {"kind": "sequence", "size": 3, "width": 8}}
-    denoiser = {"network": NETWORKS[network], "embedding": 8, "conditions": conditions, "prediction": {"kind": "eps"}}
-    model = DiffusionConfig(kind="diffusion", denoiser=denoiser).build(SPEC)
-    for parameter in model.diffuser.denoiser.parameters():
-        torch.nn.init.normal_(parameter, 0, 0.3)
-    return model
+    return text_model(network, SPEC, {"kind": "sequence", "size": 3, "width": 8})
 
 
 def batch(n=28, purpose="evaluate"):

@@ -23,10 +23,13 @@ NETWORKS = {
 ENCODER = {"kind": "transformer", "width": 8, "depth": 2, "heads": 2}
 
 
-def built(network="dit", spec=SPEC, **settings):
+TEXT = {"kind": "text", "encoder": ENCODER}
+
+
+def built(network="dit", spec=SPEC, caption=TEXT, **settings):
     """A small model with weights that are nowhere zero."""
     torch.manual_seed(0)
-    conditions = {"caption": {"kind": "text", "encoder": ENCODER}}
+    conditions = {"caption": caption}
     denoiser = {"network": NETWORKS[network], "embedding": 8, "conditions": conditions, "prediction": {"kind": "eps"}}
     model = DiffusionConfig(kind="diffusion", denoiser=denoiser, **settings).build(spec)
     for parameter in model.diffuser.denoiser.parameters():
