@@ -6,6 +6,7 @@ import argparse
 from typing import NamedTuple
 
 from cluster.storage.sizes import parse_bytes
+from jobs.cli import check_at_least_one
 from jobs.errors import ConfigError
 
 # Memory of a GPU from the makers' data sheets, 10^9 bytes. Of products with several sizes the larger one.
@@ -80,8 +81,7 @@ def hardware_of(options: argparse.Namespace) -> Hardware:
         raise ConfigError(f"--gpu {options.gpu}: unknown; one of {', '.join(MEMORY)}")
     if not 0 < options.mfu <= 1:
         raise ConfigError(f"--mfu {options.mfu:g}: a share, above 0 and at most 1")
-    if options.machine < 1:
-        raise ConfigError(f"--machine {options.machine}: at least 1")
+    check_at_least_one(options, "machine")
     if options.price is not None and not gpu:
         raise ConfigError("--price: needs --gpu, since the price follows from the time")
     rates = {}

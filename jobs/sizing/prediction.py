@@ -87,6 +87,11 @@ class Prediction(NamedTuple):
         return (self.traffic.weights + self.traffic.gradients) / within + self.traffic.copies / copies
 
     @property
+    def least_seconds(self) -> float:
+        """Of a step: computing at the peak and sending at the stated rates overlap."""
+        return max(self.compute_seconds or 0.0, self.network_seconds)
+
+    @property
     def images_per_day(self) -> float | None:
         """At the stated MFU, or as the network allows if that is less."""
         if self.compute_seconds is None:

@@ -63,7 +63,6 @@ def table(predictions: Sequence[Prediction]) -> str:
     for found in predictions:
         peak = found.peak
         state = peak.weights + peak.gradients + peak.moments + peak.averages
-        least = max(found.compute_seconds or 0.0, found.network_seconds)
         pace, ranks = found.images_per_day, found.at_once.ranks
         row = [
             f"{ranks:,}",
@@ -73,7 +72,7 @@ def table(predictions: Sequence[Prediction]) -> str:
             _gib(state),
             _gib(peak.total - state),
             _gib(found.traffic.total),
-            f"{1000 * least:,.0f}",
+            f"{1000 * found.least_seconds:,.0f}",
             "" if pace is None else f"{pace / 1e6:,.1f} M",
             "" if pace is None else f"{found.images / pace:,.1f}",
         ]
@@ -116,12 +115,11 @@ def _time(found: Prediction) -> str:
     if found.compute_seconds is None or found.images_per_day is None or found.gpu_hours is None:
         return ""
     hardware = found.hardware
-    least = 1000 * max(found.compute_seconds, found.network_seconds)
     text = (
-        f"at least {least:,.1f} ms per step on {hardware.gpu} (compute at the peak {1000 * found.compute_seconds:,.1f} "
-        f"ms, traffic {1000 * found.network_seconds:,.1f} ms at {format_bytes(hardware.inside)}/s within a machine and "
-        f"{format_bytes(hardware.network)}/s between machines)\n{'':11} "
-        f"{found.images_per_day:,.0f} images per day at an MFU of {hardware.mfu:.0%}; the run takes "
+        f"at least {1000 * found.least_seconds:,.1f} ms per step on {hardware.gpu} "
+        f"(compute at the peak {1000 * found.compute_seconds:,.1f} ms, traffic {1000 * found.network_seconds:,.1f} ms "
+        f"at {format_bytes(hardware.inside)}/s within a machine and {format_bytes(hardware.network)}/s between "
+        f"machines)\n{'':11} {found.images_per_day:,.0f} images per day at an MFU of {hardware.mfu:.0%}; the run takes "
         f"{found.images / found.images_per_day:,.1f} days, {found.gpu_hours:,.0f} GPU-hours"
     )
     return text + ("" if hardware.price is None else f", {found.gpu_hours * hardware.price:,.0f} in all")

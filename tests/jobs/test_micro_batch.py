@@ -22,7 +22,7 @@ PER_IMAGE = re.compile(r"predicted: ([\d.]+) KiB of state and ([\d.]+) KiB per i
 
 
 def memory_for(images: int, config, monkeypatch, capsys) -> None:
-    """Let the machine have memory for so many images, by the run's own prediction."""
+    """Pretend that the machine has the memory that the run predicts for `images` images."""
     train_rank(config.model_copy(update={"run": f"{config.run}-probe"}))
     state, each = (1024 * float(size) for size in PER_IMAGE.search(capsys.readouterr().out).groups())
     free = (state + (images + 0.5) * each) / (1 - micro_batch.FREE)

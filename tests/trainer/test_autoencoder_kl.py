@@ -102,7 +102,7 @@ def test_the_scale_of_the_pixels_is_the_best_of_each_channel(path, likelihood):
 
 
 def test_the_bound_counts_density_of_latents_on_any_scale(path):
-    """An untrained prior is N(m, s^2) of the measured latents, whose bound is told as the first stage's own."""
+    """An untrained prior is N(m, s^2) of the measured latents; its bound is reported as the first stage's own."""
     model = built(path, schedule={"kind": "linear", "gamma_0": -12, "gamma_1": 9})
     images = batch(SPEC, 64)
     model.measure([images])

@@ -48,7 +48,7 @@ class Parallel:
         shard_over: ShardOver = "auto",
         say: Callable[[str], None] = lambda line: None,
     ):
-        """`say` is told of slow ranks. Raises TrainingError if `shard_over` does not divide the number of ranks."""
+        """`say` prints which rank is slow. Raises TrainingError if `shard_over` does not divide the number of ranks."""
         self.accelerator, self.own_time = accelerator, OwnTime(accelerator.device, say)
         if sharding == "fsdp" and dist.is_initialized():
             mesh = shard_mesh(accelerator.device.type, shard_over)

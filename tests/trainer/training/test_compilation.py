@@ -1,4 +1,4 @@
-"""Compiling unit by unit: blocks that are alike are compiled once, and the bound is that of the model as written."""
+"""Compiling unit by unit: identical blocks are compiled once, and the bound equals the eager model's."""
 
 from __future__ import annotations
 
